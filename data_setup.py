@@ -1,0 +1,349 @@
+"""Corpora and the windows that training reads from them.
+
+A corpus is a name (`tinyshakespeare`, `synthetic`), a path to a UTF-8 text, or `auto`: tinyshakespeare if it is in
+`data/`, else downloaded, else, with a loud line, the synthetic corpus, so that the first command needs no network.
+
+    python data_setup.py tinyshakespeare        # fetch ahead of time
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from bisect import bisect
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+import cli
+
+DATA_FOLDER = Path("data")
+TRAIN_SHARE = 0.9  # of the characters, by position; the rest is the validation split
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that can be fetched and must come out exactly so."""
+
+    url: str
+    file: str
+    size: int  # bytes
+    sha256: str
+
+
+TINYSHAKESPEARE = Download(
+    url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    file="tinyshakespeare.txt",
+    size=1_115_394,
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text, split by position. `floor` is the least possible validation loss in nats per character, if known."""
+
+    name: str
+    train: str
+    val: str
+    sha256: str  # of the whole text in UTF-8
+    floor: float | None = None
+
+
+def split_text(name: str, text: str, floor: float | None = None) -> Corpus:
+    """The first TRAIN_SHARE of the characters to train on, the rest to validate on.
+
+    Raises ValueError if the text is too short to split.
+    """
+    cut = int(TRAIN_SHARE * len(text))
+    if cut < 2 or len(text) - cut < 2:
+        raise ValueError(f"{name} holds {len(text)} characters; that is too little to train on")
+    sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return Corpus(name, text[:cut], text[cut:], sha256, floor)
+
+
+# --- Corpora -----------------------------------------------------------------------------------------------------
+
+
+def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSHAKESPEARE) -> Corpus:
+    """The corpus that a name, a path or `auto` stands for (see the head of this file).
+
+    Raises ValueError if `spec` is neither a known name nor a usable text, OSError if a file cannot be read or fetched.
+    Only `auto` falls back to another corpus.
+    """
+    if spec == "synthetic":
+        return synthetic_corpus()
+    if spec == "tinyshakespeare":
+        return split_text(spec, read_text(fetch(source, folder)))
+    if spec == "auto":
+        try:
+            return load_corpus("tinyshakespeare", folder, source)
+        except OSError as error:
+            print(
+                f"NOTE: tinyshakespeare is not to be had ({cli.one_line(error)}).\n"
+                "NOTE: training on the built-in SYNTHETIC corpus instead: made-up plays, not Shakespeare.",
+                file=sys.stderr,
+            )
+            return synthetic_corpus()
+    path = Path(spec)
+    if not path.is_file():
+        raise ValueError(f"--data {spec}: no such file, and not one of the names auto, tinyshakespeare, synthetic")
+    return split_text(spec, read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file as text: a byte order mark is dropped, CRLF and CR become LF.
+
+    Raises ValueError that names the file and the byte if it is not UTF-8, OSError if it cannot be read.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def fetch(source: Download, folder: Path, timeout: float = 20.0) -> Path:
+    """The path of `source` in `folder`, downloaded first if it is not there.
+
+    The bytes go to a temporary file, are checked (length, sha256), and only then get their name: a broken download
+    leaves nothing behind. timeout is in seconds, for the connection and for each wait on it. Raises OSError if the
+    file cannot be fetched whole or the copy in `folder` is not what it should be.
+    """
+    path = folder / source.file
+    if path.exists():
+        if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
+            raise OSError(f"{path} is not the expected file (its sha256 differs): delete it to download it again")
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=source.file + ".", suffix=".part")
+    try:
+        with open(handle, "wb") as file:
+            download(source, file, timeout)
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return path
+
+
+def download(source: Download, file, timeout: float) -> None:
+    """Write the bytes behind `source.url` to an open file; OSError unless their number and sha256 are right."""
+    request = urllib.request.Request(source.url, headers={"User-Agent": "TinyGPT data_setup.py"})
+    digest, received = hashlib.sha256(), 0
+    try:
+        with (
+            urllib.request.urlopen(request, timeout=timeout) as response,
+            tqdm(total=source.size, unit="B", unit_scale=True, desc=f"downloading {source.file}", leave=False) as bar,
+        ):
+            while received <= source.size and (piece := response.read(2**16)):
+                file.write(piece)
+                digest.update(piece)
+                received += len(piece)
+                bar.update(len(piece))
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{source.url} answered {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        raise OSError(f"cannot reach {source.url}: {error.reason}") from None
+    except TimeoutError:
+        raise OSError(f"{source.url} sent nothing for {timeout:g} seconds") from None
+    if received != source.size:
+        raise OSError(f"{source.url} sent {received:,} bytes or more instead of {source.size:,}")
+    if digest.hexdigest() != source.sha256:
+        raise OSError(f"{source.url} sent a file with another sha256 than expected; nothing was kept")
+
+
+# --- The synthetic corpus ----------------------------------------------------------------------------------------
+#
+# Play-like text from a small probabilistic grammar. Wherever the grammar chooses, no option is the beginning of
+# another, so a reader can tell from the characters alone which option was taken: the text has one derivation, and its
+# probability is the product of the choices' probabilities. That gives the exact negative log-likelihood of every
+# character, and their mean is a floor under the loss of every model: one that gets below it has seen the answers.
+
+SPEAKERS = ("ORLA", "BERTRAM", "THE FOOL", "KING HALE", "MIRABEL", "FIRST GUARD", "SECOND GUARD", "DUKE")
+WORDS = {
+    "NOUN": (
+        "king crown night sword heart moon storm ship ring song bell ghost hour oath wolf star hand sea wind rose "
+        "fire queen child letter throne river candle garden shadow prince sorrow mirror winter thief lord name"
+    ).split(),
+    "QUALITY": (
+        "pale sweet old bitter bold golden weary silent dark crooked honest cold noble hollow tender proud "
+        "foul merry wild gentle poor mad"
+    ).split(),
+    "DEED": (
+        "waits sleeps burns falls weeps wanders trembles returns fades speaks sinks sings dies rises laughs "
+        "breaks turns stays"
+    ).split(),
+    "ACT": (
+        "guard forget carry praise follow mourn betray deliver summon bury love fear hide curse mock seek kiss hear"
+    ).split(),
+    "PLACE": "castle harbour chapel market forest tower field orchard hall gate crypt cliff moor bridge".split(),
+}
+# A sentence is literal text with slots; the openings (up to the first slot) tell the sentences apart.
+SENTENCES = (
+    (5, "The {QUALITY} {NOUN} {DEED} in the {PLACE}.\n"),
+    (5, "I {ACT} the {QUALITY} {NOUN}, and the {NOUN} {DEED}.\n"),
+    (4, "What {QUALITY} {NOUN} {DEED} by the {PLACE}?\n"),
+    (4, "My {QUALITY} {NOUN}, {ACT} your {NOUN}!\n"),
+    (3, "No {NOUN} so {QUALITY} ever {DEED}, nor will it {ACT} a {NOUN}.\n"),
+    (3, "Go to the {PLACE}, {ACT} a {NOUN} and {ACT} the {QUALITY} {NOUN}.\n"),
+    (1, "Alas!\n"),
+)
+SPEECH_ENDS = 10  # the weight of ending a speech after a sentence, beside the sentences' weights above
+
+
+class Choice:
+    """A set of weighted strings, none the beginning of another, to draw from and to score.
+
+    nats[i][k] is the negative log-probability of character k of option i, given the characters before it.
+    """
+
+    def __init__(self, options: list[str], weights: list[float]):
+        self.options = options
+        self.cumulative = list(accumulate(weights))
+        mass = {}  # total weight of the options that begin so
+        for option, weight in zip(options, weights, strict=True):
+            for end in range(len(option) + 1):
+                mass[option[:end]] = mass.get(option[:end], 0.0) + weight
+        for option in options:
+            if any(other != option and other.startswith(option) for other in options):
+                raise ValueError(f"the option {option!r} begins another one: the grammar would be ambiguous")
+        self.nats = [
+            [float(np.log(mass[option[:end]] / mass[option[: end + 1]])) for end in range(len(option))]
+            for option in options
+        ]
+
+    def draw(self, uniform: float) -> int:
+        """The option that a uniform number from [0, 1) falls on."""
+        return bisect(self.cumulative, uniform * self.cumulative[-1])
+
+
+def rank_weights(count: int) -> list[float]:
+    """Weights 1, 1/√2, 1/√3, …: as in real text, the first words of a list do more of the work."""
+    return [rank**-0.5 for rank in range(1, count + 1)]
+
+
+def compile_sentence(template: str) -> tuple[str, list[Choice]]:
+    """A template as its opening literal and the choices after it, each word joined with the literal that follows."""
+    opening, *slots = template.split("{")
+    pairs = [slot.split("}") for slot in slots]
+    return opening, [Choice([w + after for w in WORDS[kind]], rank_weights(len(WORDS[kind]))) for kind, after in pairs]
+
+
+def synthetic_text(length: int, seed: int = 0) -> tuple[str, np.ndarray]:
+    """`length` characters of play-like text and each one's exact negative log-likelihood in nats (length,).
+
+    The first speaker is drawn from all speakers, every other from those who did not speak last.
+    """
+    random = np.random.default_rng(seed)
+    uniforms = iter(())
+    text, nats, size = [], [], 0
+
+    def emit(choice: Choice) -> int:
+        nonlocal uniforms, size
+        uniform = next(uniforms, None)
+        if uniform is None:
+            uniforms = iter(random.random(2**14).tolist())
+            uniform = next(uniforms)
+        index = choice.draw(uniform)
+        text.append(choice.options[index])
+        nats.extend(choice.nats[index])
+        size += len(choice.options[index])
+        return index
+
+    cues = [name + ":\n" for name in SPEAKERS]
+    shares = rank_weights(len(cues))
+    anyone = Choice(cues, shares)
+    others = [Choice(cues[:i] + cues[i + 1 :], shares[:i] + shares[i + 1 :]) for i in range(len(cues))]
+    weights = [float(weight) for weight, _ in SENTENCES]
+    openings, bodies = zip(*(compile_sentence(template) for _, template in SENTENCES), strict=True)
+    first_sentence = Choice(list(openings), weights)
+    next_sentence = Choice([*openings, "\n"], [*weights, float(SPEECH_ENDS)])
+
+    speaker = emit(anyone)
+    while size < length:
+        sentence = emit(first_sentence)
+        while sentence < len(bodies):  # the option after the last sentence ends the speech
+            for choice in bodies[sentence]:
+                emit(choice)
+            sentence = emit(next_sentence)
+        index = emit(others[speaker])
+        speaker = index + (index >= speaker)
+    return "".join(text)[:length], np.array(nats[:length])
+
+
+def synthetic_corpus(length: int = 1_000_000, seed: int = 0) -> Corpus:
+    """The built-in corpus, with the entropy floor of its validation split."""
+    text, nats = synthetic_text(length, seed)
+    corpus = split_text("synthetic", text)
+    # The first character of the split has no loss: it is only ever an input.
+    floor = float(nats[len(corpus.train) + 1 :].mean())
+    return Corpus(corpus.name, corpus.train, corpus.val, corpus.sha256, floor)
+
+
+# --- Windows -----------------------------------------------------------------------------------------------------
+
+
+class ShiftedWindowDataset(Dataset):
+    """Every window of a token sequence with its targets: item i is `(tokens[i : i+T], tokens[i+1 : i+T+1])`.
+
+    tokens: a one-dimensional integer array (a `numpy.memmap` will do); T: max_seq. Raises ValueError if the sequence
+    is shorter than one window and its last target.
+    """
+
+    def __init__(self, tokens: np.ndarray, max_seq: int):
+        if len(tokens) < max_seq + 1:
+            raise ValueError(
+                f"{len(tokens)} tokens hold no window of {max_seq} and its next token: "
+                "give more text or a smaller --max-seq"
+            )
+        self.tokens = tokens
+        self.max_seq = max_seq
+
+    def __len__(self) -> int:
+        return len(self.tokens) - self.max_seq
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Inputs (T,) and targets (T,), int64."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        inputs, targets = self.batch(np.array([index]))
+        return inputs[0], targets[0]
+
+    def batch(self, starts: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Inputs (B, T) and targets (B, T), int64, of the windows that start at `starts` (B,): one gather, no loop."""
+        windows = self.tokens[starts[:, None] + np.arange(self.max_seq + 1)]  # (B, T + 1)
+        windows = torch.from_numpy(windows.astype(np.int64))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def batch_starts(num_windows: int, batch_size: int, seed: int, step: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+    """Which windows make up this rank's share of the batch at `step`: a pure function, so nothing to save or replay.
+
+    The whole batch is drawn from (seed, step) and cut into `ranks` equal parts; rank r takes part r.
+    """
+    starts = np.random.default_rng([seed, step]).integers(num_windows, size=batch_size)
+    share = batch_size // ranks
+    return starts[rank * share : (rank + 1) * share]
+
+
+def main() -> None:
+    """Fetch corpora ahead of time."""
+    parser = cli.Parser("Fetch a corpus into data/ ahead of time.")
+    parser.add_argument("name", choices=["tinyshakespeare", "synthetic"], help="which one")
+    name = parser.parse_args().name
+    corpus = load_corpus(name)
+    floor = f", entropy floor {corpus.floor:.4f} nats per character" if corpus.floor else ""
+    print(f"{name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate on{floor}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

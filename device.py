@@ -1,0 +1,44 @@
+"""Which device to run on, and which precision is fast there."""
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `name` stands for; "auto" is the first that is there of cuda, mps and cpu.
+
+    Raises ValueError if there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"--device {name}: this machine has no such device; try --device cpu") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device {name}: only cpu, cuda and mps can train or sample")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the matrix products: `float32`, `bfloat16`, or "auto".
+
+    auto is bfloat16 where the hardware multiplies it (recent GPUs; CPUs with AMX or AVX512-bf16), else float32.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        features = getattr(torch.cpu, "get_capabilities", dict)()
+        native = bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words: its name and, for a CPU, how many threads compute."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

@@ -1,0 +1,446 @@
+"""Train a TinyGPT.
+
+python main.py                             # device, corpus and preset chosen for this machine
+python main.py --data my.txt --steps 500
+python main.py --resume                    # go on where the last run stopped, to the last bit
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import cli
+from checkpoint import TRAINING, load_checkpoint, remove_leftovers, save_checkpoint
+from data_setup import Corpus, ShiftedWindowDataset, batch_starts, load_corpus
+from device import describe_device, pick_device, pick_dtype
+from recipe import AUTO, PRESETS, TrainSettings, clip_gradients, lr_factor, make_optimizers, set_learning_rates
+from sampler import generate, row_generators
+from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
+from tokenizer import CharTokenizer
+
+# What may change when a run is resumed; everything else would make it another run.
+ADJUSTABLE = frozenset({"steps", "stop_at", "eval_every", "resume", "out", "device", "compile"})
+
+
+@dataclass
+class Run:
+    """Everything that a training run carries from step to step."""
+
+    settings: TrainSettings
+    device: torch.device
+    dtype: torch.dtype
+    corpus: Corpus
+    tokenizer: CharTokenizer
+    model: TinyGPT
+    train_set: ShiftedWindowDataset
+    val_tokens: np.ndarray
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    train_seconds: float = 0.0  # steps only: evaluation, saving and set-up left out
+    best_loss: float = math.inf
+    best_step: int = 0
+    network: nn.Module = field(init=False)  # the model, compiled if so chosen; the weights are the model's
+
+    def __post_init__(self):
+        wanted = self.settings.compile if self.settings.compile is not None else self.device.type == "cuda"
+        self.network = torch.compile(self.model) if wanted else self.model
+
+    @property
+    def paths(self) -> "RunPaths":
+        return RunPaths(Path(self.settings.out))
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of a run, named after its best checkpoint `NAME.pth`."""
+
+    best: Path
+
+    @property
+    def last(self) -> Path:
+        """The training state, to resume from."""
+        return self.best.with_suffix(".last.pth")
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per evaluation."""
+        return self.best.with_suffix(".metrics.jsonl")
+
+    def all(self) -> tuple[Path, ...]:
+        return self.best, self.last, self.metrics
+
+
+# --- Setting up --------------------------------------------------------------------------------------------------
+
+
+def parse_flags(arguments: list[str] | None = None) -> dict:
+    """The settings that the command line gives, and only those."""
+    parser = cli.Parser(__doc__)
+    cli.add_flags(parser, TrainSettings, varies=frozenset().union(*PRESETS.values()))
+    return cli.given_flags(parser.parse_args(arguments))
+
+
+def choose_settings(given: dict, device: torch.device) -> TrainSettings:
+    """The preset that is asked for, or fits the device, changed by the flags given."""
+    preset = given.get("preset", AUTO)
+    if preset == AUTO:
+        preset = "base" if device.type == "cuda" else "small"
+    return TrainSettings(**{**PRESETS.get(preset, {}), **given, "preset": preset})
+
+
+def check_output(paths: RunPaths) -> None:
+    """Find out before training whether the output can be written: ValueError or OSError if not."""
+    if paths.best.suffix != ".pth" or not paths.best.stem:
+        raise ValueError(f"--out {paths.best} must name a file that ends in .pth")
+    if paths.best.is_dir():
+        raise ValueError(f"--out {paths.best} is a folder")
+    paths.best.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(paths.best.parent, os.W_OK):
+        raise PermissionError(f"--out: cannot write into {paths.best.parent}")
+    for path in (paths.best, paths.last):
+        remove_leftovers(path)
+
+
+def start_run(settings: TrainSettings, device: torch.device) -> Run:
+    """A new run at step 0."""
+    corpus = load_corpus(settings.data)
+    tokenizer = CharTokenizer.from_text(corpus.train)
+    torch.manual_seed(settings.seed)
+    config = TinyGPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        max_seq=settings.max_seq,
+        embed_dim=settings.embed_dim,
+        num_heads=settings.num_heads,
+        num_layers=settings.num_layers,
+        dropout=settings.dropout,
+    )
+    return assemble_run(settings, device, corpus, tokenizer, TinyGPT(config))
+
+
+def assemble_run(
+    settings: TrainSettings, device: torch.device, corpus: Corpus, tokenizer: CharTokenizer, model: TinyGPT
+) -> Run:
+    """A run at step 0 around a model, on its device, with the corpus encoded and the optimizers made."""
+    model = model.to(device)
+    return Run(
+        settings=settings,
+        device=device,
+        dtype=pick_dtype(settings.dtype, device),
+        corpus=corpus,
+        tokenizer=tokenizer,
+        model=model,
+        train_set=ShiftedWindowDataset(tokenizer.encode_array(corpus.train), settings.max_seq),
+        val_tokens=tokenizer.encode_array(corpus.val),
+        optimizers=make_optimizers(model, settings),
+    )
+
+
+def resume_run(given: dict) -> Run:
+    """The run whose training state lies beside --out, as it was after its last saved step.
+
+    Raises ValueError that names every flag that contradicts the saved run.
+    """
+    paths = RunPaths(Path(given.get("out", TrainSettings.out)))
+    check_output(paths)
+    loaded = load_checkpoint(paths.last, TRAINING)
+    state = loaded.training
+    saved = state["settings"]
+    for name, value in given.items():
+        if name not in ADJUSTABLE and value != saved[name] and value != AUTO:
+            raise ValueError(
+                f"{cli.flag_of(name)} {value} contradicts the run in {paths.last} ({saved[name]}): "
+                "leave the flag out, or start a new run with another --out"
+            )
+    settings = TrainSettings(**{**saved, "stop_at": None, **given, "data": saved["data"], "preset": saved["preset"]})
+    corpus = load_corpus(settings.data)
+    if corpus.sha256 != state["corpus_sha256"]:
+        raise ValueError(f"--data {settings.data} is no longer the text that the run in {paths.last} was trained on")
+    if state["step"] >= settings.steps:
+        raise ValueError(f"the run in {paths.last} is complete at step {state['step']}: give a larger --steps to go on")
+    run = assemble_run(settings, pick_device(settings.device), corpus, loaded.tokenizer, loaded.model)
+    for optimizer, saved_optimizer in zip(run.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved_optimizer)
+    run.step, run.train_seconds = state["step"], state["train_seconds"]
+    run.best_loss, run.best_step = state["best_loss"], state["best_step"]
+    if state["threads"] != torch.get_num_threads():
+        print(f"NOTE: the run used {state['threads']} threads, now {torch.get_num_threads()}: close, but not bit-exact")
+    return run
+
+
+# --- Training ----------------------------------------------------------------------------------------------------
+
+
+def autocast(run: Run) -> contextlib.AbstractContextManager:
+    """Matrix products in the run's precision, the rest in float32."""
+    return torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32)
+
+
+def train_step(run: Run) -> float:
+    """One update of the weights; returns the batch's mean loss in nats per token.
+
+    Raises FloatingPointError, before anything is changed, if the loss or the gradient is not finite.
+    """
+    settings = run.settings
+    # Batch and dropout depend on (seed, step) alone, so a resumed run draws what an uninterrupted one would.
+    starts = batch_starts(len(run.train_set), settings.batch_size, settings.seed, run.step)
+    torch.manual_seed(settings.seed * 1_000_003 + run.step)
+    run.network.train()
+    total = 0.0
+    for part in np.split(starts, settings.grad_accum):
+        inputs, targets = (t.to(run.device, non_blocking=True) for t in run.train_set.batch(part))
+        with autocast(run):
+            logits = run.network(inputs)
+        loss = next_token_loss(logits, targets) / settings.grad_accum
+        loss.backward()
+        total += loss.item()
+    norm = clip_gradients(run.model, settings.clip)
+    if not math.isfinite(total) or not math.isfinite(norm):
+        raise FloatingPointError(
+            f"step {run.step}: the loss is {total}, the gradient's norm {norm}; nothing was updated. "
+            f"Try a smaller --lr (now {settings.lr}) or --dtype float32"
+        )
+    set_learning_rates(run.optimizers, lr_factor(run.step, settings))
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    return total
+
+
+@torch.inference_mode()
+def evaluate(run: Run) -> float:
+    """Mean loss in nats per token over the whole validation split, cut into consecutive windows of max_seq."""
+    run.model.eval()
+    tokens = torch.from_numpy(run.val_tokens.astype(np.int64))
+    inputs, targets = tokens[:-1], tokens[1:]
+    window = run.settings.max_seq
+    whole = len(inputs) // window * window
+    batches = [(x.view(-1, window).split(64)) for x in (inputs[:whole], targets[:whole])]
+    batches = list(zip(*batches, strict=True))
+    if whole < len(inputs):  # what is left is a last, shorter window
+        batches.append((inputs[None, whole:], targets[None, whole:]))
+    total = 0.0
+    for x, y in batches:
+        with autocast(run):
+            logits = run.model(x.to(run.device))
+        total += next_token_loss(logits, y.to(run.device)).item() * y.numel()
+    return total / len(inputs)
+
+
+def sample_text(run: Run, length: int, seed: int = 0) -> str:
+    """What the model writes from its start token."""
+    ids = torch.tensor([[run.tokenizer.start_id]], device=run.device)
+    steps = generate(run.model, ids, length, row_generators(seed, 1), 0.8, never=run.tokenizer.special_ids)
+    return run.tokenizer.decode([int(chosen) for chosen in steps])
+
+
+class StopSignal:
+    """Within it, the first SIGINT or SIGTERM is only noted, so that the step can be finished and saved.
+
+    A second SIGINT raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self):
+        self.signum = 0
+
+    def __enter__(self) -> "StopSignal":
+        self.earlier = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self.earlier.items():
+            signal.signal(signum, handler)
+
+    def note(self, signum: int, _frame) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+def train(run: Run, stop: StopSignal) -> None:
+    """The loop: step, now and then evaluate and save, until the last step or a signal."""
+    settings = run.settings
+    end = min(settings.steps, settings.stop_at or settings.steps)
+    bar = tqdm(total=settings.steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True)
+    losses, mark = [], time.perf_counter()
+    while run.step < end and not stop.signum:
+        losses.append(train_step(run))
+        bar.update()
+        evaluation_due = run.step % settings.eval_every == 0 or run.step == settings.steps
+        if evaluation_due or len(losses) % 10 == 0:
+            speed = len(losses) * settings.batch_size * settings.max_seq / (time.perf_counter() - mark)
+            bar.set_postfix_str(f"loss {np.mean(losses[-10:]):.3f}, {speed:,.0f} tokens/s", refresh=False)
+        if evaluation_due:
+            seconds = time.perf_counter() - mark
+            run.train_seconds += seconds
+            report(run, np.mean(losses), seconds / len(losses))
+            losses, mark = [], time.perf_counter()
+    if losses or not run.paths.last.exists():
+        run.train_seconds += time.perf_counter() - mark
+        save_training(run)
+    bar.close()
+
+
+def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
+    """Evaluate, print, write the metrics line, save the best model and the training state."""
+    settings = run.settings
+    val_loss = evaluate(run)
+    if not math.isfinite(val_loss):
+        raise FloatingPointError(f"step {run.step}: the validation loss is {val_loss}; the last good state is kept")
+    speed = settings.batch_size * settings.max_seq / seconds_per_step
+    better = val_loss < run.best_loss
+    floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
+    mark = " *" if better else ""
+    tqdm.write(
+        f"step {run.step:5d} | train {train_loss:.4f} | val {val_loss:.4f}{floor}{mark} | "
+        f"{speed:,.0f} tokens/s | {run.train_seconds:.0f} s"
+    )
+    tqdm.write("    " + sample_text(run, 120).strip().replace("\n", "\n    "))
+    line = {
+        "step": run.step,
+        "tokens": run.step * settings.batch_size * settings.max_seq,
+        "train_seconds": round(run.train_seconds, 3),
+        "train_loss": float(train_loss),
+        "val_loss": val_loss,
+        "lr": settings.lr * lr_factor(run.step - 1, settings),
+        "tokens_per_second": round(speed, 1),
+    }
+    with open(run.paths.metrics, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    if better:
+        run.best_loss, run.best_step = val_loss, run.step
+        save_checkpoint(run.paths.best, run.model, run.tokenizer, origin_of(run), training=None)
+    save_training(run)
+
+
+# --- Saving ------------------------------------------------------------------------------------------------------
+
+
+def origin_of(run: Run) -> dict:
+    """Where a checkpoint came from, for people who find the file later."""
+    return {
+        "corpus": run.corpus.name,
+        "corpus_sha256": run.corpus.sha256,
+        "preset": run.settings.preset,
+        "step": run.step,
+        "val_loss": run.best_loss,
+        "train_seconds": run.train_seconds,
+        "seed": run.settings.seed,
+        "torch": torch.__version__,
+    }
+
+
+def save_training(run: Run) -> None:
+    """Write the state that `resume_run` reads."""
+    state = {
+        "settings": dataclasses.asdict(run.settings),
+        "corpus_sha256": run.corpus.sha256,
+        "step": run.step,
+        "train_seconds": run.train_seconds,
+        "best_loss": run.best_loss,
+        "best_step": run.best_step,
+        "threads": torch.get_num_threads(),
+        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+    }
+    save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state)
+
+
+def keep_earlier_run(paths: RunPaths) -> None:
+    """Give the files of an earlier run under this name the first free number: NAME.1.pth, NAME.1.last.pth, …
+
+    They are linked, not moved, so that NAME.pth stays loadable until the new run's first save replaces it.
+    """
+    earlier = [path for path in paths.all() if path.exists()]
+    if not earlier:
+        return
+    number = 1
+    while any(path.exists() for path in RunPaths(paths.best.with_suffix(f".{number}.pth")).all()):
+        number += 1
+    kept = RunPaths(paths.best.with_suffix(f".{number}.pth"))
+    for path, copy in zip(paths.all(), kept.all(), strict=True):
+        if path.exists():
+            os.link(path, copy)
+    paths.last.unlink(missing_ok=True)
+    paths.metrics.unlink(missing_ok=True)
+    print(f"the earlier run in {paths.best} is kept as {kept.best}")
+
+
+def trim_metrics(path: Path, step: int) -> None:
+    """Drop the lines that a killed run wrote after its last saved step, and a torn one."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+# --- The command -------------------------------------------------------------------------------------------------
+
+
+def announce(run: Run) -> None:
+    """Say what was chosen."""
+    settings = run.settings
+    corpus = run.corpus
+    tokens = settings.steps * settings.batch_size * settings.max_seq
+    print(
+        f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate\n"
+        f"model    {run.model.num_parameters():,} parameters: {settings.num_layers} layers x {settings.embed_dim}, "
+        f"{settings.num_heads} heads, window {settings.max_seq}, {run.tokenizer.vocab_size} tokens in the vocabulary\n"
+        f"recipe   {settings.preset}: {settings.steps:,} steps of {settings.batch_size} windows, {tokens:,} tokens\n"
+        f"machine  {describe_device(run.device)}, {str(run.dtype).removeprefix('torch.')}"
+        f"{', compiled' if run.network is not run.model else ''}"
+    )
+    if corpus.floor:
+        print(f"floor    {corpus.floor:.4f} nats per character: no honest model validates below it")
+    if run.step:
+        print(f"resuming at step {run.step}")
+
+
+def next_command(run: Run, command: str) -> str:
+    """A command line for the user to type, with --out or --checkpoint only where it is not the default."""
+    flag = {"main.py --resume": "--out", "generate.py": "--checkpoint"}[command]
+    return f"python {command}" + (f" {flag} {run.paths.best}" if run.settings.out != TrainSettings.out else "")
+
+
+def main() -> None:
+    """The command."""
+    given = parse_flags()
+    if given.get("resume"):
+        run = resume_run(given)
+        trim_metrics(run.paths.metrics, run.step)
+    else:
+        device = pick_device(given.get("device", AUTO))
+        settings = choose_settings(given, device)
+        check_output(RunPaths(Path(settings.out)))
+        run = start_run(settings, device)
+        keep_earlier_run(run.paths)
+    announce(run)
+    with StopSignal() as stop:
+        train(run, stop)
+    if run.step < run.settings.steps:
+        go_on = next_command(run, "main.py --resume")
+        message = f"saved at step {run.step} of {run.settings.steps}; go on with: {go_on}"
+        if stop.signum:
+            raise cli.Interrupted(stop.signum, message)
+        print(message)
+        return
+    print(f"best validation loss {run.best_loss:.4f} at step {run.best_step}, {run.train_seconds:.0f} s of training")
+    print(f'sample from it with: {next_command(run, "generate.py")} --prompt "ROMEO:"')
+
+
+if __name__ == "__main__":
+    cli.run(main)

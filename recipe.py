@@ -1,0 +1,176 @@
+"""The training recipe: every setting with its default, the presets, the optimizers and the schedule."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import cli
+from cli import setting
+from tiny_decoder import TinyGPT
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Every flag of main.py. The defaults are the preset `small`; PRESETS says how the others differ."""
+
+    data: str = setting(AUTO, "tinyshakespeare, synthetic, auto, or the path of a UTF-8 text", group="files")
+    out: str = setting("checkpoints/tiny_decoder.pth", "where the best model goes", group="files")
+    resume: bool = setting(False, "go on from the training state beside --out", group="files")
+
+    preset: str = setting(
+        AUTO, "a recipe to start from; the flags below change it (auto: base on a GPU, small elsewhere)",
+        group="recipe", choices=(AUTO, "tiny", "small", "base", "reference"),
+    )  # fmt: skip
+    max_seq: int = setting(256, "the window, in tokens", group="network", low=1, high=2**14)
+    embed_dim: int = setting(256, "the width of the residual stream", group="network", low=1, high=2**14)
+    num_heads: int = setting(4, "attention heads; must divide --embed-dim", group="network", low=1, high=2**10)
+    num_layers: int = setting(4, "decoder blocks", group="network", low=1, high=2**10)
+    dropout: float = setting(0.0, "probability of zeroing a number while training", group="network", low=0, below=1)
+
+    steps: int = setting(1000, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
+    stop_at: int | None = setting(
+        None, "stop after this step and save; --resume goes on (default: run to the end)", group="training", low=1
+    )
+    batch_size: int = setting(16, "windows per optimizer step", group="training", low=1, high=2**20)
+    grad_accum: int = setting(1, "parts to split each batch into, to save memory", group="training", low=1, high=2**20)
+    optimizer: str = setting(
+        "muon", "muon (for the hidden matrices; AdamW for the rest) or adamw (for all)", group="training",
+        choices=("muon", "adamw"),
+    )  # fmt: skip
+    lr: float = setting(3e-3, "AdamW's peak learning rate", group="training", above=0, high=100)
+    muon_lr: float = setting(0.02, "Muon's peak learning rate", group="training", above=0, high=100)
+    weight_decay: float = setting(0.1, "decoupled decay of the matrices", group="training", low=0, high=100)
+    warmup: float = setting(0.02, "share of the steps in which the rate rises", group="training", low=0, high=1)
+    clip: float = setting(1.0, "largest norm of the gradient; a larger one is scaled down", group="training", above=0)
+    eval_every: int = setting(100, "steps between evaluations", group="training", low=1, high=10**9)
+    seed: int = setting(1337, "of initial weights, batches and dropout", group="training", low=0, high=2**31)
+
+    device: str = setting(AUTO, "cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu", group="machine")
+    dtype: str = setting(
+        AUTO, "precision of the matrix products (auto: bfloat16 where the hardware has it)", group="machine",
+        choices=(AUTO, "float32", "bfloat16"),
+    )  # fmt: skip
+    compile: bool | None = setting(None, "torch.compile (default: on GPUs)", group="machine")
+
+    def __post_init__(self):
+        cli.validate(self)
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"--embed-dim {self.embed_dim} must be divisible by --num-heads {self.num_heads}")
+        if self.batch_size % self.grad_accum:
+            raise ValueError(f"--batch-size {self.batch_size} must be divisible by --grad-accum {self.grad_accum}")
+
+
+# What each preset changes of the defaults above.
+PRESETS = {
+    "tiny": dict(max_seq=64, embed_dim=128, batch_size=32, steps=500, eval_every=100),
+    "small": {},
+    "base": dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250),
+    # nanoGPT's config/train_shakespeare_char.py, as published
+    "reference": dict(
+        embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=5000, eval_every=250,
+        optimizer="adamw", lr=1e-3, warmup=0.02, weight_decay=0.1, dtype="float32",
+    ),
+}  # fmt: skip
+
+
+def lr_factor(step: int, settings: TrainSettings) -> float:
+    """The learning rate at `step` as a share of its peak: a linear rise, then a linear fall to zero at the end."""
+    warmup = max(1, round(settings.warmup * settings.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (settings.steps - step) / max(1, settings.steps - warmup))
+
+
+def orthogonalize(updates: Tensor, steps: int = 5) -> Tensor:
+    """Push every singular value of a batch of matrices (N, rows, columns) towards 1, in bfloat16.
+
+    A Newton-Schulz iteration with the coefficients of Muon (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/): five rounds bring the singular values into about 0.7 to 1.2.
+    """
+    x = updates.bfloat16()
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.mT if tall else x).to(updates.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update of each hidden matrix is made orthogonal (Jordan et al. 2024), with decoupled weight decay.
+
+    `torch.optim.Muon` sees the packed q, k, v projection as one matrix and takes the matrices one by one; here the
+    three are treated as three, and matrices of one shape are orthogonalized in one batch.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        """params: groups of matrices; a group's "parts" says into how many each is cut, by rows (1 unless given)."""
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """Update every matrix (rows, columns) that has a gradient."""
+        for group in self.param_groups:
+            by_shape = {}
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"])  # Nesterov's look ahead
+                for part, change in zip(p.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
+                    by_shape.setdefault(part.shape, []).append((part, change))
+            for (rows, columns), pairs in by_shape.items():
+                changes = orthogonalize(torch.stack([change for _, change in pairs]))
+                scale = group["lr"] * math.sqrt(max(1, rows / columns))
+                for (part, _), change in zip(pairs, changes, strict=True):
+                    part.mul_(1 - group["lr"] * group["weight_decay"])
+                    part.sub_(change, alpha=scale)
+
+
+def make_optimizers(model: TinyGPT, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices and AdamW for embeddings, norms, biases and head, or AdamW for all.
+
+    Each parameter group keeps its peak learning rate under "peak_lr"; weight decay is for matrices only.
+    """
+    hidden = [p for p in model.blocks.parameters() if p.ndim == 2] if settings.optimizer == "muon" else []
+    ids = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    optimizers = [adamw]
+    if hidden:
+        packed = [block.attention.in_proj_weight for block in model.blocks]
+        packed_ids = {id(p) for p in packed}
+        single = [p for p in hidden if id(p) not in packed_ids]
+        groups = [{"params": packed, "parts": 3}, {"params": single}]
+        optimizers.append(Muon(groups, lr=settings.muon_lr, weight_decay=settings.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group's rate to its peak times `factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+def clip_gradients(model: nn.Module, limit: float) -> float:
+    """Scale all gradients so that their common norm is at most `limit`; returns the norm before, finite or not."""
+    return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
