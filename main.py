@@ -337,7 +337,7 @@ def origin_of(run: Run) -> dict:
         "val_loss": run.best_loss,
         "train_seconds": run.train_seconds,
         "seed": run.settings.seed,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a plain string: the version object is no plain data
     }
 
 

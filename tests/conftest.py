@@ -1,0 +1,63 @@
+"""What the tests share: small models, small texts, and the commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_decoder import TinyGPT, TinyGPTConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+# One thread: the tests' models are too small for more, and the bits do not depend on the machine's cores.
+torch.set_num_threads(1)
+
+SMALL_NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--batch-size", "4"]
+
+
+def tiny_config(**changes) -> TinyGPTConfig:
+    """One layer, width 8: enough for every property of the network."""
+    fields = {"vocab_size": 11, "max_seq": 6, "embed_dim": 8, "num_heads": 2, "num_layers": 1, **changes}
+    return TinyGPTConfig(**fields)
+
+
+@pytest.fixture
+def tiny_model() -> TinyGPT:
+    torch.manual_seed(0)
+    return TinyGPT(tiny_config(num_layers=2)).eval()
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with one thread and UTF-8 pipes."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **changes}
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run a script of the repository in an empty folder: `command("main.py", "--steps", "5")`."""
+
+    def run(script: str, *arguments: object, code: int | None = 0, env: dict | None = None, cwd: Path = tmp_path):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, arguments)],
+            cwd=cwd,
+            env=env or environment(),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
+        if code is not None:
+            assert done.returncode == code, f"{script} {arguments} left with {done.returncode}:\n{done.stderr}"
+        return done
+
+    return run
+
+
+def assert_one_error_line(done: subprocess.CompletedProcess, *words: str) -> None:
+    """The command failed with one `error:` line that holds these words, and no traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
