@@ -27,6 +27,29 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class StopSignal:
+    """Within it, the first SIGINT or SIGTERM is only noted, so that the step can be finished and saved.
+
+    A second SIGINT raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self):
+        self.signum = 0
+
+    def __enter__(self) -> "StopSignal":
+        self.earlier = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self.earlier.items():
+            signal.signal(signum, handler)
+
+    def note(self, signum: int, _frame) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
 def setting(default, help: str, *, group: str, low=None, high=None, above=None, below=None, choices=None):
     """A dataclass field that is also a flag.
 

@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +19,12 @@ from torch import nn
 from tqdm import tqdm
 
 import cli
-from checkpoint import TRAINING, load_checkpoint, remove_leftovers, save_checkpoint
+from checkpoint import TRAINING, load_checkpoint, save_checkpoint
+from cli import StopSignal
 from data_setup import Corpus, ShiftedWindowDataset, batch_starts, load_corpus
 from device import describe_device, pick_device, pick_dtype
 from recipe import AUTO, PRESETS, TrainSettings, clip_gradients, lr_factor, make_optimizers, set_learning_rates
+from run_files import RunPaths, check_output, keep_earlier_run, trim_metrics
 from sampler import generate, row_generators
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
 from tokenizer import CharTokenizer
@@ -57,28 +57,8 @@ class Run:
         self.network = torch.compile(self.model) if wanted else self.model
 
     @property
-    def paths(self) -> "RunPaths":
+    def paths(self) -> RunPaths:
         return RunPaths(Path(self.settings.out))
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """The files of a run, named after its best checkpoint `NAME.pth`."""
-
-    best: Path
-
-    @property
-    def last(self) -> Path:
-        """The training state, to resume from."""
-        return self.best.with_suffix(".last.pth")
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per evaluation."""
-        return self.best.with_suffix(".metrics.jsonl")
-
-    def all(self) -> tuple[Path, ...]:
-        return self.best, self.last, self.metrics
 
 
 # --- Setting up --------------------------------------------------------------------------------------------------
@@ -97,19 +77,6 @@ def choose_settings(given: dict, device: torch.device) -> TrainSettings:
     if preset == AUTO:
         preset = "base" if device.type == "cuda" else "small"
     return TrainSettings(**{**PRESETS.get(preset, {}), **given, "preset": preset})
-
-
-def check_output(paths: RunPaths) -> None:
-    """Find out before training whether the output can be written: ValueError or OSError if not."""
-    if paths.best.suffix != ".pth" or not paths.best.stem:
-        raise ValueError(f"--out {paths.best} must name a file that ends in .pth")
-    if paths.best.is_dir():
-        raise ValueError(f"--out {paths.best} is a folder")
-    paths.best.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(paths.best.parent, os.W_OK):
-        raise PermissionError(f"--out: cannot write into {paths.best.parent}")
-    for path in (paths.best, paths.last):
-        remove_leftovers(path)
 
 
 def start_run(settings: TrainSettings, device: torch.device) -> Run:
@@ -245,29 +212,6 @@ def sample_text(run: Run, length: int, seed: int = 0) -> str:
     return run.tokenizer.decode([int(chosen) for chosen in steps])
 
 
-class StopSignal:
-    """Within it, the first SIGINT or SIGTERM is only noted, so that the step can be finished and saved.
-
-    A second SIGINT raises KeyboardInterrupt at once.
-    """
-
-    def __init__(self):
-        self.signum = 0
-
-    def __enter__(self) -> "StopSignal":
-        self.earlier = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for signum, handler in self.earlier.items():
-            signal.signal(signum, handler)
-
-    def note(self, signum: int, _frame) -> None:
-        if self.signum and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signum = signum
-
-
 def train(run: Run, stop: StopSignal) -> None:
     """The loop: step, now and then evaluate and save, until the last step or a signal."""
     settings = run.settings
@@ -354,38 +298,6 @@ def save_training(run: Run) -> None:
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
     }
     save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state)
-
-
-def keep_earlier_run(paths: RunPaths) -> None:
-    """Give the files of an earlier run under this name the first free number: NAME.1.pth, NAME.1.last.pth, …
-
-    They are linked, not moved, so that NAME.pth stays loadable until the new run's first save replaces it.
-    """
-    earlier = [path for path in paths.all() if path.exists()]
-    if not earlier:
-        return
-    number = 1
-    while any(path.exists() for path in RunPaths(paths.best.with_suffix(f".{number}.pth")).all()):
-        number += 1
-    kept = RunPaths(paths.best.with_suffix(f".{number}.pth"))
-    for path, copy in zip(paths.all(), kept.all(), strict=True):
-        if path.exists():
-            os.link(path, copy)
-    paths.last.unlink(missing_ok=True)
-    paths.metrics.unlink(missing_ok=True)
-    print(f"the earlier run in {paths.best} is kept as {kept.best}")
-
-
-def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines that a killed run wrote after its last saved step, and a torn one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
 
 
 # --- The command -------------------------------------------------------------------------------------------------
