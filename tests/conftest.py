@@ -1,13 +1,16 @@
 """What the tests share: small models, small texts, and the commands run as a user runs them."""
 
+import importlib
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+import cli
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,9 +58,28 @@ def command(tmp_path):
     return run
 
 
-def assert_one_error_line(done: subprocess.CompletedProcess, *words: str) -> None:
-    """The command failed with one `error:` line that holds these words, and no traceback."""
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+@pytest.fixture
+def in_process(tmp_path, monkeypatch, capsys):
+    """Run a command within the test's process, which saves the seconds that importing torch takes.
+
+    `in_process("main.py", "--steps", "5")` -> (exit code, stdout, stderr). The working folder is the empty tmp_path.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # cli.run replaces it
+
+    def run(script: str, *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(importlib.import_module(script.removesuffix(".py")).main)
+        return (stop.value.code, *capsys.readouterr())
+
+    return run
+
+
+def assert_one_error_line(errors: str, *words: str) -> None:
+    """A command's stderr has one `error:` line that holds these words, and no traceback."""
+    lines = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in errors, errors
     for word in words:
         assert word in lines[0], lines[0]

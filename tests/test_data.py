@@ -1,0 +1,285 @@
+"""Corpora, the verified download, the grammar's entropy floor, and windows."""
+
+import hashlib
+import math
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data_setup
+from data_setup import Choice, Download, ShiftedWindowDataset, batch_starts, fetch, load_corpus
+
+TEXT = b"Speak, I charge thee, speak!\n" * 40
+
+
+# --- Windows -----------------------------------------------------------------------------------------------------
+
+
+def test_targets_are_the_inputs_shifted_by_one():
+    windows = ShiftedWindowDataset(np.arange(10, dtype=np.uint16), max_seq=4)
+    assert len(windows) == 6
+    for i in range(6):
+        inputs, targets = windows[i]
+        assert inputs.tolist() == list(range(i, i + 4)) and targets.tolist() == list(range(i + 1, i + 5))
+        assert inputs.dtype == targets.dtype == torch.int64
+    with pytest.raises(IndexError):
+        windows[6]
+
+
+def test_the_batched_path_equals_single_items():
+    windows = ShiftedWindowDataset(np.random.default_rng(0).integers(50, size=100), max_seq=7)
+    starts = np.array([0, 92, 13, 13])
+    inputs, targets = windows.batch(starts)
+    for row, start in enumerate(starts):
+        assert torch.equal(inputs[row], windows[start][0]) and torch.equal(targets[row], windows[start][1])
+
+
+def test_it_works_with_a_data_loader():
+    loader = torch.utils.data.DataLoader(ShiftedWindowDataset(np.arange(9), 4), batch_size=5)
+    inputs, targets = next(iter(loader))
+    assert inputs.shape == (5, 4) and torch.equal(inputs + 1, targets)
+
+
+def test_a_text_shorter_than_a_window_is_refused():
+    ShiftedWindowDataset(np.arange(5), 4)
+    with pytest.raises(ValueError, match="4 tokens hold no window of 4"):
+        ShiftedWindowDataset(np.arange(4), 4)
+
+
+def test_batches_are_a_pure_function_of_seed_step_and_rank():
+    whole = batch_starts(1000, 8, seed=3, step=5)
+    assert np.array_equal(whole, batch_starts(1000, 8, seed=3, step=5))
+    assert not np.array_equal(whole, batch_starts(1000, 8, seed=3, step=6))
+    assert not np.array_equal(whole, batch_starts(1000, 8, seed=4, step=5))
+    shares = [batch_starts(1000, 8, seed=3, step=5, rank=rank, ranks=4) for rank in range(4)]
+    assert np.array_equal(np.concatenate(shares), whole)
+    assert whole.min() >= 0 and whole.max() < 1000
+
+
+# --- Texts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_split_by_position(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"0123456789" * 10)
+    corpus = load_corpus(str(path))
+    assert corpus.train + corpus.val == "0123456789" * 10
+    assert len(corpus.train) == 90 and corpus.floor is None
+
+
+def test_byte_order_marks_and_line_ends(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffé\r\nb\rc\n".encode() * 1)
+    assert data_setup.read_text(path) == "é\nb\nc\n"
+
+
+def test_other_encodings_name_file_and_byte(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 text: byte 3 is 0xe9"):
+        data_setup.read_text(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc"])
+def test_texts_too_short_to_split_are_refused(tmp_path, content):
+    path = tmp_path / "short.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="short.txt"):
+        load_corpus(str(path))
+
+
+def test_an_explicit_name_never_falls_back(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        load_corpus("tiny_shakespeare", tmp_path)
+    with pytest.raises(OSError):
+        load_corpus("tinyshakespeare", tmp_path, Download("http://127.0.0.1:9/x", "x.txt", 5, "0" * 64))
+
+
+# --- Downloads ---------------------------------------------------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves TEXT, or the fault that the path asks for."""
+
+    release = threading.Event()
+
+    def do_GET(self):
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(TEXT)))
+        self.end_headers()
+        if self.path == "/good":
+            self.wfile.write(TEXT)
+        elif self.path == "/short":
+            self.wfile.write(TEXT[:100])
+        elif self.path == "/wrong":
+            self.wfile.write(TEXT[::-1])
+        elif self.path == "/stall":
+            self.wfile.write(TEXT[:100])
+            self.wfile.flush()
+            self.release.wait(10)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{running.server_port}"
+        finally:
+            Handler.release.set()
+            running.shutdown()
+            thread.join()
+            Handler.release.clear()
+
+
+def source(url: str) -> Download:
+    return Download(url, "text.txt", len(TEXT), hashlib.sha256(TEXT).hexdigest())
+
+
+def test_a_good_download_arrives_whole_and_is_kept(tmp_path):
+    with server() as url:
+        path = fetch(source(url + "/good"), tmp_path)
+        assert path == tmp_path / "text.txt" and path.read_bytes() == TEXT
+        assert fetch(source(url + "/missing"), tmp_path) == path, "what is there is not fetched again"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [("missing", "404"), ("short", "instead of"), ("wrong", "sha256"), ("stall", "nothing for 0.5 seconds")],
+)
+def test_a_broken_download_leaves_nothing_behind(tmp_path, fault, words):
+    with server() as url:
+        with pytest.raises(OSError, match=words):
+            fetch(source(f"{url}/{fault}"), tmp_path, timeout=0.5)
+        assert list(tmp_path.iterdir()) == []
+        fetch(source(url + "/good"), tmp_path)  # a retry starts clean
+
+
+def test_a_damaged_copy_is_refused_by_name(tmp_path):
+    (tmp_path / "text.txt").write_bytes(TEXT[:-1])
+    with pytest.raises(OSError, match="text.txt is not the expected file.*delete it"):
+        fetch(source("http://127.0.0.1:9/never"), tmp_path)
+
+
+def test_auto_falls_back_loudly(tmp_path, capsys):
+    nowhere = Download("http://127.0.0.1:9/x", "x.txt", 5, "0" * 64)
+    assert load_corpus("auto", tmp_path, nowhere).name == "synthetic"
+    assert "SYNTHETIC" in capsys.readouterr().err
+
+
+def test_auto_takes_the_file_that_is_there(tmp_path):
+    (tmp_path / "text.txt").write_bytes(TEXT)
+    corpus = load_corpus("auto", tmp_path, source("http://127.0.0.1:9/never"))
+    assert corpus.train + corpus.val == TEXT.decode()
+
+
+@pytest.mark.skipif(not Path("data/tinyshakespeare.txt").exists(), reason="needs data/tinyshakespeare.txt")
+def test_the_real_tinyshakespeare():
+    corpus = load_corpus("tinyshakespeare")
+    assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
+    assert corpus.sha256 == data_setup.TINYSHAKESPEARE.sha256
+    assert corpus.train.startswith("First Citizen:")
+
+
+# --- The grammar -------------------------------------------------------------------------------------------------
+
+
+def test_a_choice_scores_each_character_exactly():
+    choice = Choice(["cat ", "car ", "dog "], [1, 1, 2])
+    assert [[round(x, 6) for x in option] for option in choice.nats] == [
+        [round(math.log(2), 6), 0, round(math.log(2), 6), 0],
+        [round(math.log(2), 6), 0, round(math.log(2), 6), 0],
+        [round(math.log(2), 6), 0, 0, 0],
+    ]
+
+
+def test_an_ambiguous_choice_is_refused():
+    with pytest.raises(ValueError, match="ambiguous"):
+        Choice(["king", "kingdom"], [1, 1])
+
+
+def test_synthetic_text_is_seeded_and_of_any_length():
+    for length in (1, 7, 12_345):
+        text, nats = data_setup.synthetic_text(length)
+        assert len(text) == len(nats) == length
+    assert data_setup.synthetic_text(500)[0] == data_setup.synthetic_text(12_345)[0][:500]
+    assert data_setup.synthetic_text(500, seed=1)[0] != data_setup.synthetic_text(500)[0]
+
+
+def test_the_floor_agrees_with_counted_frequencies():
+    """An independent estimate: the entropy of what follows each long context, counted in another sample.
+
+    Words behind "The " have one distribution whatever came before, so its counted entropy must match the nats that
+    the generator reports for those very characters.
+    """
+    text, nats = data_setup.synthetic_text(400_000, seed=9)
+    spans = []
+    start = text.find("\nThe ")
+    while 0 <= start:
+        begin = start + len("\nThe ")
+        end = text.find(" ", begin) + 1
+        if 0 < end:
+            spans.append((begin, end))
+        start = text.find("\nThe ", begin)
+    counts = Counter(text[begin:end] for begin, end in spans)
+    total = sum(counts.values())
+    counted = -sum(n / total * math.log(n / total) for n in counts.values())
+    reported = float(np.mean([nats[begin:end].sum() for begin, end in spans]))
+    assert reported == pytest.approx(counted, rel=0.01)
+
+
+def test_the_floor_is_a_probability_of_the_text():
+    """Scored by a parser that shares no code with the generator: it reads the text back, choice by choice."""
+    text, nats = data_setup.synthetic_text(20_000, seed=2)
+    weights = {kind: [rank**-0.5 for rank in range(1, len(words) + 1)] for kind, words in data_setup.WORDS.items()}
+    cue_weights = [rank**-0.5 for rank in range(1, len(data_setup.SPEAKERS) + 1)]
+    sentence_total = sum(weight for weight, _ in data_setup.SENTENCES)
+    position, total, previous = 0, 0.0, None
+
+    def read(options, masses):
+        nonlocal position, total
+        (index,) = [i for i, option in enumerate(options) if text.startswith(option, position)]
+        position += len(options[index])
+        total -= math.log(masses[index] / sum(masses))
+        return index
+
+    while position < 19_000:
+        names = [i for i in range(len(cue_weights)) if i != previous]
+        previous = names[read([data_setup.SPEAKERS[i] + ":\n" for i in names], [cue_weights[i] for i in names])]
+        first = True
+        while True:
+            if not first and text.startswith("\n", position):
+                total -= math.log(data_setup.SPEECH_ENDS / (sentence_total + data_setup.SPEECH_ENDS))
+                position += 1
+                break
+            openings = [template.split("{")[0] for _, template in data_setup.SENTENCES]
+            index = read(openings, [weight for weight, _ in data_setup.SENTENCES])
+            if not first:  # beside the sentences there was the end of the speech to choose
+                total -= math.log(sentence_total / (sentence_total + data_setup.SPEECH_ENDS))
+            for slot in data_setup.SENTENCES[index][1].split("{")[1:]:
+                kind, literal = slot.split("}")
+                read([word + literal for word in data_setup.WORDS[kind]], weights[kind])
+            first = False
+    assert nats[:position].sum() == pytest.approx(total, rel=1e-9)
+    assert nats.min() >= 0
+
+
+def test_the_corpus_floor_is_that_of_its_validation_targets():
+    text, nats = data_setup.synthetic_text(50_000)
+    corpus = data_setup.synthetic_corpus(50_000)
+    assert corpus.train + corpus.val == text
+    assert corpus.floor == pytest.approx(nats[45_001:].sum() / 4_999)

@@ -1,0 +1,215 @@
+"""The network: the mask, shapes and errors, the loss, learning, and GPT-2 as an independent oracle."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import tiny_config
+from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask, next_token_loss
+
+
+def random_ids(model: TinyGPT, batch: int, time: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(model.config.vocab_size, (batch, time), generator=generator)
+
+
+def test_mask_values():
+    expected = [[0, -math.inf, -math.inf], [0, 0, -math.inf], [0, 0, 0]]
+    assert torch.equal(causal_mask(3), torch.tensor(expected))
+    assert TinyGPT(tiny_config()).causal_mask.shape == (6, 6)
+
+
+def test_mask_is_a_buffer_but_not_in_checkpoints(tiny_model):
+    assert "causal_mask" in dict(tiny_model.named_buffers())
+    assert "causal_mask" not in tiny_model.state_dict()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_later_token_changes_no_earlier_logit(tiny_model, training, grad):
+    """Every route through nn.MultiheadAttention (training, evaluation, its inference shortcuts) must be causal."""
+    tiny_model.train(training)
+    with torch.set_grad_enabled(grad):
+        ids = random_ids(tiny_model, 2, 6)
+        before = tiny_model(ids)
+        for t in range(5):
+            changed = ids.clone()
+            changed[:, t + 1 :] = (ids[:, t + 1 :] + 1) % tiny_model.config.vocab_size
+            after = tiny_model(changed)
+            torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=1e-6)
+            assert not torch.allclose(after[:, t + 1], before[:, t + 1])
+
+
+def test_no_gradient_flows_from_a_logit_to_a_later_position(tiny_model):
+    embedded = []
+    tiny_model.dropout.register_forward_hook(lambda module, args, output: embedded.append(output.requires_grad_()))
+    logits = tiny_model(random_ids(tiny_model, 1, 6))
+    for t in range(6):
+        (gradient,) = torch.autograd.grad(logits[0, t].sum(), embedded[0], retain_graph=True)
+        reached = gradient[0].abs().sum(-1) > 0
+        assert reached.tolist() == [True] * (t + 1) + [False] * (5 - t)
+
+
+def test_boolean_masks_mean_the_opposite_of_tril():
+    """The gotcha that makes the mask additive: to nn.MultiheadAttention a boolean True means "may NOT look"."""
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(1, 4, 8)
+    may_look = torch.tril(torch.ones(4, 4)).bool()
+    additive, _ = attention(x, x, x, attn_mask=causal_mask(4))
+    inverted, _ = attention(x, x, x, attn_mask=~may_look)
+    _, weights = attention(x, x, x, attn_mask=may_look)
+    torch.testing.assert_close(additive, inverted)
+    assert torch.isnan(weights[0, -1]).all(), "tril itself as a mask blocks all that the last position may see"
+
+
+@pytest.mark.parametrize("time", [1, 2, 5, 6])
+def test_logits_are_finite_and_shaped(tiny_model, time):
+    logits = tiny_model(random_ids(tiny_model, 3, time))
+    assert logits.shape == (3, time, 11) and torch.isfinite(logits).all()
+
+
+def test_gradients_are_finite(tiny_model):
+    ids = random_ids(tiny_model, 3, 6)
+    next_token_loss(tiny_model.train()(ids), ids).backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in tiny_model.parameters())
+
+
+@pytest.mark.parametrize(
+    "ids, words",
+    [
+        (torch.zeros(1, 7, dtype=torch.long), "7 tokens do not fit into max_seq 6"),
+        (torch.zeros(1, 0, dtype=torch.long), "neither of them 0"),
+        (torch.zeros(0, 3, dtype=torch.long), "neither of them 0"),
+        (torch.zeros(3, dtype=torch.long), "shape"),
+        (torch.tensor([[0, 11]]), "token id 11 is outside the vocabulary of 11"),
+        (torch.tensor([[0, -1]]), "token id -1"),
+    ],
+)
+def test_wrong_ids_are_refused(tiny_model, ids, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_model(ids)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("vocab_size", 0),
+        ("max_seq", -1),
+        ("embed_dim", 2**30),
+        ("num_layers", 1.0),
+        ("num_heads", True),
+        ("num_heads", 3),
+        ("dropout", 1.0),
+        ("dropout", float("nan")),
+        ("dropout", "0"),
+    ],
+)
+def test_wrong_configs_name_the_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(tiny_config(), **{field: value})
+
+
+def test_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny_config().max_seq = 7
+
+
+@pytest.mark.parametrize("vocab_size, embed_dim", [(67, 32), (67, 256), (1000, 64)])
+def test_first_loss_is_that_of_guessing(vocab_size, embed_dim):
+    torch.manual_seed(0)
+    model = TinyGPT(TinyGPTConfig(vocab_size, max_seq=32, embed_dim=embed_dim, num_heads=4, num_layers=4))
+    ids = random_ids(model, 8, 33)
+    loss = next_token_loss(model(ids[:, :-1]), ids[:, 1:])
+    assert loss.item() == pytest.approx(math.log(vocab_size), rel=0.03)
+
+
+def test_loss_flattens_batch_and_time():
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    by_hand = -torch.stack([logits[b, t].log_softmax(-1)[targets[b, t]] for b in range(2) for t in range(3)]).mean()
+    torch.testing.assert_close(next_token_loss(logits, targets), by_hand)
+    with pytest.raises(ValueError, match="do not match"):
+        next_token_loss(logits, targets[:, :2])
+
+
+def test_projections_start_with_xavier():
+    """Glorot & Bengio's bound is sqrt(6 / (fan_in + fan_out)); q, k and v count as three square matrices."""
+    torch.manual_seed(0)
+    model = TinyGPT(TinyGPTConfig(11, max_seq=8, embed_dim=64, num_heads=2, num_layers=1))
+    block = model.blocks[0]
+    assert block.attention.in_proj_weight.abs().max().item() == pytest.approx(math.sqrt(6 / 128), rel=0.01)
+    assert block.mlp[0].weight.abs().max().item() == pytest.approx(math.sqrt(6 / 320), rel=0.01)
+    assert not block.attention.in_proj_bias.any() and not block.attention.out_proj.bias.any()
+
+
+def test_one_batch_can_be_learned_by_heart(tiny_model):
+    ids = random_ids(tiny_model, 4, 7)
+    optimizer = torch.optim.AdamW(tiny_model.train().parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = next_token_loss(tiny_model(ids[:, :-1]), ids[:, 1:])
+        loss.backward()
+        optimizer.step()
+    # The first target of a row depends on one token only, so rows that share it cannot all be certain.
+    assert loss.item() < 0.2
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    model = TinyGPT(tiny_config(dropout=0.5))
+    ids = random_ids(model, 2, 6)
+    assert not torch.equal(model.train()(ids), model(ids))
+    assert torch.equal(model.eval()(ids), model(ids))
+
+
+def gpt2_twin(model: TinyGPT):
+    """transformers' GPT2LMHeadModel with the same weights (its linear layers keep them transposed)."""
+    transformers = pytest.importorskip("transformers")
+    config = model.config
+    twin = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.max_seq,
+            n_embd=config.embed_dim,
+            n_head=config.num_heads,
+            n_layer=config.num_layers,
+            activation_function="gelu_new",
+            tie_word_embeddings=False,
+            bos_token_id=0,
+            eos_token_id=0,
+            attn_implementation="eager",
+        )
+    ).eval()
+    own = model.state_dict()
+    names = {"transformer.wte.weight": "token_embedding.weight", "transformer.wpe.weight": "position_embedding.weight"}
+    for end in ("weight", "bias"):
+        names[f"transformer.ln_f.{end}"] = f"final_norm.{end}"
+        for i in range(config.num_layers):
+            theirs, ours = f"transformer.h.{i}.", f"blocks.{i}."
+            names[f"{theirs}ln_1.{end}"] = f"{ours}attention_norm.{end}"
+            names[f"{theirs}ln_2.{end}"] = f"{ours}mlp_norm.{end}"
+            names[f"{theirs}attn.c_attn.{end}"] = f"{ours}attention.in_proj_{end}"
+            names[f"{theirs}attn.c_proj.{end}"] = f"{ours}attention.out_proj.{end}"
+            names[f"{theirs}mlp.c_fc.{end}"] = f"{ours}mlp.0.{end}"
+            names[f"{theirs}mlp.c_proj.{end}"] = f"{ours}mlp.2.{end}"
+    mapped = {t: own[o].T if ".c_" in t and own[o].ndim == 2 else own[o] for t, o in names.items()}
+    mapped["lm_head.weight"] = own["head.weight"]
+    missing, unexpected = twin.load_state_dict(mapped, strict=False)
+    assert not missing and not unexpected
+    return twin
+
+
+def test_same_logits_as_gpt2():
+    """GPT-2's head has no bias, so ours is left at its initial zero; every other parameter is random."""
+    torch.manual_seed(0)
+    model = TinyGPT(TinyGPTConfig(vocab_size=50, max_seq=16, embed_dim=32, num_heads=4, num_layers=3)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name != "head.bias":
+                parameter.normal_(std=0.2)
+        ids = random_ids(model, 2, 16)
+        torch.testing.assert_close(model(ids), gpt2_twin(model)(ids).logits, rtol=1e-4, atol=1e-4)
