@@ -1,4 +1,4 @@
-"""The one place that knows what a `.pth` holds, how it is written so that a crash loses nothing, how it is checked.
+"""The one place that knows what a `.pth` holds and how a file from anywhere is checked before it is used.
 
 `NAME.pth` is a model: self-contained, all that sampling needs. `NAME.last.pth` is a training state: a model and what
 else it takes to go on bit-exactly. Both are `torch.save` zips of plain data and tensors:
@@ -7,16 +7,19 @@ else it takes to go on bit-exactly. Both are `torch.save` zips of plain data and
     kind        "model" or "training"
     config      the fields of TinyGPTConfig
     tokenizer   `to_plain()` of the tokenizer
+    vocabulary  the tokenizer's fingerprint: the weights mean nothing with another one
     weights     name -> float32 tensor
     origin      where it came from: corpus, step, loss, versions (plain data, for people)
-    training    only in a training state: settings, step, optimizers … (main.py's)
+    training    only in a training state: settings, step, optimizers … (TRAINING_FIELDS)
 """
 
-import contextlib
 import dataclasses
+import hashlib
+import json
+import math
 import os
+import pickletools
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -24,11 +27,28 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from durable import write_atomically
 from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask
 from tokenizer import CharTokenizer, tokenizer_from_plain
 
 FORMAT = 1
 MODEL, TRAINING = "model", "training"
+FIELDS = {"kind": str, "config": dict, "tokenizer": dict, "vocabulary": str, "weights": dict, "origin": dict}
+TRAINING_FIELDS = {
+    "settings": dict,
+    "corpus_sha256": str,
+    "step": int,
+    "train_seconds": float,
+    "best_loss": float,  # infinite before the first evaluation
+    "best_step": int,
+    "threads": int,
+    "optimizers": list,  # one dictionary per optimizer: parameter's index -> name -> tensor
+}
+# All that the pickle inside may name; PyTorch's own list is longer, and some of it takes memory without limit.
+PICKLED_NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"} | {
+    f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Int", "Long")
+}
+MOST_ENTRIES, MOST_PICKLE_BYTES = 2**17, 2**26
 
 
 @dataclass
@@ -41,49 +61,53 @@ class Checkpoint:
     training: dict = field(default_factory=dict)
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill the file at `path`, which at every moment is either the old file or the whole new one.
+# --- Writing -----------------------------------------------------------------------------------------------------
 
-    The bytes go to a temporary file in the same folder, reach the disk (fsync), take the name (rename), and the name
-    reaches the disk (fsync of the folder). Raises OSError, with the old file untouched and the temporary one removed.
+
+def save_checkpoint(
+    path: Path,
+    model: TinyGPT,
+    tokenizer: CharTokenizer,
+    origin: dict,
+    training: dict | None,
+    previous: Path | None = None,
+) -> None:
+    """Write a model (training=None) or a training state; the file that was at `path` becomes `previous`, if given.
+
+    Raises OSError if the file cannot be written, FloatingPointError, and writes nothing, if a number is not finite.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable. Windows has no such call, and does not need it."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def save_checkpoint(path: Path, model: TinyGPT, tokenizer: CharTokenizer, origin: dict, training: dict | None) -> None:
-    """Write a model (training=None) or a training state. Raises OSError if the file cannot be written."""
     content = {
         "format": FORMAT,
         "kind": MODEL if training is None else TRAINING,
         "config": dataclasses.asdict(model.config),
         "tokenizer": tokenizer.to_plain(),
+        "vocabulary": fingerprint(tokenizer.to_plain()),
         "weights": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         "origin": origin,
     }
     if training is not None:
         content["training"] = training
-    write_atomically(path, lambda file: torch.save(content, file))
+    for name, tensor in all_tensors(content).items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"{name} holds numbers that are not finite: the training has diverged")
+    write_atomically(path, lambda file: torch.save(content, file), previous)
+
+
+def fingerprint(plain_tokenizer: dict) -> str:
+    """The sha256 of a tokenizer's plain form."""
+    return hashlib.sha256(json.dumps(plain_tokenizer, sort_keys=True).encode()).hexdigest()
+
+
+def all_tensors(content: dict) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint's content under a name for people: the weights and what the optimizers keep."""
+    tensors = {f"tensor {name!r}": tensor for name, tensor in content["weights"].items()}
+    for number, optimizer in enumerate(content.get("training", {}).get("optimizers", [])):
+        for index, entry in optimizer.items():
+            tensors.update({f"tensor {name!r} of optimizer {number}, {index}": t for name, t in entry.items()})
+    return tensors
+
+
+# --- Reading -----------------------------------------------------------------------------------------------------
 
 
 def load_checkpoint(path: Path, kind: str = MODEL) -> Checkpoint:
@@ -94,12 +118,14 @@ def load_checkpoint(path: Path, kind: str = MODEL) -> Checkpoint:
     """
     content = read_content(path)
     if content["kind"] != kind:
-        raise ValueError(f"{path} is a {content['kind']} checkpoint, and a {kind} checkpoint is needed")
+        raise ValueError(f"{path} is a {content['kind']!r} checkpoint, and a {kind} checkpoint is needed")
     try:
         config = TinyGPTConfig(**content["config"])
         tokenizer = tokenizer_from_plain(content["tokenizer"])
         if tokenizer.vocab_size != config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
+        if fingerprint(tokenizer.to_plain()) != content["vocabulary"]:
+            raise ValueError("the vocabulary is not the one that the weights were trained with")
         model = model_from_weights(config, content["weights"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
@@ -111,43 +137,113 @@ def read_content(path: Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; train a model first (python main.py) or name another one")
-    check_container(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the unpickler say
-        raise ValueError(f"{path} is no TinyGPT checkpoint ({type(error).__name__} while reading it)") from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+    with open(path, "rb") as file:  # opened once: what is checked is what is read, whoever replaces the file meanwhile
+        check_container(file, path)
+        file.seek(0)
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the unpickler say
+            raise ValueError(f"{path} is no TinyGPT checkpoint ({type(error).__name__} while reading it)") from None
+    if not isinstance(content, dict) or type(content.get("format")) is not int:
         raise ValueError(f"{path} is no TinyGPT checkpoint: it has no format number")
     if content["format"] != FORMAT:
         raise ValueError(
-            f"{path} has format {content['format']}, and this version reads format {FORMAT}: use the version it is from"
+            f"{path} has format {content['format']}, and only {FORMAT} is read here: use the version it is from"
         )
-    needed = {"kind": str, "config": dict, "tokenizer": dict, "weights": dict, "origin": dict}
-    for key, kind in needed.items():
-        if not isinstance(content.get(key), kind):
-            raise ValueError(f"{path} is damaged: its entry {key!r} is missing or wrong")
+    try:
+        check_fields(content, FIELDS)
+        check_plain(content["config"])
+        check_plain(content["origin"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
     return content
 
 
-def check_container(path: Path) -> None:
-    """Raise ValueError unless the file is an uncompressed zip whose every byte agrees with its checksum.
+def check_container(file: BinaryIO, path: Path) -> None:
+    """Raise ValueError unless the file is an uncompressed zip, whole, whose pickle names nothing but tensors.
 
-    PyTorch does not check the checksums. Refusing compression keeps a small file from unpacking into a huge one.
+    PyTorch does not check the checksums. Refusing compression and foreign names keeps a small file from unpacking
+    into a huge one.
     """
     try:
-        with zipfile.ZipFile(path) as container:
-            entries = container.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise ValueError(f"{path} is no TinyGPT checkpoint: it is compressed")
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise ValueError(f"{path} is damaged: it claims to hold more than it does")
-            broken = container.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged or no TinyGPT checkpoint ({error})") from None
-    if broken:
-        raise ValueError(f"{path} is damaged: the checksum of {broken} does not fit; use another checkpoint")
+        fault = container_fault(file)
+    except Exception as error:  # whatever a damaged file makes the zip reader say
+        fault = f"damaged or no TinyGPT checkpoint ({error})"
+    if fault:
+        raise ValueError(f"{path} is {fault}; use another checkpoint")
+
+
+def container_fault(file: BinaryIO) -> str | None:
+    """What is wrong with the zip that a checkpoint should be, or None."""
+    if not file.read(4) == b"PK\x03\x04":  # Python's reader would skip what stands before, PyTorch's would not
+        return "damaged or no TinyGPT checkpoint (it is no zip file)"
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as container:
+        entries = container.infolist()
+        names = [entry.filename for entry in entries]
+        if len(set(names)) < len(names) or len(names) > MOST_ENTRIES:
+            return "no TinyGPT checkpoint: its zip entries repeat or are too many"
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            return "no TinyGPT checkpoint: it is compressed"
+        if sum(entry.file_size for entry in entries) > size:
+            return "damaged: it claims to hold more than it does"
+        if broken := container.testzip():
+            return f"damaged: the checksum of {broken} does not fit"
+        pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > MOST_PICKLE_BYTES:
+            return "no TinyGPT checkpoint: it holds no data.pkl, several, or a huge one"
+        return pickle_fault(container.read(pickles[0]))
+
+
+def pickle_fault(pickle: bytes) -> str | None:
+    """What in a pickle no checkpoint needs, or None; the pickle is read, not run.
+
+    A name outside PICKLED_NAMES may be a call that takes memory without limit. A value used twice, unless it is a name
+    or a string, lets a kilobyte stand for a structure that no computer can walk through.
+    """
+    shareable, before = set(), ""
+    for opcode, argument, _ in pickletools.genops(pickle):
+        if opcode.name == "GLOBAL" and argument not in PICKLED_NAMES:
+            return f"no TinyGPT checkpoint: it names {argument!r}, which none needs"
+        if opcode.name in ("BINPUT", "LONG_BINPUT"):
+            (shareable.add if before in ("GLOBAL", "BINUNICODE") else shareable.discard)(argument)
+        if opcode.name in ("BINGET", "LONG_BINGET") and argument not in shareable:
+            return "no TinyGPT checkpoint: it uses a value twice"
+        before = opcode.name
+    return None
+
+
+def check_fields(found: object, kinds: dict[str, type]) -> None:
+    """Raise ValueError unless `found` is a dictionary in which each of these fields is exactly of its kind."""
+    if not isinstance(found, dict):
+        raise ValueError("a part of it is no dictionary")
+    for name, kind in kinds.items():
+        if type(found.get(name)) is not kind:
+            raise ValueError(f"its entry {name!r} is missing or wrong")
+
+
+def check_plain(found: dict) -> None:
+    """Raise ValueError unless `found` maps strings to numbers, strings, None and tuples of these."""
+    for name, value in found.items():
+        items = value if isinstance(value, tuple) else (value,)
+        if not isinstance(name, str) or not all(isinstance(item, int | float | str | None) for item in items):
+            raise ValueError("it holds a value that is no number and no text")
+
+
+def check_training(state: object) -> None:
+    """Raise ValueError unless `state` has every field of a training state, each of its kind and in its range.
+
+    The settings and the optimizers' tensors are checked where they are used: TrainSettings, `recipe.restore_optimizer`.
+    """
+    check_fields(state, TRAINING_FIELDS)
+    check_plain(state["settings"])
+    for name in ("step", "best_step", "threads"):
+        if not 0 <= state[name] <= 10**9:
+            raise ValueError(f"its entry {name!r} is out of range")
+    if not 0 <= state["train_seconds"] < math.inf or math.isnan(state["best_loss"]):
+        raise ValueError("its entry 'train_seconds' or 'best_loss' is no sensible number")
 
 
 def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> TinyGPT:
@@ -157,25 +253,30 @@ def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> Tin
     """
     with torch.device("meta"):  # shapes only
         model = TinyGPT(config)
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | weights.keys(), key=str):
-        tensor = weights.get(name)
-        if name not in expected:
-            raise ValueError(f"unexpected tensor {name!r}")
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"tensor {name!r} is missing")
-        if tensor.shape != expected[name].shape or tensor.dtype != torch.float32:
-            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-            raise ValueError(f"tensor {name!r} is {found} {tensor.dtype}, expected {wanted} torch.float32")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"tensor {name!r} holds numbers that are not finite")
+    check_tensors(weights, {name: tensor.shape for name, tensor in model.state_dict().items()})
     model.load_state_dict(weights, assign=True)
     model.causal_mask = causal_mask(config.max_seq)
     return model
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files that a killed writer of `path` left in its folder."""
-    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+def check_tensors(found: dict, shapes: dict) -> None:
+    """Raise ValueError that names the first of `found` that is missing, unexpected, or not usable as a float32 tensor.
+
+    Each must have its own whole storage: otherwise a few bytes could pose as terabytes (expanded, or shared by many).
+    """
+    storages = set()
+    for name in sorted(shapes.keys() | found.keys(), key=str):
+        tensor = found.get(name)
+        if name not in shapes:
+            raise ValueError(f"unexpected tensor {name!r}")
+        if type(tensor) is not Tensor:
+            raise ValueError(f"tensor {name!r} is missing")
+        if tensor.shape != shapes[name] or tensor.dtype != torch.float32:
+            have, wanted = f"{tuple(tensor.shape)} {tensor.dtype}", f"{tuple(shapes[name])} torch.float32"
+            raise ValueError(f"tensor {name!r} is {have}, expected {wanted}")
+        storage = tensor.untyped_storage()
+        if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:
+            raise ValueError(f"tensor {name!r} does not have a memory of its own")
+        storages.add(storage.data_ptr())
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"tensor {name!r} holds numbers that are not finite")

@@ -8,6 +8,7 @@ model gave non-finite numbers (FloatingPointError), 130 / 143 interrupted by SIG
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -72,9 +73,11 @@ def value_type(annotation) -> type:
     return arguments[0] if arguments else annotation
 
 
-def check_value(name: str, value, metadata) -> None:
-    """Raise a ValueError that names the flag if `value` is outside the bounds that `metadata` gives."""
+def check_value(name: str, value, kind: type, metadata) -> None:
+    """Raise a ValueError that names the flag if `value` is of another type or outside the bounds of its field."""
     flag = flag_of(name)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{flag} must be a value of type {kind.__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{flag} must be a finite number, not {value}")
     for key, holds, words in (
@@ -94,12 +97,19 @@ def check_value(name: str, value, metadata) -> None:
 
 
 def validate(settings) -> None:
-    """Check every field of a settings dataclass against its bounds; call it from `__post_init__`."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.metadata and value is not None:
-            for item in value if isinstance(value, tuple) else (value,):
-                check_value(field.name, item, field.metadata)
+    """Check every field of a settings dataclass against its type and bounds; call it from `__post_init__`."""
+    check_given(type(settings), {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+
+
+def check_given(settings_class: type, given: dict) -> None:
+    """`validate` for some fields of a settings dataclass, before there is one."""
+    annotations = typing.get_type_hints(settings_class)
+    for field in dataclasses.fields(settings_class):
+        value = given.get(field.name, field.default)
+        if not field.metadata or (value is None and field.default is None):
+            continue
+        for item in value if isinstance(field.default, tuple) and isinstance(value, tuple) else (value,):
+            check_value(field.name, item, value_type(annotations[field.name]), field.metadata)
 
 
 class Parser(argparse.ArgumentParser):
@@ -166,11 +176,39 @@ def print_warning(message, category, filename, lineno, file=None, line=None) -> 
     print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
+def open_streams() -> None:
+    """Make stdout and stderr fit to print on: closed ones swallow what is printed, ASCII-only ones show \\u00e9."""
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the free number, which some later file would get otherwise
+        if getattr(sys, name) is None and number:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        if hasattr(getattr(sys, name), "reconfigure") and number:
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush of what could not be written is silent."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is one of the ways in which Python, numpy and PyTorch say that there is not enough memory."""
+    words = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in words
+        or "Storage size calculation overflowed" in words
+    )
+
+
 def run(command: Callable[[], int | None]) -> typing.NoReturn:
     """Run a command and leave the process with the exit code that its outcome calls for."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # an ASCII-only terminal shows \u00e9 and goes on
+    open_streams()
     warnings.showwarning = print_warning
     code, message = 1, None
     try:
@@ -184,12 +222,17 @@ def run(command: Callable[[], int | None]) -> typing.NoReturn:
         code, message = 3, f"error: {one_line(error)}"
     except ValueError as error:
         code, message = 2, f"error: {one_line(error)}"
-    except BrokenPipeError:
-        # Whoever read our output has enough. Point stdout elsewhere, so that the interpreter's last flush is silent.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has enough
+        silence_stdout()
         code = 0
     except OSError as error:
+        silence_stdout()
         message = f"error: {one_line(error)}"
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        message = "error: not enough memory for this; try smaller sizes (--batch-size, --max-seq, --embed-dim)"
     if message:
-        print(message, file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(message, file=sys.stderr)
     raise SystemExit(code)

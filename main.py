@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,21 @@ from torch import nn
 from tqdm import tqdm
 
 import cli
-from checkpoint import TRAINING, load_checkpoint, save_checkpoint
+from checkpoint import save_checkpoint
 from cli import StopSignal
 from data_setup import Corpus, ShiftedWindowDataset, batch_starts, load_corpus
 from device import describe_device, pick_device, pick_dtype
-from recipe import AUTO, PRESETS, TrainSettings, clip_gradients, lr_factor, make_optimizers, set_learning_rates
-from run_files import RunPaths, check_output, keep_earlier_run, trim_metrics
+from recipe import (
+    AUTO,
+    PRESETS,
+    TrainSettings,
+    clip_gradients,
+    lr_factor,
+    make_optimizers,
+    restore_optimizer,
+    set_learning_rates,
+)
+from run_files import RunPaths, check_output, keep_earlier_run, load_newest, lock_output, trim_metrics
 from sampler import generate, row_generators
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
 from tokenizer import CharTokenizer
@@ -50,6 +60,8 @@ class Run:
     train_seconds: float = 0.0  # steps only: evaluation, saving and set-up left out
     best_loss: float = math.inf
     best_step: int = 0
+    saved_in: Path | None = None  # the file that holds the newest whole training state
+    saved_step: int = 0
     network: nn.Module = field(init=False)  # the model, compiled if so chosen; the weights are the model's
 
     def __post_init__(self):
@@ -119,25 +131,33 @@ def resume_run(given: dict) -> Run:
     Raises ValueError that names every flag that contradicts the saved run.
     """
     paths = RunPaths(Path(given.get("out", TrainSettings.out)))
-    check_output(paths)
-    loaded = load_checkpoint(paths.last, TRAINING)
+    loaded, path = load_newest(paths)
     state = loaded.training
-    saved = state["settings"]
+    try:
+        saved = TrainSettings(**state["settings"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: its settings: {error}") from None
     for name, value in given.items():
-        if name not in ADJUSTABLE and value != saved[name] and value != AUTO:
+        if name not in ADJUSTABLE and value != getattr(saved, name) and value != AUTO:
             raise ValueError(
-                f"{cli.flag_of(name)} {value} contradicts the run in {paths.last} ({saved[name]}): "
+                f"{cli.flag_of(name)} {value} contradicts the run in {path} ({getattr(saved, name)}): "
                 "leave the flag out, or start a new run with another --out"
             )
-    settings = TrainSettings(**{**saved, "stop_at": None, **given, "data": saved["data"], "preset": saved["preset"]})
+    settings = dataclasses.replace(saved, **{"stop_at": None, **given, "data": saved.data, "preset": saved.preset})
     corpus = load_corpus(settings.data)
     if corpus.sha256 != state["corpus_sha256"]:
-        raise ValueError(f"--data {settings.data} is no longer the text that the run in {paths.last} was trained on")
+        raise ValueError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")
+    if loaded.tokenizer.to_plain() != CharTokenizer.from_text(corpus.train).to_plain():
+        raise ValueError(f"{path} cannot be used: its vocabulary is not that of {settings.data}")
     if state["step"] >= settings.steps:
-        raise ValueError(f"the run in {paths.last} is complete at step {state['step']}: give a larger --steps to go on")
+        raise ValueError(f"the run in {path} is complete at step {state['step']}: give a larger --steps to go on")
     run = assemble_run(settings, pick_device(settings.device), corpus, loaded.tokenizer, loaded.model)
-    for optimizer, saved_optimizer in zip(run.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved_optimizer)
+    try:
+        for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
+            restore_optimizer(optimizer, kept, state["step"])
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: its optimizer state: {error}") from None
+    run.saved_in, run.saved_step = path, state["step"]
     run.step, run.train_seconds = state["step"], state["train_seconds"]
     run.best_loss, run.best_step = state["best_loss"], state["best_step"]
     if state["threads"] != torch.get_num_threads():
@@ -216,41 +236,35 @@ def train(run: Run, stop: StopSignal) -> None:
     """The loop: step, now and then evaluate and save, until the last step or a signal."""
     settings = run.settings
     end = min(settings.steps, settings.stop_at or settings.steps)
-    bar = tqdm(total=settings.steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True)
     losses, mark = [], time.perf_counter()
-    while run.step < end and not stop.signum:
-        losses.append(train_step(run))
-        bar.update()
-        evaluation_due = run.step % settings.eval_every == 0 or run.step == settings.steps
-        if evaluation_due or len(losses) % 10 == 0:
-            speed = len(losses) * settings.batch_size * settings.max_seq / (time.perf_counter() - mark)
-            bar.set_postfix_str(f"loss {np.mean(losses[-10:]):.3f}, {speed:,.0f} tokens/s", refresh=False)
-        if evaluation_due:
-            seconds = time.perf_counter() - mark
-            run.train_seconds += seconds
-            report(run, np.mean(losses), seconds / len(losses))
-            losses, mark = [], time.perf_counter()
-    if losses or not run.paths.last.exists():
+    with tqdm(total=settings.steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True) as bar:
+        while run.step < end and not stop.signum:
+            losses.append(train_step(run))
+            bar.update()
+            evaluation_due = run.step % settings.eval_every == 0 or run.step == settings.steps
+            if evaluation_due or len(losses) % 10 == 0:
+                speed = len(losses) * settings.batch_size * settings.max_seq / (time.perf_counter() - mark)
+                bar.set_postfix_str(f"loss {np.mean(losses[-10:]):.3f}, {speed:,.0f} tokens/s", refresh=False)
+            if evaluation_due:
+                seconds = time.perf_counter() - mark
+                run.train_seconds += seconds
+                report(run, np.mean(losses), seconds / len(losses))
+                losses, mark = [], time.perf_counter()
+    if losses or not run.saved_in:
         run.train_seconds += time.perf_counter() - mark
         save_training(run)
-    bar.close()
 
 
 def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
-    """Evaluate, print, write the metrics line, save the best model and the training state."""
+    """Evaluate, write the metrics line, save the best model and the training state, and only then print the step."""
     settings = run.settings
     val_loss = evaluate(run)
     if not math.isfinite(val_loss):
-        raise FloatingPointError(f"step {run.step}: the validation loss is {val_loss}; the last good state is kept")
+        raise FloatingPointError(
+            f"step {run.step}: the validation loss is {val_loss}. Try a smaller --lr (now {settings.lr})"
+        )
     speed = settings.batch_size * settings.max_seq / seconds_per_step
     better = val_loss < run.best_loss
-    floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
-    mark = " *" if better else ""
-    tqdm.write(
-        f"step {run.step:5d} | train {train_loss:.4f} | val {val_loss:.4f}{floor}{mark} | "
-        f"{speed:,.0f} tokens/s | {run.train_seconds:.0f} s"
-    )
-    tqdm.write("    " + sample_text(run, 120).strip().replace("\n", "\n    "))
     line = {
         "step": run.step,
         "tokens": run.step * settings.batch_size * settings.max_seq,
@@ -266,6 +280,13 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
         run.best_loss, run.best_step = val_loss, run.step
         save_checkpoint(run.paths.best, run.model, run.tokenizer, origin_of(run), training=None)
     save_training(run)
+    floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
+    mark = " *" if better else ""
+    tqdm.write(
+        f"step {run.step:5d} | train {train_loss:.4f} | val {val_loss:.4f}{floor}{mark} | "
+        f"{speed:,.0f} tokens/s | {run.train_seconds:.0f} s"
+    )
+    tqdm.write("    " + sample_text(run, 120).strip().replace("\n", "\n    "))
 
 
 # --- Saving ------------------------------------------------------------------------------------------------------
@@ -295,9 +316,20 @@ def save_training(run: Run) -> None:
         "best_loss": run.best_loss,
         "best_step": run.best_step,
         "threads": torch.get_num_threads(),
-        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        "optimizers": [optimizer.state_dict()["state"] for optimizer in run.optimizers],
     }
-    save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state)
+    previous = run.paths.previous if run.saved_in == run.paths.last else None  # a damaged one must not push out a whole
+    save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state, previous)
+    run.saved_in, run.saved_step = run.paths.last, run.step
+
+
+def where_kept(run: Run) -> str:
+    """What a user still has after a failure."""
+    if not run.saved_in:
+        return "nothing of this run was saved yet"
+    return (
+        f"saved at step {run.saved_step} of {run.settings.steps}; go on with: {next_command(run, 'main.py --resume')}"
+    )
 
 
 # --- The command -------------------------------------------------------------------------------------------------
@@ -328,27 +360,42 @@ def next_command(run: Run, command: str) -> str:
     return f"python {command}" + (f" {flag} {run.paths.best}" if run.settings.out != TrainSettings.out else "")
 
 
-def main() -> None:
-    """The command."""
-    given = parse_flags()
+def open_run(given: dict, held: contextlib.ExitStack) -> Run:
+    """The new or resumed run that the flags ask for; `held` keeps others from writing its files."""
+    paths = RunPaths(Path(given.get("out", TrainSettings.out)))
+    cli.check_given(TrainSettings, given)
+    check_output(paths)
     if given.get("resume"):
+        if paths.best.parent.is_dir():  # otherwise there is nothing to resume, and resume_run says so
+            held.enter_context(lock_output(paths))
         run = resume_run(given)
         trim_metrics(run.paths.metrics, run.step)
-    else:
-        device = pick_device(given.get("device", AUTO))
-        settings = choose_settings(given, device)
-        check_output(RunPaths(Path(settings.out)))
-        run = start_run(settings, device)
-        keep_earlier_run(run.paths)
-    announce(run)
-    with StopSignal() as stop:
-        train(run, stop)
+        return run
+    device = pick_device(given.get("device", AUTO))
+    run = start_run(choose_settings(given, device), device)
+    held.enter_context(lock_output(paths))
+    keep_earlier_run(paths)
+    return run
+
+
+def main() -> None:
+    """The command."""
+    with contextlib.ExitStack() as held:
+        run = open_run(parse_flags(), held)
+        announce(run)
+        try:
+            with StopSignal() as stop:
+                train(run, stop)
+        except KeyboardInterrupt:
+            raise cli.Interrupted(signal.SIGINT, where_kept(run)) from None
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}; {where_kept(run)}") from None
+        except OSError as error:
+            raise OSError(f"{cli.one_line(error)}; {where_kept(run)}") from None
     if run.step < run.settings.steps:
-        go_on = next_command(run, "main.py --resume")
-        message = f"saved at step {run.step} of {run.settings.steps}; go on with: {go_on}"
         if stop.signum:
-            raise cli.Interrupted(stop.signum, message)
-        print(message)
+            raise cli.Interrupted(stop.signum, where_kept(run))
+        print(where_kept(run))
         return
     print(f"best validation loss {run.best_loss:.4f} at step {run.best_step}, {run.train_seconds:.0f} s of training")
     print(f'sample from it with: {next_command(run, "generate.py")} --prompt "ROMEO:"')

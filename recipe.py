@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import cli
+from checkpoint import check_tensors
 from cli import setting
 from tiny_decoder import TinyGPT
 
@@ -162,6 +163,26 @@ def make_optimizers(model: TinyGPT, settings: TrainSettings) -> list[torch.optim
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+# What each optimizer keeps for a parameter; "step" is a single number, the others have the parameter's shape.
+KEPT = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), Muon: ("momentum",)}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: object, step: int) -> None:
+    """Give a fresh optimizer what a saved one kept after `step` steps: {parameter's index: {name: tensor}}.
+
+    The rates and other settings stay the fresh one's. Raises ValueError if the tensors do not fit the parameters.
+    """
+    if not isinstance(saved, dict) or not all(isinstance(entry, dict) for entry in saved.values()):
+        raise ValueError("the optimizer's state is damaged")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shapes = {}  # before the first step there is nothing to keep
+    if step:
+        for index, p in enumerate(parameters):
+            shapes |= {(index, name): torch.Size() if name == "step" else p.shape for name in KEPT[type(optimizer)]}
+    check_tensors({(index, name): t for index, entry in saved.items() for name, t in entry.items()}, shapes)
+    optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -1,0 +1,83 @@
+"""Files that a crash cannot half-write, and a lock that dies with its process."""
+
+import contextlib
+import errno
+import glob
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Path | None = None) -> None:
+    """Let `write` fill the file at `path`, which at every moment is either the old file or the whole new one.
+
+    The bytes go to a temporary file in the same folder, reach the disk (fsync), take the name (rename), and the name
+    reaches the disk (fsync of the folder). With `previous`, the old file takes that name first: killed in between, only
+    the old file is there, as `previous`. Raises OSError that names `path`, the temporary file removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # torch.save reports a failed write as a RuntimeError whose context holds the reason.
+        reason = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(reason, OSError):
+            raise OSError(f"cannot write {path}: {reason.strerror or reason}") from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable, where the system can: Windows has no such call, some network drives neither."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the temporary files that a killed writer of `path` left in its folder; hold the lock while you do."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file at `path` (made if need be, and left there); ValueError(refusal) if another process holds it.
+
+    The system itself frees the lock when the process ends, however it ends, so no stale lock can be left behind.
+    """
+    with open(path, "ab") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise ValueError(refusal) from None
+            raise
+        yield
