@@ -118,7 +118,7 @@ def load_checkpoint(path: Path, kind: str = MODEL) -> Checkpoint:
     """
     content = read_content(path)
     if content["kind"] != kind:
-        raise ValueError(f"{path} is a {content['kind']!r} checkpoint, and a {kind} checkpoint is needed")
+        raise ValueError(f"{path} is a {content['kind']} checkpoint, and a {kind} checkpoint is needed")
     try:
         config = TinyGPTConfig(**content["config"])
         tokenizer = tokenizer_from_plain(content["tokenizer"])

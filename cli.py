@@ -164,11 +164,11 @@ def given_flags(namespace: argparse.Namespace) -> dict:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line."""
+    """An exception's text on one line, control characters (which a file may have put there) spelled out."""
+    words = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
 
 
 def print_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -66,7 +66,7 @@ def test_a_run_says_what_it_does_and_leaves_its_files(trained):
     for words in ("synthetic", "parameters", "floor", "threads", "val ", "python generate.py"):
         assert words in output
     names = sorted(path.name for path in (folder / "checkpoints").iterdir() if path.suffix != ".lock")
-    assert names == ["tiny_decoder.last.pth", "tiny_decoder.metrics.jsonl", "tiny_decoder.pth"]
+    assert names == [f"tiny_decoder.{end}" for end in ("last.pth", "metrics.jsonl", "previous.pth", "pth")]
 
 
 def test_metrics_hold_a_line_per_evaluation(trained):
