@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from bisect import bisect
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -325,14 +326,27 @@ class ShiftedWindowDataset(Dataset):
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def batch_starts(num_windows: int, batch_size: int, seed: int, step: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+@lru_cache(maxsize=2)
+def epoch_starts(num_windows: int, max_seq: int, seed: int, epoch: int) -> np.ndarray:
+    """The windows of one epoch in random order: side by side from a random first one, so every token comes once."""
+    random = np.random.default_rng([seed, epoch])
+    first = random.integers(min(max_seq, num_windows))
+    return first + max_seq * random.permutation(max(1, num_windows // max_seq))
+
+
+def batch_starts(
+    dataset: ShiftedWindowDataset, batch_size: int, seed: int, step: int, rank: int = 0, ranks: int = 1
+) -> np.ndarray:
     """Which windows make up this rank's share of the batch at `step`: a pure function, so nothing to save or replay.
 
-    The whole batch is drawn from (seed, step) and cut into `ranks` equal parts; rank r takes part r.
+    Epoch follows epoch without a seam; the batch is cut into `ranks` equal parts, and rank r takes part r.
     """
-    starts = np.random.default_rng([seed, step]).integers(num_windows, size=batch_size)
+    per_epoch = max(1, len(dataset) // dataset.max_seq)
     share = batch_size // ranks
-    return starts[rank * share : (rank + 1) * share]
+    first = step * batch_size + rank * share
+    epochs, places = np.divmod(np.arange(first, first + share), per_epoch)
+    order = {epoch: epoch_starts(len(dataset), dataset.max_seq, seed, epoch) for epoch in np.unique(epochs).tolist()}
+    return np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
 
 
 def main() -> None:

@@ -180,7 +180,7 @@ def train_step(run: Run) -> float:
     """
     settings = run.settings
     # Batch and dropout depend on (seed, step) alone, so a resumed run draws what an uninterrupted one would.
-    starts = batch_starts(len(run.train_set), settings.batch_size, settings.seed, run.step)
+    starts = batch_starts(run.train_set, settings.batch_size, settings.seed, run.step)
     torch.manual_seed(settings.seed * 1_000_003 + run.step)
     run.network.train()
     total = 0.0

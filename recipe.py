@@ -42,7 +42,7 @@ class TrainSettings:
         "muon", "muon (for the hidden matrices; AdamW for the rest) or adamw (for all)", group="training",
         choices=("muon", "adamw"),
     )  # fmt: skip
-    lr: float = setting(3e-3, "AdamW's peak learning rate", group="training", above=0, high=100)
+    lr: float = setting(6e-3, "AdamW's peak learning rate", group="training", above=0, high=100)
     muon_lr: float = setting(0.02, "Muon's peak learning rate", group="training", above=0, high=100)
     weight_decay: float = setting(0.1, "decoupled decay of the matrices", group="training", low=0, high=100)
     warmup: float = setting(0.02, "share of the steps in which the rate rises", group="training", low=0, high=1)
@@ -67,7 +67,7 @@ class TrainSettings:
 
 # What each preset changes of the defaults above.
 PRESETS = {
-    "tiny": dict(max_seq=64, embed_dim=128, batch_size=32, steps=500, eval_every=100),
+    "tiny": dict(max_seq=64, embed_dim=128, batch_size=32, steps=300, eval_every=100),
     "small": {},
     "base": dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250),
     # nanoGPT's config/train_shakespeare_char.py, as published
@@ -110,7 +110,7 @@ class Muon(torch.optim.Optimizer):
     three are treated as three, and matrices of one shape are orthogonalized in one batch.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0):
         """params: groups of matrices; a group's "parts" says into how many each is cut, by rows (1 unless given)."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
 

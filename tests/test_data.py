@@ -53,13 +53,26 @@ def test_a_text_shorter_than_a_window_is_refused():
 
 
 def test_batches_are_a_pure_function_of_seed_step_and_rank():
-    whole = batch_starts(1000, 8, seed=3, step=5)
-    assert np.array_equal(whole, batch_starts(1000, 8, seed=3, step=5))
-    assert not np.array_equal(whole, batch_starts(1000, 8, seed=3, step=6))
-    assert not np.array_equal(whole, batch_starts(1000, 8, seed=4, step=5))
-    shares = [batch_starts(1000, 8, seed=3, step=5, rank=rank, ranks=4) for rank in range(4)]
+    windows = ShiftedWindowDataset(np.arange(1000), 8)
+    whole = batch_starts(windows, 8, seed=3, step=5)
+    assert np.array_equal(whole, batch_starts(windows, 8, seed=3, step=5))
+    assert not np.array_equal(whole, batch_starts(windows, 8, seed=3, step=6))
+    assert not np.array_equal(whole, batch_starts(windows, 8, seed=4, step=5))
+    shares = [batch_starts(windows, 8, seed=3, step=5, rank=rank, ranks=4) for rank in range(4)]
     assert np.array_equal(np.concatenate(shares), whole)
-    assert whole.min() >= 0 and whole.max() < 1000
+
+
+@pytest.mark.parametrize("tokens, max_seq", [(1000, 8), (1003, 8), (9, 8), (20, 8), (17, 16)])
+def test_an_epoch_reads_every_window_once(tokens, max_seq):
+    """Side by side, in range, none twice; and the next epoch cuts the text at other places."""
+    windows = ShiftedWindowDataset(np.arange(tokens), max_seq)
+    per_epoch = max(1, (tokens - max_seq) // max_seq)
+    starts = np.concatenate([batch_starts(windows, 3, seed=0, step=step) for step in range(2 * per_epoch)])
+    first, second = starts[:per_epoch], starts[per_epoch : 2 * per_epoch]
+    for epoch in (first, second):
+        assert np.array_equal(np.sort(epoch), np.sort(epoch)[0] + max_seq * np.arange(per_epoch))
+    assert starts.min() >= 0 and starts.max() < len(windows)
+    assert per_epoch < 10 or not np.array_equal(first, second)
 
 
 # --- Texts -------------------------------------------------------------------------------------------------------
