@@ -7,11 +7,7 @@ A corpus is a name (`tinyshakespeare`, `synthetic`), a path to a UTF-8 text, or 
 """
 
 import hashlib
-import os
 import sys
-import tempfile
-import urllib.error
-import urllib.request
 from bisect import bisect
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,22 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 import cli
+from download import Download, fetch
 
 DATA_FOLDER = Path("data")
 TRAIN_SHARE = 0.9  # of the characters, by position; the rest is the validation split
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file that can be fetched and must come out exactly so."""
-
-    url: str
-    file: str
-    size: int  # bytes
-    sha256: str
 
 
 TINYSHAKESPEARE = Download(
@@ -111,55 +97,6 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def fetch(source: Download, folder: Path, timeout: float = 20.0) -> Path:
-    """The path of `source` in `folder`, downloaded first if it is not there.
-
-    The bytes go to a temporary file, are checked (length, sha256), and only then get their name: a broken download
-    leaves nothing behind. timeout is in seconds, for the connection and for each wait on it. Raises OSError if the
-    file cannot be fetched whole or the copy in `folder` is not what it should be.
-    """
-    path = folder / source.file
-    if path.exists():
-        if hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
-            raise OSError(f"{path} is not the expected file (its sha256 differs): delete it to download it again")
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=folder, prefix=source.file + ".", suffix=".part")
-    try:
-        with open(handle, "wb") as file:
-            download(source, file, timeout)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return path
-
-
-def download(source: Download, file, timeout: float) -> None:
-    """Write the bytes behind `source.url` to an open file; OSError unless their number and sha256 are right."""
-    request = urllib.request.Request(source.url, headers={"User-Agent": "TinyGPT data_setup.py"})
-    digest, received = hashlib.sha256(), 0
-    try:
-        with (
-            urllib.request.urlopen(request, timeout=timeout) as response,
-            tqdm(total=source.size, unit="B", unit_scale=True, desc=f"downloading {source.file}", leave=False) as bar,
-        ):
-            while received <= source.size and (piece := response.read(2**16)):
-                file.write(piece)
-                digest.update(piece)
-                received += len(piece)
-                bar.update(len(piece))
-    except urllib.error.HTTPError as error:
-        raise OSError(f"{source.url} answered {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        raise OSError(f"cannot reach {source.url}: {error.reason}") from None
-    except TimeoutError:
-        raise OSError(f"{source.url} sent nothing for {timeout:g} seconds") from None
-    if received != source.size:
-        raise OSError(f"{source.url} sent {received:,} bytes or more instead of {source.size:,}")
-    if digest.hexdigest() != source.sha256:
-        raise OSError(f"{source.url} sent a file with another sha256 than expected; nothing was kept")
 
 
 # --- The synthetic corpus ----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Which device to run on, and which precision is fast there."""
 
+import os
+
 import torch
 
 
@@ -35,6 +37,24 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
+
+
+def check_memory(least: int, device: torch.device) -> None:
+    """Raise ValueError if `least` bytes are more than the device has in all, where that can be found out.
+
+    An operating system hands out memory that it does not have, and kills the process that then uses it.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if least > total:
+        raise ValueError(
+            f"this needs at least {least / 2**30:,.0f} GiB of memory, and {device} has {total / 2**30:,.0f}: "
+            "try a smaller --batch-size, --max-seq, --embed-dim or --num-layers, or a larger --grad-accum"
+        )
 
 
 def describe_device(device: torch.device) -> str:

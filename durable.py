@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -38,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
             temporary.unlink(missing_ok=True)
         # torch.save reports a failed write as a RuntimeError whose context holds the reason.
         reason = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(reason, OSError):
+        if isinstance(reason, OSError) and reason.errno:
             raise OSError(f"cannot write {path}: {reason.strerror or reason}") from error
         raise
 
@@ -57,11 +58,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files that a killed writer of `path` left in its folder; hold the lock while you do."""
+def remove_leftovers(path: Path, older_than: float = 0.0) -> None:
+    """Delete the temporary files, untouched for so many seconds, that a killed writer of `path` left in its folder.
+
+    Hold the lock meanwhile, or give an age that no living writer's file reaches.
+    """
     for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
-            leftover.unlink()
+            if time.time() - leftover.stat().st_mtime >= older_than:
+                leftover.unlink()
 
 
 @contextlib.contextmanager

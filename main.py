@@ -23,12 +23,13 @@ import cli
 from checkpoint import save_checkpoint
 from cli import StopSignal
 from data_setup import Corpus, ShiftedWindowDataset, batch_starts, load_corpus
-from device import describe_device, pick_device, pick_dtype
+from device import check_memory, describe_device, pick_device, pick_dtype
 from recipe import (
     AUTO,
     PRESETS,
     TrainSettings,
     clip_gradients,
+    least_memory,
     lr_factor,
     make_optimizers,
     restore_optimizer,
@@ -104,6 +105,7 @@ def start_run(settings: TrainSettings, device: torch.device) -> Run:
         num_layers=settings.num_layers,
         dropout=settings.dropout,
     )
+    check_memory(least_memory(settings, tokenizer.vocab_size), device)
     return assemble_run(settings, device, corpus, tokenizer, TinyGPT(config))
 
 

@@ -86,6 +86,18 @@ def lr_factor(step: int, settings: TrainSettings) -> float:
     return max(0.0, (settings.steps - step) / max(1, settings.steps - warmup))
 
 
+def least_memory(settings: TrainSettings, vocab_size: int) -> int:
+    """A lower bound on the bytes that training holds at once, for refusing what cannot fit.
+
+    Weights, gradients and one optimizer state; the mask; and what a forward pass keeps for the backward pass: per token
+    and layer at least 16 x embed_dim numbers of 2 bytes, per token the logits.
+    """
+    width, layers, window = settings.embed_dim, settings.num_layers, settings.max_seq
+    parameters = 12 * layers * width**2 + (2 * vocab_size + window) * width
+    tokens = settings.batch_size // settings.grad_accum * window
+    return 12 * parameters + 4 * window**2 + tokens * (2 * 16 * layers * width + 4 * vocab_size)
+
+
 def orthogonalize(updates: Tensor, steps: int = 5) -> Tensor:
     """Push every singular value of a batch of matrices (N, rows, columns) towards 1, in bfloat16.
 
