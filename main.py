@@ -42,6 +42,8 @@ from tokenizer import CharTokenizer
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = frozenset({"steps", "stop_at", "eval_every", "resume", "out", "device", "compile"})
+# How far above its best the validation loss may rise, in nats per token, before a note says so.
+OVERFITTING = 0.02
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Run:
     train_seconds: float = 0.0  # steps only: evaluation, saving and set-up left out
     best_loss: float = math.inf
     best_step: int = 0
+    overfitting_said: bool = False
     saved_in: Path | None = None  # the file that holds the newest whole training state
     saved_step: int = 0
     network: nn.Module = field(init=False)  # the model, compiled if so chosen; the weights are the model's
@@ -289,6 +292,13 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
         f"{speed:,.0f} tokens/s | {run.train_seconds:.0f} s"
     )
     tqdm.write("    " + sample_text(run, 120).strip().replace("\n", "\n    "))
+    rise = val_loss - run.best_loss
+    if rise > OVERFITTING and not run.overfitting_said:
+        run.overfitting_said = True
+        tqdm.write(
+            f"NOTE: validation is {rise:.3f} above its best, at step {run.best_step}: the model learns its text by "
+            "heart. The best weights are kept; try more text, more --dropout or fewer --steps"
+        )
 
 
 # --- Saving ------------------------------------------------------------------------------------------------------

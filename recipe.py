@@ -24,7 +24,7 @@ class TrainSettings:
 
     preset: str = setting(
         AUTO, "a recipe to start from; the flags below change it (auto: base on a GPU, small elsewhere)",
-        group="recipe", choices=(AUTO, "tiny", "small", "base", "reference"),
+        group="recipe", choices=(AUTO, "tiny", "small", "base", "reference", "reference-cpu"),
     )  # fmt: skip
     max_seq: int = setting(256, "the window, in tokens", group="network", low=1, high=2**14)
     embed_dim: int = setting(256, "the width of the residual stream", group="network", low=1, high=2**14)
@@ -46,6 +46,10 @@ class TrainSettings:
     muon_lr: float = setting(0.02, "Muon's peak learning rate", group="training", above=0, high=100)
     weight_decay: float = setting(0.1, "decoupled decay of the matrices", group="training", low=0, high=100)
     warmup: float = setting(0.02, "share of the steps in which the rate rises", group="training", low=0, high=1)
+    schedule: str = setting(
+        "linear", "how the rate falls: linear, to zero, or cosine, to a tenth of its peak", group="training",
+        choices=("linear", "cosine"),
+    )  # fmt: skip
     clip: float = setting(1.0, "largest norm of the gradient; a larger one is scaled down", group="training", above=0)
     eval_every: int = setting(100, "steps between evaluations", group="training", low=1, high=10**9)
     seed: int = setting(1337, "of initial weights, batches and dropout", group="training", low=0, high=2**31)
@@ -70,20 +74,30 @@ PRESETS = {
     "tiny": dict(max_seq=64, embed_dim=128, batch_size=32, steps=300, eval_every=100),
     "small": {},
     "base": dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250),
-    # nanoGPT's config/train_shakespeare_char.py, as published
+    # nanoGPT's config/train_shakespeare_char.py, as published, and the variant for CPUs in its README
     "reference": dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=5000, eval_every=250,
-        optimizer="adamw", lr=1e-3, warmup=0.02, weight_decay=0.1, dtype="float32",
+        optimizer="adamw", lr=1e-3, schedule="cosine", warmup=0.02, weight_decay=0.1, dtype="float32",
+    ),
+    "reference-cpu": dict(
+        max_seq=64, embed_dim=128, num_heads=4, num_layers=4, batch_size=12, dropout=0.0, steps=2000, eval_every=250,
+        optimizer="adamw", lr=1e-3, schedule="cosine", warmup=0.05, weight_decay=0.1, dtype="float32",
     ),
 }  # fmt: skip
 
 
 def lr_factor(step: int, settings: TrainSettings) -> float:
-    """The learning rate at `step` as a share of its peak: a linear rise, then a linear fall to zero at the end."""
+    """The learning rate at `step` as a share of its peak: a linear rise (warm-up), then the schedule's fall.
+
+    Falling all the way to zero lets the last steps settle; the cosine to a tenth is the field's older habit.
+    """
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
         return (step + 1) / warmup
-    return max(0.0, (settings.steps - step) / max(1, settings.steps - warmup))
+    progress = min(1.0, (step - warmup) / max(1, settings.steps - warmup))  # 0 after the warm-up, 1 at the end
+    if settings.schedule == "cosine":
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+    return 1 - progress
 
 
 def least_memory(settings: TrainSettings, vocab_size: int) -> int:

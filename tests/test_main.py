@@ -204,3 +204,15 @@ def test_resume_without_a_run_and_against_it(in_process):
     assert_one_error_line(errors, "complete at step 4", "--steps")
     code, output, _ = in_process("main.py", "--resume", "--steps", 6)
     assert code == 0 and "step     6" in output
+
+
+def test_rising_validation_is_said_and_the_best_weights_are_kept(in_process, tmp_path):
+    """300 characters are soon known by heart; what is saved is the model from before that."""
+    (tmp_path / "short.txt").write_text("".join(chr(97 + (i * i * 7 + i // 3) % 26) for i in range(300)))
+    code, output, _ = in_process(
+        "main.py", "--data", "short.txt", *SMALL_NETWORK, "--steps", 200, "--eval-every", 20, "--lr", 0.01
+    )
+    assert code == 0 and "learns its text by heart" in output
+    losses = [line["val_loss"] for line in metrics_of(tmp_path)]
+    assert losses[-1] > min(losses) + 0.02
+    assert torch.load(tmp_path / OUT, weights_only=True)["origin"]["val_loss"] == min(losses)

@@ -18,6 +18,12 @@ def test_the_rate_rises_then_falls_to_zero():
     assert factors[-1] == pytest.approx(1 / 90)
 
 
+def test_the_cosine_falls_to_a_tenth():
+    settings = TrainSettings(steps=100, warmup=0.1, schedule="cosine")
+    assert lr_factor(10, settings) == 1 and lr_factor(55, settings) == pytest.approx(0.55)
+    assert lr_factor(100, settings) == pytest.approx(0.1)
+
+
 def test_every_preset_is_valid():
     for preset, changes in PRESETS.items():
         TrainSettings(**{"preset": preset, **changes})
