@@ -71,7 +71,9 @@ class TrainSettings:
 
 # What each preset changes of the defaults above.
 PRESETS = {
-    "tiny": dict(max_seq=64, embed_dim=128, batch_size=32, steps=300, eval_every=100),
+    "tiny": dict(
+        max_seq=64, embed_dim=192, num_layers=2, batch_size=32, steps=220, eval_every=55, lr=0.01, muon_lr=0.03,
+    ),
     "small": {},
     "base": dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250),
     # nanoGPT's config/train_shakespeare_char.py, as published, and the variant for CPUs in its README

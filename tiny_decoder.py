@@ -88,6 +88,17 @@ def causal_mask(max_seq: int) -> Tensor:
     return torch.zeros(max_seq, max_seq).masked_fill(~may_look, -math.inf)
 
 
+def sinusoids(max_seq: int, embed_dim: int) -> Tensor:
+    """A row per position (max_seq, embed_dim) of sines, then cosines, with mean square 1 (Vaswani et al. 2017).
+
+    The wavelengths form a geometric series from 2 pi to 4 max_seq, so no two positions in the window look alike.
+    """
+    waves = -(-embed_dim // 2)  # half of embed_dim, rounded up
+    frequencies = (2 * max_seq / math.pi) ** (-torch.arange(waves) / waves)
+    angles = torch.arange(max_seq)[:, None] * frequencies  # (max_seq, waves)
+    return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :embed_dim]
+
+
 class TinyGPT(nn.Module):
     """The whole decoder: ids (B, T) -> logits (B, T, V), where logits[:, t] predicts the token at t + 1."""
 
@@ -105,9 +116,13 @@ class TinyGPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Xavier (Glorot & Bengio 2010) for the projections; small embeddings and head, so the first loss is ln V."""
-        for embedding in (self.token_embedding, self.position_embedding):
-            nn.init.normal_(embedding.weight, std=0.02)
+        """Xavier (Glorot & Bengio 2010) for the projections; small embeddings and head, so the first loss is ln V.
+
+        The positions start as sinusoids, not as noise: neighbours are alike from the first step on, and the slow first
+        part of training, in which attention finds out who is next to whom, all but disappears.
+        """
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        self.position_embedding.weight.copy_(0.1 * sinusoids(self.config.max_seq, self.config.embed_dim))
         for block in self.blocks:
             for third in block.attention.in_proj_weight.chunk(3):  # q, k and v: three square matrices in one
                 nn.init.xavier_uniform_(third)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_config
-from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask, next_token_loss
+from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask, next_token_loss, sinusoids
 
 
 def random_ids(model: TinyGPT, batch: int, time: int) -> torch.Tensor:
@@ -144,6 +144,17 @@ def test_projections_start_with_xavier():
     assert block.attention.in_proj_weight.abs().max().item() == pytest.approx(math.sqrt(6 / 128), rel=0.01)
     assert block.mlp[0].weight.abs().max().item() == pytest.approx(math.sqrt(6 / 320), rel=0.01)
     assert not block.attention.in_proj_bias.any() and not block.attention.out_proj.bias.any()
+
+
+@pytest.mark.parametrize("max_seq, embed_dim", [(256, 64), (64, 7), (1, 1)])
+def test_positions_start_as_sinusoids(max_seq, embed_dim):
+    rows = sinusoids(max_seq, embed_dim)
+    assert rows.shape == (max_seq, embed_dim)
+    if embed_dim == 64:
+        assert rows.square().mean().item() == pytest.approx(1, rel=0.01)
+        alike = rows @ rows.T / embed_dim
+        assert (alike - alike.diag().diag()).max() < alike.diag().min(), "no two positions look alike"
+        assert alike[10, 11] > alike[10, 30], "neighbours look more alike than strangers"
 
 
 def test_one_batch_can_be_learned_by_heart(tiny_model):
