@@ -3,15 +3,25 @@
 Timings vary with the machine's mood, so every figure is a median of several rounds in which the contestants take turns.
 """
 
+import json
+import math
+import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 import cli
+from checkpoint import TRAINING, load_checkpoint
 from device import describe_device
+from recipe import PRESETS, TrainSettings
+from run_files import RunPaths
 
 # --- Shared ------------------------------------------------------------------------------------------------------
 
@@ -49,9 +59,112 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
 
 
+# --- Training ----------------------------------------------------------------------------------------------------
+
+SEEDS = (1, 2, 3)
+# preset, preset of the reference, validation loss to reach, steps between our evaluations
+CONTESTS = (("tiny", "reference-cpu", 1.88, 10), ("small", "reference", 1.4697, 50))
+# nanoGPT's GPU recipe is at its best after about so many steps; on a CPU they are extrapolated from a few.
+REFERENCE_STEPS = 1750
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def train_once(preset: str, seed: int, folder: Path, *flags: str) -> dict:
+    """A run of main.py in a process of its own: metrics lines, seconds per step, peak bytes (None if unknown)."""
+    out = folder / f"{preset}-{seed}.pth"
+    command = [sys.executable, str(Path(__file__).with_name("main.py")), "--data", "tinyshakespeare"]
+    command += ["--preset", preset, "--seed", str(seed), "--out", str(out), *flags]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak = None
+    if hasattr(os, "wait4"):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    else:
+        process.wait()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} left with {process.returncode}")
+    state = load_checkpoint(RunPaths(out).last, TRAINING).training
+    metrics = RunPaths(out).metrics
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    return {
+        "lines": [json.loads(line) for line in lines],
+        "seconds_per_step": state["train_seconds"] / state["step"],
+        "peak": peak,
+    }
+
+
+def seconds_to(run: dict, threshold: float) -> float:
+    """Training seconds until the validation loss was first at or below the threshold; inf if never."""
+    return min((line["train_seconds"] for line in run["lines"] if line["val_loss"] <= threshold), default=math.inf)
+
+
+def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
+    """Median and range: `8 (7 to 9) s`."""
+    if math.isinf(max(values)):
+        return f"{sum(map(math.isinf, values))} of {len(values)} never reached it"
+    low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high}){unit}"
+
+
+def bench_train() -> None:
+    """Seconds to a validation loss, ours against nanoGPT's published recipe, seed by seed."""
+    on_cpu = not torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as name:
+        rows = []
+        for preset, reference, threshold, every in CONTESTS:
+            extrapolate = on_cpu and reference == "reference"  # hours on a CPU
+            flags = ("--stop-at", "3") if extrapolate else ("--eval-every", "50")
+            ours, theirs = [], []
+            for seed in SEEDS:  # taking turns, so that a change of the machine's mood meets both
+                ours.append(train_once(preset, seed, Path(name), "--eval-every", str(every)))
+                theirs.append(train_once(reference, seed, Path(name), *flags))
+            our_seconds = [seconds_to(run, threshold) for run in ours]
+            their_seconds = [
+                run["seconds_per_step"] * REFERENCE_STEPS if extrapolate else seconds_to(run, threshold)
+                for run in theirs
+            ]
+            rows.append(
+                [
+                    f"val <= {threshold}",
+                    f"{preset}: {spread(our_seconds, ' s', 1)}",
+                    f"{reference}: {spread(their_seconds, ' s')}" + (" (extrapolated)" if extrapolate else ""),
+                    spread([b / a for a, b in zip(our_seconds, their_seconds, strict=True)]),
+                    spread([min(line["val_loss"] for line in run["lines"]) for run in ours], digits=4),
+                ]
+            )
+        print_table(["to reach", "ours", "nanoGPT's recipe", "ratio", "our lowest val"], rows)
+        print_throughput(Path(name))
+
+
+def print_throughput(folder: Path) -> None:
+    """Tokens per second and memory of the 6 x 384 model: our `base` recipe and the reference, on the same device."""
+    rows = []
+    for preset in ("base", "reference"):
+        run = train_once(preset, 0, folder, "--stop-at", "4")
+        settings = TrainSettings(**PRESETS[preset])
+        tokens = settings.batch_size * settings.max_seq
+        # Per token: 6 operations a weight (2 forward, 4 backward), and 6 T C a layer for causal attention.
+        width, layers = settings.embed_dim, settings.num_layers
+        operations = tokens * (6 * 12 * layers * width**2 + 6 * layers * settings.max_seq * width)
+        memory = f"{run['peak'] / 2**30:.2f} GiB" if run["peak"] else "unknown"
+        rate = operations / run["seconds_per_step"] / 1e12
+        rows.append([preset, f"{tokens / run['seconds_per_step']:,.0f}", f"{rate:.2f}", memory])
+    print_table(["6 x 384, window 256, batch 64", "tokens/s", "TFLOP/s", "peak memory"], rows)
+    alone = [f"{matmul_rate(dtype):.2f} TFLOP/s in {name}" for name, dtype in PRECISIONS.items()]
+    print(f"matrix products alone: {', '.join(alone)}")
+
+
+def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns: int = 1536) -> float:
+    """TFLOP/s of the model's largest product by itself."""
+    a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+    seconds = take_turns({"product": lambda: torch.nn.functional.linear(a, b)}, rounds=20)["product"]
+    return 2 * rows * inner * columns / seconds / 1e12
+
+
 # --- The command -------------------------------------------------------------------------------------------------
 
-COMMANDS: dict[str, Callable[[], None]] = {}
+COMMANDS: dict[str, Callable[[], None]] = {"train": bench_train}
 
 
 def main() -> None:
