@@ -29,7 +29,7 @@ from torch import Tensor
 
 from durable import write_atomically
 from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask
-from tokenizer import CharTokenizer, tokenizer_from_plain
+from tokenizer import Tokenizer, tokenizer_from_plain
 
 FORMAT = 1
 MODEL, TRAINING = "model", "training"
@@ -56,7 +56,7 @@ class Checkpoint:
     """What a `.pth` holds, checked: a network on the CPU, its tokenizer, and the plain rest."""
 
     model: TinyGPT
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     origin: dict
     training: dict = field(default_factory=dict)
 
@@ -67,7 +67,7 @@ class Checkpoint:
 def save_checkpoint(
     path: Path,
     model: TinyGPT,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     origin: dict,
     training: dict | None,
     previous: Path | None = None,

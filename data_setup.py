@@ -1,7 +1,8 @@
 """Corpora and the windows that training reads from them.
 
-A corpus is a name (`tinyshakespeare`, `synthetic`), a path to a UTF-8 text, or `auto`: tinyshakespeare if it is in
-`data/`, else downloaded, else, with a loud line, the synthetic corpus, so that the first command needs no network.
+A corpus is a name (`tinyshakespeare`, `synthetic`), a UTF-8 text, a folder of them (each `.txt` is a document), or
+`auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a loud line, the synthetic corpus, so that the
+first command needs no network.
 
     python data_setup.py tinyshakespeare        # fetch ahead of time
 """
@@ -9,6 +10,7 @@ A corpus is a name (`tinyshakespeare`, `synthetic`), a path to a UTF-8 text, or 
 import hashlib
 import sys
 from bisect import bisect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -21,6 +23,7 @@ from torch.utils.data import Dataset
 
 import cli
 from download import Download, fetch
+from texts import Split, Stretch, mapped_anew, measure
 
 DATA_FOLDER = Path("data")
 TRAIN_SHARE = 0.9  # of the characters, by position; the rest is the validation split
@@ -36,25 +39,54 @@ TINYSHAKESPEARE = Download(
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, split by position. `floor` is the least possible validation loss in nats per character, if known."""
+    """One text or several documents, in two parts. `floor`: the least validation loss, nats per character, if known."""
 
     name: str
-    train: str
-    val: str
-    sha256: str  # of the whole text in UTF-8
+    train: Split
+    val: Split
+    sha256: str  # of the whole text in UTF-8; of several documents, of their digests
     floor: float | None = None
 
 
-def split_text(name: str, text: str, floor: float | None = None) -> Corpus:
-    """The first TRAIN_SHARE of the characters to train on, the rest to validate on.
+def split_text(name: str, text: str | Path, floor: float | None = None) -> Corpus:
+    """`split_documents` for one text or file."""
+    return split_documents(name, [text], floor)
 
-    Raises ValueError if the text is too short to split.
+
+def split_documents(name: str, sources: list[str | Path], floor: float | None = None) -> Corpus:
+    """The first TRAIN_SHARE of all characters to train on, the rest to validate on; a document may be cut in two.
+
+    Raises ValueError if there is too little text to split.
     """
-    cut = int(TRAIN_SHARE * len(text))
-    if cut < 2 or len(text) - cut < 2:
-        raise ValueError(f"{name} holds {len(text)} characters; that is too little to train on")
-    sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return Corpus(name, text[:cut], text[cut:], sha256, floor)
+    measured = [(source, *measure(source)) for source in sources]
+    measured = [(source, size, digest) for source, size, digest in measured if size]  # an empty document says nothing
+    total = sum(size for _, size, _ in measured)
+    cut = int(TRAIN_SHARE * total)
+    if cut < 2 or total - cut < 2:
+        raise ValueError(f"{name} holds {total} characters; that is too little to train on")
+    train, val, begin = [], [], 0
+    for source, size, _ in measured:
+        middle = min(max(cut - begin, 0), size)
+        if middle:
+            train.append(Stretch(source, 0, middle))
+        if middle < size:
+            val.append(Stretch(source, middle, size))
+        begin += size
+    return assemble_corpus(name, train, val, [digest for _, _, digest in measured], floor)
+
+
+def assemble_corpus(
+    name: str, train: list[Stretch], val: list[Stretch], digests: list[str], floor: float | None = None
+) -> Corpus:
+    """A corpus of these stretches; digests: the sha256 of each document they come from."""
+    several = len(digests) > 1
+    sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if several else digests[0]
+
+    def split(stretches: list[Stretch]) -> Split:
+        ends = [(stretch.start, stretch.stop) for stretch in stretches]
+        return Split(tuple(stretches), f"{sha256} {ends}", several)
+
+    return Corpus(name, split(train), split(val), sha256, floor)
 
 
 # --- Corpora -----------------------------------------------------------------------------------------------------
@@ -69,7 +101,7 @@ def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSH
     if spec == "synthetic":
         return synthetic_corpus()
     if spec == "tinyshakespeare":
-        return split_text(spec, read_text(fetch(source, folder)))
+        return split_text(spec, fetch(source, folder))
     if spec == "auto":
         try:
             return load_corpus("tinyshakespeare", folder, source)
@@ -81,22 +113,19 @@ def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSH
             )
             return synthetic_corpus()
     path = Path(spec)
+    if path.is_dir():
+        return split_documents(spec, text_files(path))
     if not path.is_file():
-        raise ValueError(f"--data {spec}: no such file, and not one of the names auto, tinyshakespeare, synthetic")
-    return split_text(spec, read_text(path))
+        raise ValueError(f"--data {spec}: no such file or folder, and not one of auto, tinyshakespeare, synthetic")
+    return split_text(spec, path)
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file as text: a byte order mark is dropped, CRLF and CR become LF.
-
-    Raises ValueError that names the file and the byte if it is not UTF-8, OSError if it cannot be read.
-    """
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def text_files(folder: Path) -> list[Path]:
+    """The `.txt` files of a folder, sorted by name. Raises ValueError if there is none."""
+    files = sorted(path for path in folder.glob("*.txt") if path.is_file())
+    if not files:
+        raise ValueError(f"--data {folder}: the folder holds no .txt file")
+    return files
 
 
 # --- The synthetic corpus ----------------------------------------------------------------------------------------
@@ -258,9 +287,24 @@ class ShiftedWindowDataset(Dataset):
 
     def batch(self, starts: np.ndarray) -> tuple[Tensor, Tensor]:
         """Inputs (B, T) and targets (B, T), int64, of the windows that start at `starts` (B,): one gather, no loop."""
-        windows = self.tokens[starts[:, None] + np.arange(self.max_seq + 1)]  # (B, T + 1)
+        windows = mapped_anew(self.tokens)[starts[:, None] + np.arange(self.max_seq + 1)]  # (B, T + 1)
         windows = torch.from_numpy(windows.astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def consecutive_windows(tokens: np.ndarray, max_seq: int, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs (B, T) and targets (B, T), int64, that go once through all of tokens (N,), N - 1 targets in all.
+
+    T is max_seq, except in a last, shorter window for what is left.
+    """
+    whole = (len(tokens) - 1) // max_seq
+    for first in range(0, whole, batch_size):
+        last = min(first + batch_size, whole)
+        ids = torch.from_numpy(mapped_anew(tokens)[first * max_seq : last * max_seq + 1].astype(np.int64))
+        yield ids[:-1].view(-1, max_seq), ids[1:].view(-1, max_seq)
+    if whole * max_seq + 1 < len(tokens):
+        ids = torch.from_numpy(mapped_anew(tokens)[whole * max_seq :].astype(np.int64))
+        yield ids[None, :-1], ids[None, 1:]
 
 
 @lru_cache(maxsize=2)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import cli
 from checkpoint import save_checkpoint
 from cli import StopSignal
-from data_setup import Corpus, ShiftedWindowDataset, batch_starts, load_corpus
+from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus
 from device import check_memory, describe_device, pick_device, pick_dtype
 from recipe import (
     AUTO,
@@ -37,8 +37,11 @@ from recipe import (
 )
 from run_files import RunPaths, check_output, keep_earlier_run, load_newest, lock_output, trim_metrics
 from sampler import generate, row_generators
+from texts import encode_split
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
-from tokenizer import CharTokenizer
+from tokenizer import BOS, CharTokenizer, Tokenizer
+
+TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = frozenset({"steps", "stop_at", "eval_every", "resume", "out", "device", "compile"})
@@ -54,10 +57,11 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     corpus: Corpus
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     model: TinyGPT
     train_set: ShiftedWindowDataset
     val_tokens: np.ndarray
+    val_bytes: int  # of the validation text in UTF-8
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     train_seconds: float = 0.0  # steps only: evaluation, saving and set-up left out
@@ -98,7 +102,7 @@ def choose_settings(given: dict, device: torch.device) -> TrainSettings:
 def start_run(settings: TrainSettings, device: torch.device) -> Run:
     """A new run at step 0."""
     corpus = load_corpus(settings.data)
-    tokenizer = CharTokenizer.from_text(corpus.train)
+    tokenizer = choose_tokenizer(settings, corpus)
     torch.manual_seed(settings.seed)
     config = TinyGPTConfig(
         vocab_size=tokenizer.vocab_size,
@@ -112,8 +116,17 @@ def start_run(settings: TrainSettings, device: torch.device) -> Run:
     return assemble_run(settings, device, corpus, tokenizer, TinyGPT(config))
 
 
+def choose_tokenizer(settings: TrainSettings, corpus: Corpus) -> Tokenizer:
+    """The characters of the corpus's training part, or what --tokenizer names."""
+    if settings.tokenizer == CharTokenizer.kind:
+        return CharTokenizer.from_blocks(corpus.train.blocks(), BOS if corpus.train.separated else None)
+    from bpe import BPETokenizer  # only here: it needs a package that characters do without
+
+    return BPETokenizer.load(Path(settings.tokenizer), BOS if corpus.train.separated else "\n")
+
+
 def assemble_run(
-    settings: TrainSettings, device: torch.device, corpus: Corpus, tokenizer: CharTokenizer, model: TinyGPT
+    settings: TrainSettings, device: torch.device, corpus: Corpus, tokenizer: Tokenizer, model: TinyGPT
 ) -> Run:
     """A run at step 0 around a model, on its device, with the corpus encoded and the optimizers made."""
     model = model.to(device)
@@ -124,8 +137,9 @@ def assemble_run(
         corpus=corpus,
         tokenizer=tokenizer,
         model=model,
-        train_set=ShiftedWindowDataset(tokenizer.encode_array(corpus.train), settings.max_seq),
-        val_tokens=tokenizer.encode_array(corpus.val),
+        train_set=ShiftedWindowDataset(encode_split(tokenizer, corpus.train, TOKEN_FOLDER), settings.max_seq),
+        val_tokens=encode_split(tokenizer, corpus.val, TOKEN_FOLDER),
+        val_bytes=corpus.val.count_bytes(),
         optimizers=make_optimizers(model, settings),
     )
 
@@ -214,20 +228,13 @@ def train_step(run: Run) -> float:
 def evaluate(run: Run) -> float:
     """Mean loss in nats per token over the whole validation split, cut into consecutive windows of max_seq."""
     run.model.eval()
-    tokens = torch.from_numpy(run.val_tokens.astype(np.int64))
-    inputs, targets = tokens[:-1], tokens[1:]
-    window = run.settings.max_seq
-    whole = len(inputs) // window * window
-    batches = [(x.view(-1, window).split(64)) for x in (inputs[:whole], targets[:whole])]
-    batches = list(zip(*batches, strict=True))
-    if whole < len(inputs):  # what is left is a last, shorter window
-        batches.append((inputs[None, whole:], targets[None, whole:]))
-    total = 0.0
-    for x, y in batches:
+    total, count = 0.0, 0
+    for x, y in consecutive_windows(run.val_tokens, run.settings.max_seq):
         with autocast(run):
             logits = run.model(x.to(run.device))
         total += next_token_loss(logits, y.to(run.device)).item() * y.numel()
-    return total / len(inputs)
+        count += y.numel()
+    return total / count
 
 
 def sample_text(run: Run, length: int, seed: int = 0) -> str:
@@ -260,6 +267,17 @@ def train(run: Run, stop: StopSignal) -> None:
         save_training(run)
 
 
+def comparable_losses(run: Run, val_loss: float) -> dict[str, float]:
+    """The validation loss in units that do not depend on the tokenizer; nothing for characters, whose loss is one."""
+    if run.tokenizer.kind == CharTokenizer.kind:
+        return {}
+    nats = val_loss * (len(run.val_tokens) - 1)
+    return {
+        "val_nats_per_character": nats / len(run.corpus.val),
+        "val_bits_per_byte": nats / math.log(2) / run.val_bytes,
+    }
+
+
 def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
     """Evaluate, write the metrics line, save the best model and the training state, and only then print the step."""
     settings = run.settings
@@ -270,6 +288,7 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
         )
     speed = settings.batch_size * settings.max_seq / seconds_per_step
     better = val_loss < run.best_loss
+    comparable = comparable_losses(run, val_loss)
     line = {
         "step": run.step,
         "tokens": run.step * settings.batch_size * settings.max_seq,
@@ -278,6 +297,7 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
         "val_loss": val_loss,
         "lr": settings.lr * lr_factor(run.step - 1, settings),
         "tokens_per_second": round(speed, 1),
+        **comparable,
     }
     with open(run.paths.metrics, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -287,8 +307,9 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
     save_training(run)
     floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
     mark = " *" if better else ""
+    units = "".join(f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, value in comparable.items())
     tqdm.write(
-        f"step {run.step:5d} | train {train_loss:.4f} | val {val_loss:.4f}{floor}{mark} | "
+        f"step {run.step:5d} | train {train_loss:.4f} | val {val_loss:.4f}{units}{floor}{mark} | "
         f"{speed:,.0f} tokens/s | {run.train_seconds:.0f} s"
     )
     tqdm.write("    " + sample_text(run, 120).strip().replace("\n", "\n    "))

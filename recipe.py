@@ -18,7 +18,10 @@ AUTO = "auto"
 class TrainSettings:
     """Every flag of main.py. The defaults are the preset `small`; PRESETS says how the others differ."""
 
-    data: str = setting(AUTO, "tinyshakespeare, synthetic, auto, or the path of a UTF-8 text", group="files")
+    data: str = setting(
+        AUTO, "tinyshakespeare, synthetic, auto, or the path of a UTF-8 text or a folder of them", group="files"
+    )
+    tokenizer: str = setting("char", "char, or a BPE vocabulary's file from tokenizer.py train", group="files")
     out: str = setting("checkpoints/tiny_decoder.pth", "where the best model goes", group="files")
     resume: bool = setting(False, "go on from the training state beside --out", group="files")
 

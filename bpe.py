@@ -1,0 +1,195 @@
+"""Byte-level BPE, on the Hugging Face `tokenizers` library.
+
+Byte-pair encoding (Sennrich et al. 2016) on bytes (Radford et al. 2019): a text is split into words, a word into its
+UTF-8 bytes, and the most frequent pair of neighbours is merged into a new token, again and again. Every byte is a token
+of its own, so no text is ever unknown.
+"""
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+import cli
+from tokenizer import BOS, REPLACEMENT, UnknownCharacterWarning, check_decodable, describe_unknown, id_dtype
+
+
+def byte_symbols() -> dict[str, int]:
+    """GPT-2's way to write any byte as one visible character: printable ones as they are, the 68 others from U+0100.
+
+    >>> byte_symbols()["A"], byte_symbols()["\u0120"]
+    (65, 32)
+    """
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+BYTE_OF = byte_symbols()
+MIN_VOCAB_SIZE = len(BYTE_OF) + 1  # every byte and <bos>
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)  # up to the last place where a word ends
+
+
+def import_library():
+    """The `tokenizers` package; ValueError that says how to get it if it is not installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ValueError("byte-level BPE needs a package that is not installed: pip install tokenizers") from None
+    return tokenizers
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise ValueError if so few tokens cannot be every byte and `<bos>`."""
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(f"--vocab-size must be at least {MIN_VOCAB_SIZE} (every byte and {BOS}), not {vocab_size}")
+
+
+def cut_between_words(blocks: Iterable[str], size: int = 2**16) -> Iterator[str]:
+    """The same text in pieces of about `size` characters, cut where a word ends and white space begins.
+
+    BPE never merges across such a place, so the pieces have the ids of the whole. A stretch of `size` characters
+    without one is cut where it ends.
+    """
+    rest = ""
+    for block in blocks:
+        rest += block
+        start = 0
+        while len(rest) - start > size:
+            found = WORD_END.match(rest, start, start + size)
+            end = found.end() if found else start + size
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    if rest:
+        yield rest
+
+
+class BPETokenizer:
+    """Byte-level BPE. The file form is a `tokenizer.json` of the `tokenizers` library with a token `<bos>`."""
+
+    kind = "bpe"
+    unk_id = None  # no text is unknown
+
+    def __init__(self, text: str, start: str = BOS):
+        """text: the JSON; start: what a text without a prompt begins after, `<bos>` or a newline.
+
+        Of the JSON only vocabulary and merges are used. Raises ValueError if they are not those of a byte-level BPE.
+        """
+        try:
+            model = json.loads(text)["model"]
+            vocabulary, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
+            tokens = sorted(vocabulary, key=vocabulary.get)
+            if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
+                raise ValueError("its ids are not 0, 1, 2, …")
+            self._bytes = [b"" if token == BOS else bytes(BYTE_OF[c] for c in token) for token in tokens]
+        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(f"it is no byte-level BPE ({type(error).__name__})") from None
+        if not vocabulary.keys() >= {BOS, *BYTE_OF}:
+            raise ValueError(f"its vocabulary must hold {BOS} and every byte")
+        if start not in (BOS, "\n"):
+            raise ValueError(f"a text must start after {BOS} or a newline, not {start!r}")
+        self._library = byte_level(vocabulary, merges)
+        self.start = start
+        self.vocab_size = len(tokens)
+        self.bos_id = vocabulary[BOS]
+        self.special_ids = (self.bos_id,)
+        self.id_dtype = id_dtype(self.vocab_size)
+
+    @classmethod
+    def load(cls, path: Path, start: str = BOS) -> "BPETokenizer":
+        """The tokenizer in a file. Raises ValueError if it holds none, OSError if it cannot be read."""
+        if not path.is_file():
+            raise ValueError(f"--tokenizer {path}: no such file; make one with: python tokenizer.py train")
+        try:
+            return cls(path.read_text(encoding="utf-8"), start)
+        except UnicodeDecodeError:
+            raise ValueError(f"--tokenizer {path}: it is no text") from None
+        except ValueError as error:
+            raise ValueError(f"--tokenizer {path}: {error}") from None
+
+    @classmethod
+    def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Learn a vocabulary of vocab_size tokens, or fewer if the text has no more pairs to merge.
+
+        Raises ValueError if vocab_size cannot hold every byte and `<bos>`.
+        """
+        check_vocab_size(vocab_size)
+        library = byte_level({}, [])
+        trainer = import_library().trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[BOS],
+            initial_alphabet=sorted(BYTE_OF),
+            show_progress=sys.stderr.isatty(),
+        )
+        library.train_from_iterator(cut_between_words(blocks), trainer)
+        return cls(library.to_str())
+
+    @property
+    def start_id(self) -> int:
+        """The token that a text with no prompt begins after."""
+        return self.bos_id if self.start == BOS else self.encode(self.start)[0]
+
+    def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
+        """The ids of a text that comes in blocks, the same as in one, at the library's speed on all cores."""
+        pieces = cut_between_words(blocks)
+        while batch := list(islice(pieces, 32)):
+            encoded = self._library.encode_batch_fast(batch)
+            yield np.concatenate([np.array(one.ids, self.id_dtype) for one in encoded])
+
+    def encode_array(self, text: str, unknown: str = "unk") -> np.ndarray:
+        """Ids of a text (T,) as an unsigned array. No character is unknown to a byte-level tokenizer.
+
+        Half a surrogate pair is no character: unknown says what becomes of it, as for `CharTokenizer`; "unk" makes it
+        U+FFFD.
+        """
+        positions = [found.start() for found in LONE_SURROGATE.finditer(text)]
+        if positions:
+            message = describe_unknown(text, positions)
+            if unknown == "error":
+                raise ValueError(message)
+            if unknown == "unk":
+                warnings.warn(f"{message}; read as {REPLACEMENT}", UnknownCharacterWarning, stacklevel=2)
+            text = LONE_SURROGATE.sub(REPLACEMENT if unknown == "unk" else "", text)
+        return np.concatenate([np.zeros(0, self.id_dtype), *self.encode_blocks([text])])
+
+    def encode(self, text: str, unknown: str = "unk") -> list[int]:
+        """`encode_array` as a list of ints."""
+        return self.encode_array(text, unknown).tolist()
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of some ids; bytes that are no whole character become U+FFFD, `<bos>` nothing.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """The bytes of some ids, for whoever gets a character's bytes one token at a time."""
+        return b"".join(self._bytes[i] for i in check_decodable(ids, self.vocab_size))
+
+    def to_plain(self) -> dict:
+        """Plain data, from which `tokenizer_from_plain` makes an equal tokenizer."""
+        return {"kind": self.kind, "json": self.to_json(), "start": self.start}
+
+    def to_json(self) -> str:
+        """The text of a `tokenizer.json`."""
+        return self._library.to_str(pretty=True)
+
+
+def byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]):
+    """The library's tokenizer for these; ValueError if the merges do not fit the vocabulary."""
+    library = import_library()
+    try:
+        tokenizer = library.Tokenizer(library.models.BPE(vocabulary, merges))
+    except Exception as error:  # the library raises no narrower one
+        raise ValueError(f"its merges do not fit its vocabulary ({cli.one_line(error)})") from None
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    return tokenizer

@@ -1,0 +1,207 @@
+"""Byte-level BPE: round trips, the library as oracle, the training script, hostile files, a whole run."""
+
+import json
+import math
+import os
+
+import pytest
+from conftest import SMALL_NETWORK, assert_one_error_line
+
+from checkpoint import load_checkpoint
+from data_setup import split_text, synthetic_text
+from texts import encode_split
+from tokenizer import UnknownCharacterWarning, tokenizer_from_plain
+
+library = pytest.importorskip("tokenizers")
+
+from bpe import BPETokenizer, byte_symbols, cut_between_words  # noqa: E402
+
+TEXT = synthetic_text(30_000)[0]
+TOKENIZER = BPETokenizer.train([TEXT], 400)
+ODD_TEXTS = [
+    "",
+    " ",
+    "<bos>",
+    "a<bos>b",
+    "naïve Übermut, 日本語 and 🙂!",
+    "tabs\tand \x00\x01\x1c\x1f\x7f\x85\u2028 odd   spaces \n\n\n  x",
+    "\ufeffa byte order mark",
+    TEXT[:3000],
+]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_every_text_round_trips_and_no_text_holds_a_special_token(text):
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids) == text
+    assert not set(ids) & set(TOKENIZER.special_ids)
+
+
+def test_round_trip_of_any_text():
+    hypothesis = pytest.importorskip("hypothesis")
+
+    @hypothesis.given(text=hypothesis.strategies.text())
+    def check(text):
+        assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+    check()
+
+
+def test_the_library_agrees():
+    """The file is an ordinary tokenizer.json: the library reads it, encodes alike, and decodes alike."""
+    theirs = library.Tokenizer.from_str(TOKENIZER.to_json())
+    assert theirs.get_vocab_size() == TOKENIZER.vocab_size == 400
+    for text in ODD_TEXTS:
+        ids = TOKENIZER.encode(text)
+        assert ids == theirs.encode(text).ids
+        for end in range(min(len(ids), 50)):  # ends in the middle of a character included
+            assert TOKENIZER.decode(ids[:end]) == theirs.decode(ids[:end])
+
+
+def test_byte_symbols_are_the_librarys_alphabet():
+    symbols = byte_symbols()
+    assert set(symbols) == set(library.pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(symbols.values()) == list(range(256))
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_a_text_in_pieces_has_the_ids_of_the_whole(size):
+    theirs = library.Tokenizer.from_str(TOKENIZER.to_json())
+    text = "".join(ODD_TEXTS) + TEXT[:5000]
+    blocks = [text[i : i + size] for i in range(0, len(text), size)]
+    # Long enough that no stretch without a word's end is cut.
+    pieces = [piece for piece in cut_between_words(blocks, 100)]
+    assert len(pieces) > 20 and "".join(pieces) == text
+    assert [i for piece in pieces for i in theirs.encode(piece).ids] == theirs.encode(text).ids
+    assert [i for ids in TOKENIZER.encode_blocks(blocks) for i in ids] == theirs.encode(text).ids
+
+
+def test_a_text_without_word_ends_is_cut_anyway():
+    pieces = list(cut_between_words(["x" * 250], 100))
+    assert [len(piece) for piece in pieces] == [100, 100, 50]
+
+
+def test_half_a_surrogate_pair_is_no_character():
+    with pytest.warns(UnknownCharacterWarning, match="U\\+D800.* at 1"):
+        assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b")) == "a\ufffdb"
+    assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b", unknown="skip")) == "ab"
+    with pytest.raises(ValueError, match="U\\+DFFF"):
+        TOKENIZER.encode("\udfff", unknown="error")
+
+
+def test_it_travels_as_plain_data():
+    copy = tokenizer_from_plain(json.loads(json.dumps(TOKENIZER.to_plain())))
+    assert copy.encode(TEXT) == TOKENIZER.encode(TEXT)
+    assert (copy.vocab_size, copy.start_id, copy.bos_id) == (400, TOKENIZER.start_id, TOKENIZER.bos_id)
+
+
+def test_where_a_text_starts():
+    assert TOKENIZER.start_id == TOKENIZER.bos_id and TOKENIZER.decode([TOKENIZER.bos_id]) == ""
+    assert TOKENIZER.decode([BPETokenizer(TOKENIZER.to_json(), start="\n").start_id]) == "\n"
+
+
+def test_ids_outside_the_vocabulary_are_refused():
+    for ids in ([400], [-1], [0.5]):
+        with pytest.raises(ValueError):
+            TOKENIZER.decode(ids)
+
+
+def changed(**model) -> str:
+    content = json.loads(TOKENIZER.to_json())
+    content["model"] |= model
+    return json.dumps(content)
+
+
+VOCABULARY = json.loads(TOKENIZER.to_json())["model"]["vocab"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"model": {}}',
+        "[" * 100_000,
+        changed(vocab={}),
+        changed(vocab=[]),
+        changed(vocab={token: i for token, i in VOCABULARY.items() if token != "<bos>"}),
+        changed(vocab={token: i + 1 for token, i in VOCABULARY.items()}),
+        changed(vocab={token: str(i) for token, i in VOCABULARY.items()}),
+        changed(vocab=VOCABULARY | {"日": 400}),
+        changed(merges=[["q", "nowhere"]]),
+        changed(merges=[["q"]]),
+        changed(merges=5),
+    ],
+)
+def test_damaged_files_are_refused(text, tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="t.json"):
+        BPETokenizer.load(path)
+    with pytest.raises(ValueError):
+        tokenizer_from_plain({"kind": "bpe", "json": text, "start": "\n"})
+
+
+# --- Through the commands ----------------------------------------------------------------------------------------
+
+
+def test_train_show_and_a_whole_run(command, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    done = command("tokenizer.py", "train", "--data", "my.txt", "--vocab-size", 300, "--out", "t.json")
+    assert "300 tokens" in done.stdout
+    # Learned from the training part only.
+    theirs = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    assert theirs == json.loads(BPETokenizer.train([TEXT[:27_000]], 300).to_json())
+
+    done = command("tokenizer.py", "show", "--tokenizer", "t.json", "the é")
+    pieces, ids = done.stdout.splitlines()
+    tokenizer = BPETokenizer.load(tmp_path / "t.json")
+    assert [int(i) for i in ids.split()] == tokenizer.encode("the é")
+    assert "".join(pieces.split()) == r"the␣\xc3\xa9"
+    assert all(pieces[column] != " " for column in range(len(ids)) if ids[column] != " " and ids[column - 1] == " ")
+
+    flags = [*SMALL_NETWORK, "--data", "my.txt", "--eval-every", "2", "--out", "a.pth"]
+    done = command("main.py", *flags, "--tokenizer", "t.json", "--steps", "4", "--stop-at", "2")
+    assert "nats per character" in done.stdout and "bits per byte" in done.stdout
+    (tmp_path / "t.json").unlink()  # the tokenizer travels inside the checkpoint
+    command("main.py", "--resume", "--out", "a.pth")
+    line = json.loads((tmp_path / "a.metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    targets = len(tokenizer.encode(TEXT[27_000:])) - 1
+    assert line["val_nats_per_character"] == pytest.approx(line["val_loss"] * targets / 3000)
+    assert line["val_bits_per_byte"] == pytest.approx(line["val_nats_per_character"] / math.log(2))  # all of it ASCII
+    assert load_checkpoint(tmp_path / "a.pth").tokenizer.vocab_size == 300
+    done = command("generate.py", "--checkpoint", "a.pth", "--prompt", "KING é", "--max-new-tokens", 5, "--seed", 1)
+    assert done.stdout.startswith("KING é")
+
+
+def test_one_line_errors(command, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    done = command("tokenizer.py", "train", "--data", "my.txt", "--vocab-size", 256, code=2)
+    assert_one_error_line(done, "--vocab-size", "257")
+    assert not (tmp_path / "tokenizer.json").exists()
+    done = command("main.py", *SMALL_NETWORK, "--data", "my.txt", "--tokenizer", "my.txt", code=2)
+    assert_one_error_line(done, "my.txt", "no byte-level BPE")
+
+
+def test_files_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "bad.json").write_bytes(b"\xff\xfe")
+    for name, words in (("bad.json", "no text"), ("none.json", "no such file"), (".", "no such file")):
+        with pytest.raises(ValueError, match=words):
+            BPETokenizer.load(tmp_path / name)
+
+
+def test_without_the_library_the_error_says_what_to_install(command, tmp_path):
+    (tmp_path / "tokenizers.py").write_text("raise ImportError\n", encoding="utf-8")
+    (tmp_path / "t.json").write_text(TOKENIZER.to_json(), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = command("tokenizer.py", "show", "--tokenizer", "t.json", "x", code=2, env=environment)
+    assert_one_error_line(done, "pip install tokenizers")
+
+
+def test_a_split_becomes_the_same_ids_as_its_text(tmp_path):
+    corpus = split_text("my", TEXT)
+    assert encode_split(TOKENIZER, corpus.val, tmp_path).tolist() == TOKENIZER.encode(corpus.val.text())
+    assert list(tmp_path.iterdir()) == []  # a small one leaves no file behind

@@ -1,0 +1,205 @@
+"""Texts of any size: read in blocks, split, and encoded once into token ids.
+
+A text in memory and a file on disk look the same from here: both come as blocks of a million characters, so that a
+gigabyte never lies in memory at once. The ids of a large split go to a file that training maps into memory
+(`numpy.memmap`); those of a small one stay in memory.
+"""
+
+import codecs
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from durable import write_atomically
+from tokenizer import UNK, Tokenizer, UnknownCharacterWarning
+
+BLOCK = 2**20  # characters or bytes that are looked at in one go
+IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
+
+
+def read_blocks(source: Path | str) -> Iterator[str]:
+    """The characters of a text (a str) or a UTF-8 file (a Path) in blocks of about BLOCK.
+
+    A file's byte order mark is dropped, CRLF and CR become LF. Raises ValueError that names the file and the byte if
+    it is not UTF-8, OSError if it cannot be read.
+    """
+    if isinstance(source, str):
+        yield from (source[i : i + BLOCK] for i in range(0, len(source), BLOCK))
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position, carriage_return, first = 0, "", True
+    with open(source, "rb") as file:
+        while data := file.read(BLOCK):
+            text = carriage_return + decode_block(decoder, data, position, source)
+            position += len(data)
+            if first and text:
+                text, first = text.removeprefix("\ufeff"), False
+            # A CR at the end may be half of a CRLF: it waits for the next block.
+            carriage_return = "\r" if text.endswith("\r") else ""
+            if text := text.removesuffix("\r"):
+                yield text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    if end := carriage_return + decode_block(decoder, b"", position, source):
+        yield end.replace("\r", "\n")
+
+
+def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, position: int, path: Path) -> str:
+    """The text of the bytes at `position` of a file; none (b"") means that the file ends here."""
+    waiting = len(decoder.getstate()[0])  # bytes of an unfinished character before these
+    try:
+        return decoder.decode(data, final=not data)
+    except UnicodeDecodeError as error:
+        where, byte = position - waiting + error.start, error.object[error.start]
+        raise ValueError(f"{path} is not UTF-8 text: byte {where} is 0x{byte:02x}; convert it to UTF-8") from None
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The characters from start to stop (not included) of a text or file; start 0 is where the document begins."""
+
+    source: Path | str = field(repr=False)
+    start: int
+    stop: int
+
+    def blocks(self) -> Iterator[str]:
+        position = 0
+        for block in read_blocks(self.source):
+            if position >= self.stop:
+                return
+            if part := block[max(0, self.start - position) : self.stop - position]:
+                yield part
+            position += len(block)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the validation part of a corpus: stretches of text, read anew each time they are asked for.
+
+    identity: names exactly this text, for the cache of its ids. separated: it is one of several documents' parts, and
+    `<bos>` goes before each document.
+    """
+
+    stretches: tuple[Stretch, ...]
+    identity: str
+    separated: bool = False
+
+    def __len__(self) -> int:
+        """How many characters."""
+        return sum(stretch.stop - stretch.start for stretch in self.stretches)
+
+    def blocks(self) -> Iterator[str]:
+        for stretch in self.stretches:
+            yield from stretch.blocks()
+
+    def text(self) -> str:
+        """All of it in one string."""
+        return "".join(self.blocks())
+
+    def count_bytes(self) -> int:
+        """Its length in UTF-8."""
+        return sum(len(block.encode("utf-8", "surrogatepass")) for block in self.blocks())
+
+
+def measure(source: Path | str) -> tuple[int, str]:
+    """How many characters a text has, and the sha256 of its UTF-8 form (of what `read_blocks` gives)."""
+    characters, digest = 0, hashlib.sha256()
+    for block in read_blocks(source):
+        characters += len(block)
+        digest.update(block.encode("utf-8", "surrogatepass"))
+    return characters, digest.hexdigest()
+
+
+# --- Token ids ---------------------------------------------------------------------------------------------------
+
+
+def token_blocks(tokenizer: Tokenizer, split: Split, seen: Callable[[int], object] = int) -> Iterator[np.ndarray]:
+    """The ids of a split, block by block, with `<bos>` before each document if there are several.
+
+    seen is called with the number of characters each time some more have been read.
+    """
+
+    def watched(blocks: Iterator[str]) -> Iterator[str]:
+        for block in blocks:
+            seen(len(block))
+            yield block
+
+    for stretch in split.stretches:
+        if split.separated and stretch.start == 0:
+            yield np.array([tokenizer.bos_id], tokenizer.id_dtype)
+        yield from tokenizer.encode_blocks(watched(stretch.blocks()))
+
+
+def mapped_anew(tokens: np.ndarray) -> np.ndarray:
+    """The same ids, a file's through a new mapping: what an old one has touched counts as this process's memory."""
+    if not isinstance(tokens, np.memmap):
+        return tokens
+    return np.memmap(tokens.filename, tokens.dtype, "r", tokens.offset, tokens.shape)
+
+
+def encode_split(tokenizer: Tokenizer, split: Split, cache: Path) -> np.ndarray:
+    """The ids of a split (N,): in memory if it is small, else mapped from a file in the folder `cache`.
+
+    Characters that the tokenizer does not know become `<unk>`, with one warning. Raises OSError if the file cannot
+    be written.
+    """
+    if len(split) <= IN_MEMORY:
+        ids = np.concatenate([np.zeros(0, tokenizer.id_dtype), *token_blocks(tokenizer, split)])
+    else:
+        ids = encode_into_file(tokenizer, split, cache)
+    if unknown := count_unknown(tokenizer, ids):
+        known = set(tokenizer.characters)
+        strange = next(filter(None, (sorted(set(block) - known) for block in split.blocks())))
+        named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in strange[:5])
+        message = f"{unknown:,} of {len(split):,} characters are not in the vocabulary, such as {named}; read as {UNK}"
+        warnings.warn(message, UnknownCharacterWarning, stacklevel=2)
+    return ids
+
+
+def count_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> int:
+    """How many of the ids are `<unk>`."""
+    if tokenizer.unk_id is None:
+        return 0
+    return sum(int((mapped_anew(ids)[i : i + BLOCK] == tokenizer.unk_id).sum()) for i in range(0, len(ids), BLOCK))
+
+
+def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memmap:
+    """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer."""
+    key = hashlib.sha256(f"{split.identity} {json.dumps(tokenizer.to_plain())}".encode()).hexdigest()
+    path = cache / f"{key[:32]}.npy"
+    if not is_token_file(path):
+        with tqdm(total=len(split), unit="char", unit_scale=True, desc="encoding", disable=None, leave=False) as bar:
+            blocks = token_blocks(tokenizer, split, bar.update)
+            write_atomically(path, lambda file: write_tokens(file, blocks, tokenizer.id_dtype))
+    return np.load(path, mmap_mode="r")
+
+
+def is_token_file(path: Path) -> bool:
+    """Whether a whole file of ids is there; one that was cut short is not."""
+    try:
+        np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def write_tokens(file: BinaryIO, blocks: Iterator[np.ndarray], dtype: np.dtype) -> None:
+    """Write ids as a `.npy` file. Their number is known only at the end: the header is written last, in its place."""
+
+    def write_header(count: int) -> int:
+        file.seek(0)
+        descr = np.lib.format.dtype_to_descr(dtype)
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (count,)})
+        return file.tell()
+
+    begin, count = write_header(0), 0
+    for ids in blocks:
+        file.write(ids)
+        count += len(ids)
+    if write_header(count) != begin:
+        raise AssertionError("the header of a .npy file has grown over its first ids")
