@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
 
 import pytest
-from conftest import SMALL_NETWORK, assert_one_error_line
 
 from checkpoint import load_checkpoint
+from conftest import SMALL_NETWORK, assert_one_error_line, environment
 from data_setup import split_text, synthetic_text
 from texts import encode_split
 from tokenizer import UnknownCharacterWarning, tokenizer_from_plain
@@ -148,42 +147,48 @@ def test_damaged_files_are_refused(text, tmp_path):
 # --- Through the commands ----------------------------------------------------------------------------------------
 
 
-def test_train_show_and_a_whole_run(command, tmp_path):
+def test_train_show_and_a_whole_run(in_process, tmp_path):
+    def run(*arguments):
+        code, out, err = in_process(*arguments)
+        assert code == 0, err
+        return out
+
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
-    done = command("tokenizer.py", "train", "--data", "my.txt", "--vocab-size", 300, "--out", "t.json")
-    assert "300 tokens" in done.stdout
+    out = run("tokenizer.py", "train", "--data", "my.txt", "--vocab-size", 300, "--out", "t.json")
+    assert "300 tokens" in out
     # Learned from the training part only.
     theirs = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert theirs == json.loads(BPETokenizer.train([TEXT[:27_000]], 300).to_json())
 
-    done = command("tokenizer.py", "show", "--tokenizer", "t.json", "the é")
-    pieces, ids = done.stdout.splitlines()
+    pieces, ids = run("tokenizer.py", "show", "--tokenizer", "t.json", "the é").splitlines()
     tokenizer = BPETokenizer.load(tmp_path / "t.json")
     assert [int(i) for i in ids.split()] == tokenizer.encode("the é")
     assert "".join(pieces.split()) == r"the␣\xc3\xa9"
     assert all(pieces[column] != " " for column in range(len(ids)) if ids[column] != " " and ids[column - 1] == " ")
 
     flags = [*SMALL_NETWORK, "--data", "my.txt", "--eval-every", "2", "--out", "a.pth"]
-    done = command("main.py", *flags, "--tokenizer", "t.json", "--steps", "4", "--stop-at", "2")
-    assert "nats per character" in done.stdout and "bits per byte" in done.stdout
+    out = run("main.py", *flags, "--tokenizer", "t.json", "--steps", "4", "--stop-at", "2")
+    assert "nats per character" in out and "bits per byte" in out
     (tmp_path / "t.json").unlink()  # the tokenizer travels inside the checkpoint
-    command("main.py", "--resume", "--out", "a.pth")
+    run("main.py", "--resume", "--out", "a.pth")
     line = json.loads((tmp_path / "a.metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     targets = len(tokenizer.encode(TEXT[27_000:])) - 1
     assert line["val_nats_per_character"] == pytest.approx(line["val_loss"] * targets / 3000)
     assert line["val_bits_per_byte"] == pytest.approx(line["val_nats_per_character"] / math.log(2))  # all of it ASCII
     assert load_checkpoint(tmp_path / "a.pth").tokenizer.vocab_size == 300
-    done = command("generate.py", "--checkpoint", "a.pth", "--prompt", "KING é", "--max-new-tokens", 5, "--seed", 1)
-    assert done.stdout.startswith("KING é")
+    out = run("generate.py", "--checkpoint", "a.pth", "--prompt", "KING é", "--max-new-tokens", 5, "--seed", 1)
+    assert out.startswith("KING é")
 
 
-def test_one_line_errors(command, tmp_path):
+def test_one_line_errors(in_process, tmp_path):
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
-    done = command("tokenizer.py", "train", "--data", "my.txt", "--vocab-size", 256, code=2)
-    assert_one_error_line(done, "--vocab-size", "257")
+    code, _, err = in_process("tokenizer.py", "train", "--data", "my.txt", "--vocab-size", 256)
+    assert code == 2
+    assert_one_error_line(err, "--vocab-size", "257")
     assert not (tmp_path / "tokenizer.json").exists()
-    done = command("main.py", *SMALL_NETWORK, "--data", "my.txt", "--tokenizer", "my.txt", code=2)
-    assert_one_error_line(done, "my.txt", "no byte-level BPE")
+    code, _, err = in_process("main.py", *SMALL_NETWORK, "--data", "my.txt", "--tokenizer", "my.txt")
+    assert code == 2
+    assert_one_error_line(err, "my.txt", "no byte-level BPE")
 
 
 def test_files_that_are_no_text_are_refused(tmp_path):
@@ -196,9 +201,9 @@ def test_files_that_are_no_text_are_refused(tmp_path):
 def test_without_the_library_the_error_says_what_to_install(command, tmp_path):
     (tmp_path / "tokenizers.py").write_text("raise ImportError\n", encoding="utf-8")
     (tmp_path / "t.json").write_text(TOKENIZER.to_json(), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = command("tokenizer.py", "show", "--tokenizer", "t.json", "x", code=2, env=environment)
-    assert_one_error_line(done, "pip install tokenizers")
+    env = environment(PYTHONPATH=str(tmp_path))
+    done = command("tokenizer.py", "show", "--tokenizer", "t.json", "x", code=2, env=env)
+    assert_one_error_line(done.stderr, "pip install tokenizers")
 
 
 def test_a_split_becomes_the_same_ids_as_its_text(tmp_path):

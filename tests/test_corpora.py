@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from conftest import SMALL_NETWORK, assert_one_error_line
 
 import texts
+from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, environment
 from data_setup import ShiftedWindowDataset, consecutive_windows, load_corpus, split_documents, split_text
 from texts import Split, Stretch, encode_split, is_token_file, measure, read_blocks
 from tokenizer import CharTokenizer
@@ -116,20 +116,21 @@ def test_folders_without_texts_are_refused(tmp_path):
         load_corpus(str(tmp_path))
 
 
-def test_a_folder_trains_and_samples_through_the_commands(command, tmp_path):
+def test_a_folder_trains_and_samples_through_the_commands(in_process, tmp_path):
     folder = tmp_path / "docs"
     folder.mkdir()
     for name in "xyz":
         written(folder / f"{name}.txt", ("\ufeff" + f"I am {name}.\r\n" * 30).encode())
-    command("main.py", *SMALL_NETWORK, "--data", "docs", "--steps", "2", "--out", "a.pth")
-    done = command("generate.py", "--checkpoint", "a.pth", "--max-new-tokens", "20", "--seed", "3")
-    assert set(done.stdout) <= set("I am xyz.\n")
+    assert in_process("main.py", *SMALL_NETWORK, "--data", "docs", "--steps", "2", "--out", "a.pth")[0] == 0
+    code, out, _ = in_process("generate.py", "--checkpoint", "a.pth", "--max-new-tokens", "20", "--seed", "3")
+    assert code == 0 and set(out) <= set("I am xyz.\n")
 
 
-def test_a_corpus_smaller_than_a_window_is_an_error(command, tmp_path):
+def test_a_corpus_smaller_than_a_window_is_an_error(in_process, tmp_path):
     written(tmp_path / "a.txt", b"0123456789" * 2)
-    done = command("main.py", "--data", "a.txt", "--max-seq", "19", "--steps", "1", code=2)
-    assert_one_error_line(done, "18 tokens", "window of 19", "--max-seq")
+    code, _, err = in_process("main.py", "--data", "a.txt", "--max-seq", "19", "--steps", "1")
+    assert code == 2
+    assert_one_error_line(err, "18 tokens", "window of 19", "--max-seq")
 
 
 # --- Token files -------------------------------------------------------------------------------------------------
@@ -204,36 +205,36 @@ def test_consecutive_windows_go_once_through_everything(count, tmp_path):
 
 
 MEMORY_SCRIPT = """
-import resource, sys
 from pathlib import Path
 import numpy as np
 import texts
 from data_setup import ShiftedWindowDataset, split_text
 from tokenizer import CharTokenizer
 
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 texts.IN_MEMORY = 0
-before = resident()
+before = memory('VmRSS')
 corpus = split_text("big", Path("big.txt"))
 tokenizer = CharTokenizer.from_blocks(corpus.train.blocks())
 ids = texts.encode_split(tokenizer, corpus.train, Path("tokens"))
 windows = ShiftedWindowDataset(ids, 64)
-after = resident()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+after = memory('VmRSS')
+peak = memory('VmHWM')
 for step in range(1500):
     windows.batch(np.random.default_rng(step).integers(len(windows), size=16))
-print(peak - before, resident() - after)
+print(peak - before, memory('VmRSS') - after)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's /proc")
 def test_memory_stays_flat(command, tmp_path):
     """80 MB of text are encoded and read at random within a quarter of that."""
     written(tmp_path / "big.txt", b"It was a dark and stormy night. \n" * 2_400_000)
     written(tmp_path / "script.py", MEMORY_SCRIPT.encode())
-    done = command(tmp_path / "script.py", env={**os.environ, "PYTHONPATH": str(texts.__file__).rsplit(os.sep, 1)[0]})
+    done = command(tmp_path / "script.py", env=environment(PYTHONPATH=str(ROOT)))
     encoding, training = map(int, re.findall(r"-?\d+", done.stdout))
     assert encoding < 40e6, f"encoding took {encoding / 1e6:.0f} MB"
     assert training < 10e6, f"reading windows took {training / 1e6:.0f} MB"

@@ -14,6 +14,7 @@ import torch
 
 import data_setup
 from data_setup import Choice, Download, ShiftedWindowDataset, batch_starts, fetch, load_corpus
+from texts import read_blocks
 
 TEXT = b"Speak, I charge thee, speak!\n" * 40
 
@@ -82,21 +83,21 @@ def test_a_file_is_split_by_position(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"0123456789" * 10)
     corpus = load_corpus(str(path))
-    assert corpus.train + corpus.val == "0123456789" * 10
+    assert corpus.train.text() + corpus.val.text() == "0123456789" * 10
     assert len(corpus.train) == 90 and corpus.floor is None
 
 
 def test_byte_order_marks_and_line_ends(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffé\r\nb\rc\n".encode() * 1)
-    assert data_setup.read_text(path) == "é\nb\nc\n"
+    assert "".join(read_blocks(path)) == "é\nb\nc\n"
 
 
 def test_other_encodings_name_file_and_byte(tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes("café".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 text: byte 3 is 0xe9"):
-        data_setup.read_text(path)
+        list(read_blocks(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"abc"])
@@ -197,7 +198,7 @@ def test_auto_falls_back_loudly(tmp_path, capsys):
 def test_auto_takes_the_file_that_is_there(tmp_path):
     (tmp_path / "text.txt").write_bytes(TEXT)
     corpus = load_corpus("auto", tmp_path, source("http://127.0.0.1:9/never"))
-    assert corpus.train + corpus.val == TEXT.decode()
+    assert corpus.train.text() + corpus.val.text() == TEXT.decode()
 
 
 @pytest.mark.skipif(not Path("data/tinyshakespeare.txt").exists(), reason="needs data/tinyshakespeare.txt")
@@ -205,7 +206,7 @@ def test_the_real_tinyshakespeare():
     corpus = load_corpus("tinyshakespeare")
     assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
     assert corpus.sha256 == data_setup.TINYSHAKESPEARE.sha256
-    assert corpus.train.startswith("First Citizen:")
+    assert corpus.train.text().startswith("First Citizen:")
 
 
 # --- The grammar -------------------------------------------------------------------------------------------------
@@ -294,5 +295,5 @@ def test_the_floor_is_a_probability_of_the_text():
 def test_the_corpus_floor_is_that_of_its_validation_targets():
     text, nats = data_setup.synthetic_text(50_000)
     corpus = data_setup.synthetic_corpus(50_000)
-    assert corpus.train + corpus.val == text
+    assert corpus.train.text() + corpus.val.text() == text
     assert corpus.floor == pytest.approx(nats[45_001:].sum() / 4_999)
