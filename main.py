@@ -166,7 +166,8 @@ def resume_run(given: dict) -> Run:
     corpus = load_corpus(settings.data)
     if corpus.sha256 != state["corpus_sha256"]:
         raise ValueError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")
-    if loaded.tokenizer.to_plain() != CharTokenizer.from_text(corpus.train).to_plain():
+    by_characters = settings.tokenizer == CharTokenizer.kind
+    if by_characters and loaded.tokenizer.to_plain() != choose_tokenizer(settings, corpus).to_plain():
         raise ValueError(f"{path} cannot be used: its vocabulary is not that of {settings.data}")
     if state["step"] >= settings.steps:
         raise ValueError(f"the run in {path} is complete at step {state['step']}: give a larger --steps to go on")
@@ -307,7 +308,9 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
     save_training(run)
     floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
     mark = " *" if better else ""
-    units = "".join(f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, value in comparable.items())
+    units = "".join(
+        f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, value in comparable.items()
+    )
     tqdm.write(
         f"step {run.step:5d} | train {train_loss:.4f} | val {val_loss:.4f}{units}{floor}{mark} | "
         f"{speed:,.0f} tokens/s | {run.train_seconds:.0f} s"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import cli
 from cli import setting
+from durable import write_atomically
 
 UNK, BOS = "<unk>", "<bos>"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what <unk> looks like in text
@@ -224,7 +225,6 @@ class TrainSettings:
 def train(settings: TrainSettings) -> None:
     """Learn a byte-level BPE and write it to a file."""
     from bpe import BPETokenizer, check_vocab_size
-    from durable import write_atomically
     from data_setup import load_corpus
 
     check_vocab_size(settings.vocab_size)
