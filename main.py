@@ -23,6 +23,7 @@ import cli
 from checkpoint import save_checkpoint
 from cli import StopSignal
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus
+from decode import Reader
 from device import check_memory, describe_device, pick_device, pick_dtype
 from recipe import (
     AUTO,
@@ -36,7 +37,7 @@ from recipe import (
     set_learning_rates,
 )
 from run_files import RunPaths, check_output, keep_earlier_run, load_newest, lock_output, trim_metrics
-from sampler import generate, row_generators
+from sampler import Sampling, generate, row_generators
 from texts import encode_split
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
 from tokenizer import BOS, CharTokenizer, Tokenizer
@@ -240,9 +241,9 @@ def evaluate(run: Run) -> float:
 
 def sample_text(run: Run, length: int, seed: int = 0) -> str:
     """What the model writes from its start token."""
-    ids = torch.tensor([[run.tokenizer.start_id]], device=run.device)
-    steps = generate(run.model, ids, length, row_generators(seed, 1), 0.8, never=run.tokenizer.special_ids)
-    return run.tokenizer.decode([int(chosen) for chosen in steps])
+    reader = Reader(run.model, [[run.tokenizer.start_id]])
+    steps = generate(reader, length, row_generators(seed, 1), Sampling(temperature=0.8), run.tokenizer.special_ids)
+    return run.tokenizer.decode([token for (token,) in steps])
 
 
 def train(run: Run, stop: StopSignal) -> None:

@@ -48,6 +48,55 @@ class TinyGPTConfig:
             raise ValueError(f"dropout must be a number from 0 up to, not including, 1, not {self.dropout!r}")
 
 
+class KVCache:
+    """The keys and values of every layer, two tensors (B, nh, max_seq, hs) each, allocated once.
+
+    Slot p of a row belongs to the row's position p; lengths[b] slots of row b are filled, and what lies beyond them
+    is never looked at. Positions are learned and added to the embeddings, so a key is bound to its position: when the
+    window moves, every key changes, and the cache has to be filled anew (set `lengths` to zeros).
+    """
+
+    def __init__(self, model: "TinyGPT", batch_size: int):
+        config, like = model.config, model.position_embedding.weight
+        shape = (batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
+        # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
+        self.keys = [like.new_zeros(shape) for _ in range(config.num_layers)]
+        self.values = [like.new_zeros(shape) for _ in range(config.num_layers)]
+        self.max_seq = config.max_seq
+        self.lengths = [0] * batch_size
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self.lengths = [0] * len(self.lengths)
+
+    def reorder(self, rows: list[int]) -> None:
+        """Row i becomes what row rows[i] was, in place: for beams that fork and die. The batch keeps its size."""
+        used = max(self.lengths)
+        for tensor in (*self.keys, *self.values):
+            tensor[:, :, :used] = tensor[rows, :, :used]
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def write(self, layer: int, chunk: "Chunk", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put k and v (B, nh, T, hs) into the chunk's slots; returns the keys and values up to its end."""
+        for cached, new in ((self.keys[layer], k), (self.values[layer], v)):
+            if isinstance(chunk.slots, slice):
+                cached[:, :, chunk.slots] = new
+            else:
+                cached[chunk.rows, :, chunk.slots] = new.transpose(1, 2)
+        return self.keys[layer][:, :, : chunk.end], self.values[layer][:, :, : chunk.end]
+
+
+@dataclass
+class Chunk:
+    """Where T new tokens of every row go in a cache, and what each of them may look at."""
+
+    rows: Tensor  # (B, 1): 0 … B - 1
+    slots: slice | Tensor  # one slice if all rows are equally long, else (B, T)
+    end: int  # the first slot that no row reaches
+    mask: Tensor | None  # additive, (T, end) or (B, 1, T, end); None if everything may be looked at
+    last: Tensor | None = None  # (B, 1): the index in 0 … T - 1 of the only token that a block shall answer for
+
+
 class DecoderBlock(nn.Module):
     """One layer: causal self-attention, then a two-layer MLP, each behind a LayerNorm and added to the residual."""
 
@@ -76,6 +125,27 @@ class DecoderBlock(nn.Module):
         )
         x = x + self.dropout(h)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+    def extend(self, x: Tensor, cache: "KVCache", layer: int, chunk: "Chunk") -> Tensor:
+        """`forward`, without dropout, for tokens that come after those in the cache: x (B, T, C) -> (B, T, C).
+
+        If the chunk asks for the last tokens alone, only their queries are made: (B, 1, C). The weights are those of
+        `self.attention`, read through its attributes, so that a parametrization of them holds here as well.
+        """
+        embed_dim, heads = x.size(-1), self.attention.num_heads
+        weight, bias = self.attention.in_proj_weight, self.attention.in_proj_bias
+        h = self.attention_norm(x)
+        if chunk.last is None:
+            q, k, v = F.linear(h, weight, bias).chunk(3, dim=-1)
+        else:
+            x = x[chunk.rows, chunk.last]  # (B, 1, C)
+            q = F.linear(h[chunk.rows, chunk.last], weight[:embed_dim], bias[:embed_dim])
+            k, v = F.linear(h, weight[embed_dim:], bias[embed_dim:]).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        keys, values = cache.write(layer, chunk, k, v)
+        h = F.scaled_dot_product_attention(q, keys, values, attn_mask=chunk.mask)
+        x = x + self.attention.out_proj(h.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.mlp_norm(x))
 
 
 def causal_mask(max_seq: int) -> Tensor:
@@ -136,18 +206,58 @@ class TinyGPT(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) of int64, 1 <= T <= max_seq -> logits (B, T, V).
 
+        With a cache, the ids come after the tokens that it holds, and are added to it.
         Raises ValueError if the shape is wrong, the window is empty or too long, or an id is outside the vocabulary.
         """
         self.check_ids(ids)
+        if cache is not None:
+            return self.head(self.final_norm(self.extend(ids, cache, [ids.size(1)] * ids.size(0), last_only=False)))
         positions = torch.arange(ids.size(1), device=ids.device)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         mask = self.causal_mask[: ids.size(1), : ids.size(1)]
         for block in self.blocks:
             x = block(x, mask)
         return self.head(self.final_norm(x))
+
+    def next_logits(self, ids: Tensor, cache: KVCache, lengths: list[int] | None = None) -> Tensor:
+        """Logits (B, V) after the last of ids (B, T), which are added to the cache: all that generation needs.
+
+        In a ragged batch only the first lengths[b] of ids[b] are tokens, the rest is padding: the causal mask keeps it
+        from the tokens before it, and later tokens take its slots. Raises ValueError like `forward`.
+        """
+        self.check_ids(ids)
+        x = self.extend(ids, cache, lengths or [ids.size(1)] * ids.size(0), last_only=True)
+        return self.head(self.final_norm(x))[:, 0]
+
+    def extend(self, ids: Tensor, cache: KVCache, lengths: list[int], last_only: bool) -> Tensor:
+        """Add lengths[b] of ids[b] to the cache -> the residual stream (B, T, C), or (B, 1, C) at the last tokens."""
+        starts, time = cache.lengths, ids.size(1)
+        end = max(starts) + time
+        if len(starts) != ids.size(0) or end > cache.max_seq:
+            raise ValueError(f"ids {tuple(ids.shape)} do not fit behind {starts} tokens in a cache of {cache.max_seq}")
+        chunk = self.place_chunk(starts, time, end, ids.device)
+        positions = self.position_embedding.weight[chunk.slots]
+        x = self.token_embedding(ids) + positions
+        cache.lengths = [start + length for start, length in zip(starts, lengths, strict=True)]
+        for layer, block in enumerate(self.blocks[:-1]):
+            x = block.extend(x, cache, layer, chunk)
+        if last_only:  # nothing reads the other tokens' output of the last block
+            chunk.last = torch.tensor(lengths, device=ids.device)[:, None] - 1
+            reached = torch.tensor(cache.lengths, device=ids.device) - 1
+            chunk.mask = self.causal_mask[reached, None, None, :end]
+        return self.blocks[-1].extend(x, cache, len(self.blocks) - 1, chunk)
+
+    def place_chunk(self, starts: list[int], time: int, end: int, device: torch.device) -> Chunk:
+        """The chunk of `time` tokens behind starts[b] tokens of row b."""
+        rows = torch.arange(len(starts), device=device)[:, None]
+        if min(starts) == max(starts):
+            slots = slice(starts[0], end)
+            return Chunk(rows, slots, end, None if time == 1 else self.causal_mask[slots, :end])
+        slots = torch.tensor(starts, device=device)[:, None] + torch.arange(time, device=device)  # (B, T)
+        return Chunk(rows, slots, end, self.causal_mask[slots, :end][:, None])
 
     def check_ids(self, ids: Tensor) -> None:
         """Raise ValueError if `forward` cannot take these ids."""
