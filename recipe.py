@@ -30,12 +30,12 @@ class TrainSettings:
         group="recipe", choices=(AUTO, "tiny", "small", "base", "reference", "reference-cpu"),
     )  # fmt: skip
     max_seq: int = setting(256, "the window, in tokens", group="network", low=1, high=2**14)
-    embed_dim: int = setting(256, "the width of the residual stream", group="network", low=1, high=2**14)
-    num_heads: int = setting(4, "attention heads; must divide --embed-dim", group="network", low=1, high=2**10)
+    embed_dim: int = setting(192, "the width of the residual stream", group="network", low=1, high=2**14)
+    num_heads: int = setting(3, "attention heads; must divide --embed-dim", group="network", low=1, high=2**10)
     num_layers: int = setting(4, "decoder blocks", group="network", low=1, high=2**10)
     dropout: float = setting(0.0, "probability of zeroing a number while training", group="network", low=0, below=1)
 
-    steps: int = setting(1000, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
+    steps: int = setting(1700, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
     stop_at: int | None = setting(
         None, "stop after this step and save; --resume goes on (default: run to the end)", group="training", low=1
     )
@@ -54,7 +54,7 @@ class TrainSettings:
         choices=("linear", "cosine"),
     )  # fmt: skip
     clip: float = setting(1.0, "largest norm of the gradient; a larger one is scaled down", group="training", above=0)
-    eval_every: int = setting(100, "steps between evaluations", group="training", low=1, high=10**9)
+    eval_every: int = setting(170, "steps between evaluations", group="training", low=1, high=10**9)
     seed: int = setting(1337, "of initial weights, batches and dropout", group="training", low=0, high=2**31)
 
     device: str = setting(AUTO, "cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu", group="machine")
@@ -75,7 +75,8 @@ class TrainSettings:
 # What each preset changes of the defaults above.
 PRESETS = {
     "tiny": dict(
-        max_seq=64, embed_dim=192, num_layers=2, batch_size=32, steps=220, eval_every=55, lr=0.01, muon_lr=0.03,
+        max_seq=64, embed_dim=192, num_heads=4, num_layers=2, batch_size=32, steps=190, eval_every=19, lr=0.01,
+        muon_lr=0.04,
     ),
     "small": {},
     "base": dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250),
@@ -169,14 +170,15 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model: TinyGPT, settings: TrainSettings) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices and AdamW for embeddings, norms, biases and head, or AdamW for all.
 
-    Each parameter group keeps its peak learning rate under "peak_lr"; weight decay is for matrices only.
+    Each parameter group keeps its peak learning rate under "peak_lr". Weight decay is for matrices only; beside Muon,
+    for the hidden ones only.
     """
     hidden = [p for p in model.blocks.parameters() if p.ndim == 2] if settings.optimizer == "muon" else []
     ids = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if id(p) not in ids]
     adamw = torch.optim.AdamW(
         [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.0 if hidden else settings.weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ],
         lr=settings.lr,
