@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import signal
 import time
 from dataclasses import dataclass, field
@@ -303,6 +304,8 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
     }
     with open(run.paths.metrics, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     if better:
         run.best_loss, run.best_step = val_loss, run.step
         save_checkpoint(run.paths.best, run.model, run.tokenizer, origin_of(run), training=None)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,19 +48,22 @@ def check_output(paths: RunPaths) -> None:
         raise ValueError(f"--out {paths.best} is a folder")
 
 
-def lock_output(paths: RunPaths) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def lock_output(paths: RunPaths) -> Iterator[None]:
     """Hold the run's files for this process, and find out before training whether its folder can be written.
 
-    Raises ValueError if another process holds them, OSError if the folder cannot be made or written.
+    What a killed run left half-written is removed. Raises ValueError if another process holds them, OSError if the
+    folder cannot be made or written.
     """
     folder = paths.best.parent
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--out: cannot write into {folder}")
-    return locked(
-        paths.best.with_suffix(".lock"),
-        f"--out {paths.best}: another process is training into it; wait for it, stop it, or choose another --out",
-    )
+    refusal = f"--out {paths.best}: another process is training into it; wait for it, stop it, or choose another --out"
+    with locked(paths.best.with_suffix(".lock"), refusal):
+        for path in paths.all():
+            remove_leftovers(path)
+        yield
 
 
 def keep_earlier_run(paths: RunPaths) -> None:
@@ -68,8 +72,6 @@ def keep_earlier_run(paths: RunPaths) -> None:
     They are linked (copied, where the file system has no links), not moved: NAME.pth stays loadable until the new
     run's first save replaces it, and a kill at any moment loses nothing.
     """
-    for path in paths.all():
-        remove_leftovers(path)
     earlier = [path for path in paths.all() if path.exists()]
     if not earlier:
         return
