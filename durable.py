@@ -37,11 +37,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        # torch.save reports a failed write as a RuntimeError whose context holds the reason.
-        reason = error.__context__ if isinstance(error, RuntimeError) else error
+        # torch.save turns what is raised within a write into a RuntimeError whose context holds the reason.
+        reason = error.__context__ if isinstance(error, RuntimeError) and error.__context__ else error
         if isinstance(reason, OSError) and reason.errno:
             raise OSError(f"cannot write {path}: {reason.strerror or reason}") from error
-        raise
+        raise reason from None
 
 
 def sync_folder(folder: Path) -> None:

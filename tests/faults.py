@@ -30,6 +30,16 @@ SMALL_RUN = ["--data", "text.txt", *NETWORK, "--device", "cpu", "--dtype", "floa
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 8
 
 
+def warm_up() -> None:
+    """Let this process import what the first optimizer step does (over a second), before children are forked."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.ones(2)
+    torch.optim.AdamW([parameter]).step()
+
+
+warm_up()
+
+
 def write_corpus(folder: Path) -> Path:
     """The folder, with the small text in it."""
     folder.mkdir(exist_ok=True)

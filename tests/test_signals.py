@@ -1,0 +1,133 @@
+"""SIGINT and SIGTERM at every phase of a run: the step is finished and saved once, and the resumed run is bit-exact."""
+
+import builtins
+import os
+import signal
+
+import pytest
+
+import main
+from faults import (
+    OUT,
+    SMALL_RUN,
+    Child,
+    assert_nothing_lost,
+    assert_same_bits,
+    copy_of,
+    files_of,
+    train,
+    write_corpus,
+)
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast, and POSIX signals")
+RUN = [*SMALL_RUN, "--steps", 6, "--eval-every", 2]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = write_corpus(tmp_path_factory.mktemp("uninterrupted"))
+    train(folder, *RUN)
+    return folder
+
+
+def signal_in(name: str, *signums: int, call: int = 1):
+    """Prepares a child to send itself signals at the `call`th call of a function of main.py, and to count saves."""
+
+    def prepare():
+        original, save, calls = getattr(main, name), main.save_training, []
+
+        def interrupted(*arguments):
+            calls.append(name)
+            if len(calls) == call:
+                for signum in signums:
+                    os.kill(os.getpid(), signum)
+            return original(*arguments)
+
+        def counted(run):
+            (interrupted if name == "save_training" else save)(run)
+            with open("saves.txt", "a", encoding="utf-8") as file:
+                file.write(f"{run.step}\n")
+
+        setattr(main, name, interrupted)
+        main.save_training = counted
+
+    return prepare
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "phase, call, saves",
+    [("train_step", 3, [2, 3]), ("evaluate", 1, [2]), ("save_training", 1, [2])],
+)
+def test_a_signal_finishes_the_step_and_saves_once(uninterrupted, tmp_path, signum, code, phase, call, saves):
+    folder = write_corpus(tmp_path / "run")
+    child = train(folder, *RUN, prepare=signal_in(phase, signum, call=call), code=code)
+    last_step = saves[-1]
+    assert f"saved at step {last_step} of 6; go on with: python main.py --resume" in child.stderr
+    assert "Traceback" not in child.stderr and len(child.stderr.splitlines()) == 1
+    assert [int(line) for line in (folder / "saves.txt").read_text().split()] == saves
+    train(folder, "--resume")
+    assert_same_bits(folder / OUT.last, uninterrupted / OUT.last)
+    assert files_of(folder)["tiny_decoder.metrics.jsonl"].count(b"\n") == 3
+
+
+@pytest.mark.parametrize("phase", ["train_step", "evaluate"])
+def test_a_second_sigint_ends_at_once(uninterrupted, tmp_path, phase):
+    folder = write_corpus(tmp_path / "run")
+    child = train(folder, *RUN, prepare=signal_in(phase, signal.SIGINT, signal.SIGINT, call=2), code=130)
+    assert "Traceback" not in child.stderr and child.stderr.startswith("interrupted: ")
+    saved = assert_nothing_lost(folder, child.stdout)
+    assert saved == (0 if phase == "train_step" else 2), "nothing more was done or saved"
+    if saved:
+        train(folder, "--resume")
+        assert_same_bits(folder / OUT.last, uninterrupted / OUT.last)
+
+
+@pytest.mark.parametrize("at", [1, 4, 9])
+def test_a_second_sigint_in_the_middle_of_writing_leaves_files_that_load(uninterrupted, tmp_path, at):
+    """Two signals at a write inside torch.save, which hides what is raised there behind an error of its own."""
+    folder = copy_of(uninterrupted, tmp_path / "run")
+    earlier = files_of(folder)
+
+    def prepare():
+        real_open, writes = builtins.open, []
+
+        class Watched:
+            def __init__(self, file):
+                self.file = file
+
+            def write(self, data):
+                writes.append(len(data))
+                if len(writes) == at:
+                    for _ in range(2):
+                        os.kill(os.getpid(), signal.SIGINT)
+                return self.file.write(data)
+
+            def __enter__(self):
+                self.file.__enter__()
+                return self
+
+            def __exit__(self, *error):
+                return self.file.__exit__(*error)
+
+            def __getattr__(self, name):
+                return getattr(self.file, name)
+
+        def open_watched(path, mode="r", *arguments, **options):
+            file = real_open(path, mode, *arguments, **options)
+            return Watched(file) if mode == "wb" else file
+
+        builtins.open = open_watched
+
+    child = train(folder, *RUN, prepare=prepare, code=130)
+    assert "Traceback" not in child.stderr and "interrupted: nothing of this run was saved yet" in child.stderr
+    assert_nothing_lost(folder, child.stdout, earlier)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_sigint_before_training_is_quiet(tmp_path):
+    """While the corpus is read, say: no step to finish, nothing to save, no traceback."""
+    folder = write_corpus(tmp_path)
+    child = Child(folder, "main.py", *RUN, prepare=signal_in("load_corpus", signal.SIGINT))
+    assert child.wait() == 130
+    assert child.stderr == "interrupted\n"
