@@ -154,7 +154,8 @@ def add_flags(parser: argparse.ArgumentParser, settings_class: type, varies: fro
             if field.metadata["choices"]:
                 options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
             if isinstance(field.default, tuple):
-                options["action"] = "append"
+                several = {"action": "extend", "nargs": "+"}  # --books 1 2 3; texts one by one: --stop a --stop b
+                options |= several if kind is int else {"action": "append"}
         group.add_argument(flag_of(field.name), **options)
 
 

@@ -1,10 +1,11 @@
 """Corpora and the windows that training reads from them.
 
-A corpus is a name (`tinyshakespeare`, `synthetic`), a UTF-8 text, a folder of them (each `.txt` is a document), or
-`auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a loud line, the synthetic corpus, so that the
-first command needs no network.
+A corpus is a name (`tinyshakespeare`, `gutenberg`, `synthetic`), a UTF-8 text, a folder of them (each `.txt` is a
+document), or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a loud line, the synthetic one, so
+that the first command needs no network.
 
-    python data_setup.py tinyshakespeare        # fetch ahead of time
+    python data_setup.py tinyshakespeare                  # fetch ahead of time
+    python data_setup.py gutenberg --books 1342 84 100    # books of Project Gutenberg, by id
 """
 
 import hashlib
@@ -23,9 +24,11 @@ from torch.utils.data import Dataset
 
 import cli
 from download import Download, fetch
+from gutenberg import FetchSettings, fetch_books, read_manifest
 from texts import Split, Stretch, mapped_anew, measure
 
 DATA_FOLDER = Path("data")
+NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")
 TRAIN_SHARE = 0.9  # of the characters, by position; the rest is the validation split
 
 
@@ -102,6 +105,8 @@ def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSH
         return synthetic_corpus()
     if spec == "tinyshakespeare":
         return split_text(spec, fetch(source, folder))
+    if spec == "gutenberg":
+        return gutenberg_corpus(folder / spec)
     if spec == "auto":
         try:
             return load_corpus("tinyshakespeare", folder, source)
@@ -116,8 +121,28 @@ def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSH
     if path.is_dir():
         return split_documents(spec, text_files(path))
     if not path.is_file():
-        raise ValueError(f"--data {spec}: no such file or folder, and not one of auto, tinyshakespeare, synthetic")
+        raise ValueError(f"--data {spec}: no such file or folder, and not one of {', '.join(NAMES)}")
     return split_text(spec, path)
+
+
+def gutenberg_corpus(folder: Path) -> Corpus:
+    """The books in the folder, split by whole books: every tenth, counted from the last, is one to validate on.
+
+    Raises ValueError if there are fewer than two books or one is no longer as the manifest says.
+    """
+    books = list(read_manifest(folder).values())
+    if len(books) < 2:
+        raise ValueError(f"--data gutenberg: {len(books)} book cannot be split by books; fetch one more")
+    whole = []
+    for book in books:
+        path = folder / book.file
+        size, digest = measure(path)
+        if digest != book.sha256:
+            raise ValueError(f"{path} is not as it was fetched: delete it and run python data_setup.py gutenberg again")
+        whole.append(Stretch(path, 0, size))
+    val = whole[::-1][::10][::-1]
+    train = [book for book in whole if book not in val]
+    return assemble_corpus("gutenberg", train, val, [book.sha256 for book in books])
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -332,9 +357,16 @@ def batch_starts(
 
 def main() -> None:
     """Fetch corpora ahead of time."""
-    parser = cli.Parser("Fetch a corpus into data/ ahead of time.")
-    parser.add_argument("name", choices=["tinyshakespeare", "synthetic"], help="which one")
-    name = parser.parse_args().name
+    parser = cli.Parser(__doc__)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="|".join(NAMES[1:]))
+    for name in NAMES[1:]:
+        command = commands.add_parser(name, description=f"Fetch or make {name}, and say how it is split.")
+        if name == "gutenberg":
+            cli.add_flags(command, FetchSettings)
+    flags = cli.given_flags(parser.parse_args())
+    name = flags.pop("name")
+    if name == "gutenberg":
+        fetch_books(FetchSettings(**flags), DATA_FOLDER / name)
     corpus = load_corpus(name)
     floor = f", entropy floor {corpus.floor:.4f} nats per character" if corpus.floor else ""
     print(f"{name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate on{floor}")

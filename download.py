@@ -29,6 +29,14 @@ class Download:
     sha256: str
 
 
+class BadAnswer(OSError):
+    """The server answered, but not with the file; `status` is its code, such as 404."""
+
+    def __init__(self, url: str, status: int, reason: str):
+        super().__init__(f"{url} answered {status} {reason}")
+        self.status = status
+
+
 class SameScheme(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but not from https to http or anything else."""
 
@@ -55,7 +63,7 @@ def receive(url: str, timeout: float = 20.0, whole_time: float = WHOLE_TIME) -> 
                     raise OSError(f"{url} is too slow: it was not done after {whole_time:g} seconds")
                 yield piece
     except urllib.error.HTTPError as error:
-        raise OSError(f"{url} answered {error.code} {error.reason}") from None
+        raise BadAnswer(url, error.code, error.reason) from None
     except urllib.error.URLError as error:
         raise OSError(f"cannot reach {url}: {error.reason}") from None
     except TimeoutError:

@@ -19,7 +19,7 @@ class TrainSettings:
     """Every flag of main.py. The defaults are the preset `small`; PRESETS says how the others differ."""
 
     data: str = setting(
-        AUTO, "tinyshakespeare, synthetic, auto, or the path of a UTF-8 text or a folder of them", group="files"
+        AUTO, "tinyshakespeare, gutenberg, synthetic, auto, a UTF-8 text, or a folder of them", group="files"
     )
     tokenizer: str = setting("char", "char, or a BPE vocabulary's file from tokenizer.py train", group="files")
     out: str = setting("checkpoints/tiny_decoder.pth", "where the best model goes", group="files")
