@@ -1,8 +1,8 @@
 """Corpora and the windows that training reads from them.
 
 A corpus is a name (`tinyshakespeare`, `gutenberg`, `synthetic`), a UTF-8 text, a folder of them (each `.txt` is a
-document), or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a loud line, the synthetic one, so
-that the first command needs no network.
+document), or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a loud line, the synthetic one:
+the first command needs no network.
 
     python data_setup.py tinyshakespeare                  # fetch ahead of time
     python data_setup.py gutenberg --books 1342 84 100    # books of Project Gutenberg, by id
