@@ -1,0 +1,103 @@
+"""Streamed text against the text in one piece, with every way to cut it into tokens."""
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from text_stream import TextStream
+
+
+class Pieces:
+    """A tokenizer whose token i is the i-th of some pieces."""
+
+    def __init__(self, pieces: list[str]):
+        self.pieces = pieces
+
+    def decode(self, ids):
+        return "".join(self.pieces[i] for i in ids)
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes, as byte-level BPE's shortest ones are."""
+
+    def decode_bytes(self, ids):
+        return bytes(ids)
+
+
+def streamed(tokenizer, tokens, stops=()) -> tuple[list[str], TextStream]:
+    stream = TextStream(tokenizer, stops)
+    shown = []
+    for token in tokens:
+        if stream.stopped:
+            break
+        shown.append(stream.add(token))
+    return [*shown, stream.finish()], stream
+
+
+def ways_to_cut(text: str):
+    for count in range(len(text)):
+        for cuts in combinations(range(1, len(text)), count):
+            edges = [0, *cuts, len(text)]
+            yield [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def expected_text(text: str, stops: tuple[str, ...]) -> str:
+    """The definition: the stop string that is complete first ends the text, the longest of those that end together."""
+    ends = [(text.index(stop) + len(stop), -len(stop)) for stop in stops if stop in text]
+    if not ends:
+        return text
+    end, length = min(ends)
+    return text[: end + length]
+
+
+@pytest.mark.parametrize(
+    ("text", "stops"),
+    [
+        ("abcabd", ("abd",)),  # a false start
+        ("aabaaab", ("aaab",)),  # a prefix that overlaps itself
+        ("xababac", ("abac",)),
+        ("xyzzy", ("zz", "yz")),  # two that share a character
+        ("abcdef", ("cde", "abcdeX", "d")),
+        ("abcdef", ("bcd", "d")),  # two that end together
+        ("ends in a", ("a stop",)),  # never complete
+        ("stop", ("stop",)),
+        ("a\n\nb", ("\n\n",)),
+        ("plain", ()),
+    ],
+)
+def test_stop_strings_whatever_the_tokens(text, stops):
+    for pieces in ways_to_cut(text):
+        shown, stream = streamed(Pieces(pieces), range(len(pieces)), stops)
+        assert "".join(shown) == stream.text == expected_text(text, stops), pieces
+        assert stream.stopped == any(stop in text for stop in stops)
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_stop_strings_against_the_definition(text, stops):
+    shown, stream = streamed(Pieces(list(text)), range(len(text)), tuple(stops))
+    assert "".join(shown) == stream.text == expected_text(text, tuple(stops))
+
+
+def test_text_is_shown_as_soon_as_it_is_certain():
+    stream = TextStream(Pieces(["a", "b", "s", "t", "x"]), ("sto",))
+    assert [stream.add(token) for token in range(5)] == ["a", "b", "", "", "stx"]
+
+
+@given(st.text(max_size=8))
+def test_characters_of_several_bytes_come_whole(text):
+    data = text.encode("utf-8", "replace")
+    shown, stream = streamed(Bytes(), data)
+    assert "".join(shown) == stream.text == data.decode()
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(shown) or "\N{REPLACEMENT CHARACTER}" in text
+
+
+@given(st.binary(max_size=12))
+def test_broken_bytes_are_shown_as_python_decodes_them(data):
+    assert "".join(streamed(Bytes(), data)[0]) == data.decode("utf-8", "replace")
+
+
+def test_stop_string_of_several_bytes():
+    shown, stream = streamed(Bytes(), "déjà vu".encode(), ("à",))
+    assert "".join(shown) == "déj" and stream.stopped
