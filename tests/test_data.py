@@ -201,6 +201,7 @@ def test_auto_takes_the_file_that_is_there(tmp_path):
     assert corpus.train.text() + corpus.val.text() == TEXT.decode()
 
 
+@pytest.mark.tinyshakespeare
 @pytest.mark.skipif(not Path("data/tinyshakespeare.txt").exists(), reason="needs data/tinyshakespeare.txt")
 def test_the_real_tinyshakespeare():
     corpus = load_corpus("tinyshakespeare")

@@ -69,6 +69,21 @@ def test_a_run_says_what_it_does_and_leaves_its_files(trained):
     assert names == [f"tiny_decoder.{end}" for end in ("last.pth", "metrics.jsonl", "previous.pth", "pth")]
 
 
+def test_no_honest_run_gets_below_the_floor_and_a_leaking_one_does():
+    """The end-to-end check of mask, shift and split: with the mask taken away, the model reads the answers."""
+    sizes = dict(max_seq=16, embed_dim=32, num_heads=2, num_layers=1, batch_size=32, steps=150, dtype="float32")
+    settings = TrainSettings(data="synthetic", device="cpu", lr=0.01, **sizes)
+    losses = {}
+    for leaking in (False, True):
+        run = main.start_run(settings, torch.device("cpu"))
+        if leaking:
+            run.model.causal_mask.zero_()
+        while run.step < settings.steps:
+            main.train_step(run)
+        losses[leaking] = main.evaluate(run)
+    assert losses[True] < run.corpus.floor < losses[False]
+
+
 def test_metrics_hold_a_line_per_evaluation(trained):
     folder, _ = trained
     lines = metrics_of(folder)
