@@ -156,6 +156,8 @@ def resume_run(given: dict) -> Run:
     state = loaded.training
     try:
         saved = TrainSettings(**state["settings"])
+        if saved.max_seq > loaded.model.config.max_seq:
+            raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: its settings: {error}") from None
     for name, value in given.items():
