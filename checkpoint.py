@@ -42,6 +42,8 @@ TRAINING_FIELDS = {
     "best_loss": float,  # infinite before the first evaluation
     "best_step": int,
     "threads": int,
+    "processes": int,
+    "launch": str,
     "optimizers": list,  # one dictionary per optimizer: parameter's index -> name -> tensor
 }
 # All that the pickle inside may name; PyTorch's own list is longer, and some of it takes memory without limit.
@@ -239,7 +241,7 @@ def check_training(state: object) -> None:
     """
     check_fields(state, TRAINING_FIELDS)
     check_plain(state["settings"])
-    for name in ("step", "best_step", "threads"):
+    for name in ("step", "best_step", "threads", "processes"):
         if not 0 <= state[name] <= 10**9:
             raise ValueError(f"its entry {name!r} is out of range")
     if not 0 <= state["train_seconds"] < math.inf or math.isnan(state["best_loss"]):

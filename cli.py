@@ -113,7 +113,7 @@ def check_given(settings_class: type, given: dict) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser without abbreviations, whose errors are one line on stderr and exit code 2."""
+    """An ArgumentParser without abbreviations, whose errors are ValueErrors, for `run` to print."""
 
     def __init__(self, description: str, **options):
         super().__init__(
@@ -121,9 +121,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> typing.NoReturn:
-        message = " ".join(message.removeprefix("argument ").split())
-        print(f"error: {message} (--help lists the flags)", file=sys.stderr)
-        raise SystemExit(2)
+        raise ValueError(f"{message.removeprefix('argument ')} (--help lists the flags)")
 
 
 def add_flags(parser: argparse.ArgumentParser, settings_class: type, varies: frozenset[str] = frozenset()) -> None:

@@ -3,6 +3,7 @@
 python main.py                             # device, corpus and preset chosen for this machine
 python main.py --data my.txt --steps 500
 python main.py --resume                    # go on where the last run stopped, to the last bit
+torchrun --standalone --nproc-per-node 2 main.py       # two processes: see distributed.py
 """
 
 import contextlib
@@ -25,7 +26,8 @@ from checkpoint import save_checkpoint
 from cli import StopSignal
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus
 from decode import Reader
-from device import check_memory, describe_device, pick_device, pick_dtype
+from device import check_memory, describe_device, pick_device, pick_dtype, to_device
+from distributed import ALONE, Ranks, joined
 from recipe import (
     AUTO,
     PRESETS,
@@ -37,7 +39,7 @@ from recipe import (
     restore_optimizer,
     set_learning_rates,
 )
-from run_files import RunPaths, check_output, keep_earlier_run, load_newest, lock_output, trim_metrics
+from run_files import RunPaths, check_output, keep_earlier_run, load_newest, load_training, lock_output, trim_metrics
 from sampler import Sampling, generate, row_generators
 from texts import encode_split
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
@@ -65,6 +67,7 @@ class Run:
     val_tokens: np.ndarray
     val_bytes: int  # of the validation text in UTF-8
     optimizers: list[torch.optim.Optimizer]
+    ranks: Ranks = ALONE
     step: int = 0
     train_seconds: float = 0.0  # steps only: evaluation, saving and set-up left out
     best_loss: float = math.inf
@@ -72,11 +75,15 @@ class Run:
     overfitting_said: bool = False
     saved_in: Path | None = None  # the file that holds the newest whole training state
     saved_step: int = 0
-    network: nn.Module = field(init=False)  # the model, compiled if so chosen; the weights are the model's
+    network: nn.Module = field(init=False)  # the model, compiled and wrapped as needed; the weights are the model's
 
     def __post_init__(self):
-        wanted = self.settings.compile if self.settings.compile is not None else self.device.type == "cuda"
-        self.network = torch.compile(self.model) if wanted else self.model
+        network = torch.compile(self.model) if self.compiled else self.model
+        self.network = self.ranks.wrap(network, self.device)
+
+    @property
+    def compiled(self) -> bool:
+        return self.settings.compile if self.settings.compile is not None else self.device.type == "cuda"
 
     @property
     def paths(self) -> RunPaths:
@@ -101,9 +108,9 @@ def choose_settings(given: dict, device: torch.device) -> TrainSettings:
     return TrainSettings(**{**PRESETS.get(preset, {}), **given, "preset": preset})
 
 
-def start_run(settings: TrainSettings, device: torch.device) -> Run:
+def start_run(settings: TrainSettings, device: torch.device, ranks: Ranks = ALONE) -> Run:
     """A new run at step 0."""
-    corpus = load_corpus(settings.data)
+    corpus = shared_corpus(settings.data, ranks)
     tokenizer = choose_tokenizer(settings, corpus)
     torch.manual_seed(settings.seed)
     config = TinyGPTConfig(
@@ -115,7 +122,15 @@ def start_run(settings: TrainSettings, device: torch.device) -> Run:
         dropout=settings.dropout,
     )
     check_memory(least_memory(settings, tokenizer.vocab_size), device)
-    return assemble_run(settings, device, corpus, tokenizer, TinyGPT(config))
+    return assemble_run(settings, device, corpus, tokenizer, TinyGPT(config), ranks)
+
+
+def shared_corpus(spec: str, ranks: Ranks) -> Corpus:
+    """The corpus, fetched once per machine; ValueError if the machines came to different ones."""
+    with ranks.one_per_machine_first("corpus"):
+        corpus = load_corpus(spec)
+    ranks.require_same("corpus", corpus.sha256)
+    return corpus
 
 
 def choose_tokenizer(settings: TrainSettings, corpus: Corpus) -> Tokenizer:
@@ -128,10 +143,18 @@ def choose_tokenizer(settings: TrainSettings, corpus: Corpus) -> Tokenizer:
 
 
 def assemble_run(
-    settings: TrainSettings, device: torch.device, corpus: Corpus, tokenizer: Tokenizer, model: TinyGPT
+    settings: TrainSettings,
+    device: torch.device,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    model: TinyGPT,
+    ranks: Ranks,
 ) -> Run:
     """A run at step 0 around a model, on its device, with the corpus encoded and the optimizers made."""
+    check_split(settings, ranks)
     model = model.to(device)
+    with ranks.one_per_machine_first("tokens"):
+        train_tokens, val_tokens = (encode_split(tokenizer, part, TOKEN_FOLDER) for part in (corpus.train, corpus.val))
     return Run(
         settings=settings,
         device=device,
@@ -139,20 +162,35 @@ def assemble_run(
         corpus=corpus,
         tokenizer=tokenizer,
         model=model,
-        train_set=ShiftedWindowDataset(encode_split(tokenizer, corpus.train, TOKEN_FOLDER), settings.max_seq),
-        val_tokens=encode_split(tokenizer, corpus.val, TOKEN_FOLDER),
+        train_set=ShiftedWindowDataset(train_tokens, settings.max_seq),
+        val_tokens=val_tokens,
         val_bytes=corpus.val.count_bytes(),
         optimizers=make_optimizers(model, settings),
+        ranks=ranks,
     )
 
 
-def resume_run(given: dict) -> Run:
+def check_split(settings: TrainSettings, ranks: Ranks) -> None:
+    """Raise ValueError that names a fitting batch size if the batch cannot be split over ranks and --grad-accum."""
+    ranks.require_same("recipe", repr(settings))
+    parts = ranks.size * settings.grad_accum
+    if settings.batch_size % parts:
+        fitting = max(1, round(settings.batch_size / parts)) * parts
+        raise ValueError(
+            f"--batch-size {settings.batch_size} cannot be split into {ranks.size} (processes) x {settings.grad_accum} "
+            f"(--grad-accum) equal parts: --batch-size {fitting} can"
+        )
+
+
+def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
     """The run whose training state lies beside --out, as it was after its last saved step.
 
     Raises ValueError that names every flag that contradicts the saved run.
     """
     paths = RunPaths(Path(given.get("out", TrainSettings.out)))
-    loaded, path = load_newest(paths)
+    loaded, path = load_newest(paths) if ranks.first else (None, paths.last)
+    with ranks.file_of_first(path) as copy:
+        loaded = loaded or load_training(copy)
     state = loaded.training
     try:
         saved = TrainSettings(**state["settings"])
@@ -167,7 +205,7 @@ def resume_run(given: dict) -> Run:
                 "leave the flag out, or start a new run with another --out"
             )
     settings = dataclasses.replace(saved, **{"stop_at": None, **given, "data": saved.data, "preset": saved.preset})
-    corpus = load_corpus(settings.data)
+    corpus = shared_corpus(settings.data, ranks)
     if corpus.sha256 != state["corpus_sha256"]:
         raise ValueError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")
     by_characters = settings.tokenizer == CharTokenizer.kind
@@ -175,7 +213,8 @@ def resume_run(given: dict) -> Run:
         raise ValueError(f"{path} cannot be used: its vocabulary is not that of {settings.data}")
     if state["step"] >= settings.steps:
         raise ValueError(f"the run in {path} is complete at step {state['step']}: give a larger --steps to go on")
-    run = assemble_run(settings, pick_device(settings.device), corpus, loaded.tokenizer, loaded.model)
+    device = ranks.pick_device(pick_device(settings.device))
+    run = assemble_run(settings, device, corpus, loaded.tokenizer, loaded.model, ranks)
     try:
         for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
             restore_optimizer(optimizer, kept, state["step"])
@@ -186,6 +225,8 @@ def resume_run(given: dict) -> Run:
     run.best_loss, run.best_step = state["best_loss"], state["best_step"]
     if state["threads"] != torch.get_num_threads():
         print(f"NOTE: the run used {state['threads']} threads, now {torch.get_num_threads()}: close, but not bit-exact")
+    if state["processes"] != ranks.size:
+        print(f"NOTE: the run used {state['processes']} processes, now {ranks.size}: close, but not bit-exact")
     return run
 
 
@@ -198,23 +239,26 @@ def autocast(run: Run) -> contextlib.AbstractContextManager:
 
 
 def train_step(run: Run) -> float:
-    """One update of the weights; returns the batch's mean loss in nats per token.
+    """One update of the weights; returns the whole batch's mean loss in nats per token.
 
     Raises FloatingPointError, before anything is changed, if the loss or the gradient is not finite.
     """
-    settings = run.settings
-    # Batch and dropout depend on (seed, step) alone, so a resumed run draws what an uninterrupted one would.
-    starts = batch_starts(run.train_set, settings.batch_size, settings.seed, run.step)
-    torch.manual_seed(settings.seed * 1_000_003 + run.step)
+    settings, ranks = run.settings, run.ranks
+    # Batch and dropout depend on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would.
+    starts = batch_starts(run.train_set, settings.batch_size, settings.seed, run.step, ranks.rank, ranks.size)
+    torch.manual_seed((settings.seed * 1_000_003 + run.step) * ranks.size + ranks.rank)
     run.network.train()
     total = 0.0
-    for part in np.split(starts, settings.grad_accum):
-        inputs, targets = (t.to(run.device, non_blocking=True) for t in run.train_set.batch(part))
-        with autocast(run):
-            logits = run.network(inputs)
-        loss = next_token_loss(logits, targets) / settings.grad_accum
-        loss.backward()
+    for part in range(settings.grad_accum):
+        inputs, targets = run.train_set.batch(np.split(starts, settings.grad_accum)[part])
+        inputs, targets = to_device(inputs, run.device), to_device(targets, run.device)
+        with ranks.sends_gradients(run.network, wanted=part == settings.grad_accum - 1):
+            with autocast(run):
+                logits = run.network(inputs)
+            loss = next_token_loss(logits, targets) / settings.grad_accum
+            loss.backward()
         total += loss.item()
+    total = float(ranks.sum(total)) / ranks.size  # not finite anywhere, not finite everywhere: all ranks stop together
     norm = clip_gradients(run.model, settings.clip)
     if not math.isfinite(total) or not math.isfinite(norm):
         raise FloatingPointError(
@@ -233,13 +277,15 @@ def train_step(run: Run) -> float:
 def evaluate(run: Run) -> float:
     """Mean loss in nats per token over the whole validation split, cut into consecutive windows of max_seq."""
     run.model.eval()
-    total, count = 0.0, 0
-    for x, y in consecutive_windows(run.val_tokens, run.settings.max_seq):
-        with autocast(run):
-            logits = run.model(x.to(run.device))
-        total += next_token_loss(logits, y.to(run.device)).item() * y.numel()
+    losses, count = [], 0
+    for number, (x, y) in enumerate(consecutive_windows(run.val_tokens, run.settings.max_seq)):
+        losses.append(0.0)
         count += y.numel()
-    return total / count
+        if number % run.ranks.size == run.ranks.rank:
+            with autocast(run):
+                logits = run.model(to_device(x, run.device))
+            losses[-1] = next_token_loss(logits, to_device(y, run.device)).item() * y.numel()
+    return sum(run.ranks.sum(np.array(losses)).tolist()) / count  # in the same order, however many ranks there are
 
 
 def sample_text(run: Run, length: int, seed: int = 0) -> str:
@@ -249,13 +295,16 @@ def sample_text(run: Run, length: int, seed: int = 0) -> str:
     return run.tokenizer.decode([token for (token,) in steps])
 
 
-def train(run: Run, stop: StopSignal) -> None:
-    """The loop: step, now and then evaluate and save, until the last step or a signal."""
+def train(run: Run, stop: StopSignal) -> int:
+    """The loop: step, now and then evaluate and save, until the last step or a signal, which is returned."""
     settings = run.settings
     end = min(settings.steps, settings.stop_at or settings.steps)
     losses, mark = [], time.perf_counter()
+    signum = 0
     with tqdm(total=settings.steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True) as bar:
-        while run.step < end and not stop.signum:
+        while run.step < end and not (
+            signum := run.ranks.largest(signal.SIGTERM if run.ranks.abandoned else stop.signum)
+        ):
             losses.append(train_step(run))
             bar.update()
             evaluation_due = run.step % settings.eval_every == 0 or run.step == settings.steps
@@ -270,6 +319,7 @@ def train(run: Run, stop: StopSignal) -> None:
     if losses or not run.saved_in:
         run.train_seconds += time.perf_counter() - mark
         save_training(run)
+    return signum
 
 
 def comparable_losses(run: Run, val_loss: float) -> dict[str, float]:
@@ -304,13 +354,15 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
         "tokens_per_second": round(speed, 1),
         **comparable,
     }
-    with open(run.paths.metrics, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     if better:
         run.best_loss, run.best_step = val_loss, run.step
-        save_checkpoint(run.paths.best, run.model, run.tokenizer, origin_of(run), training=None)
+    if run.ranks.first:
+        with open(run.paths.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if better:
+            save_checkpoint(run.paths.best, run.model, run.tokenizer, origin_of(run), training=None)
     save_training(run)
     floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
     mark = " *" if better else ""
@@ -349,7 +401,7 @@ def origin_of(run: Run) -> dict:
 
 
 def save_training(run: Run) -> None:
-    """Write the state that `resume_run` reads."""
+    """Write the state that `resume_run` reads; rank 0 does so for all."""
     state = {
         "settings": dataclasses.asdict(run.settings),
         "corpus_sha256": run.corpus.sha256,
@@ -358,10 +410,13 @@ def save_training(run: Run) -> None:
         "best_loss": run.best_loss,
         "best_step": run.best_step,
         "threads": torch.get_num_threads(),
+        "processes": run.ranks.size,
+        "launch": run.ranks.launch,
         "optimizers": [optimizer.state_dict()["state"] for optimizer in run.optimizers],
     }
     previous = run.paths.previous if run.saved_in == run.paths.last else None  # a damaged one must not push out a whole
-    save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state, previous)
+    if run.ranks.first:
+        save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state, previous)
     run.saved_in, run.saved_step = run.paths.last, run.step
 
 
@@ -388,8 +443,11 @@ def announce(run: Run) -> None:
         f"{settings.num_heads} heads, window {settings.max_seq}, {run.tokenizer.vocab_size} tokens in the vocabulary\n"
         f"recipe   {settings.preset}: {settings.steps:,} steps of {settings.batch_size} windows, {tokens:,} tokens\n"
         f"machine  {describe_device(run.device)}, {str(run.dtype).removeprefix('torch.')}"
-        f"{', compiled' if run.network is not run.model else ''}"
+        f"{', compiled' if run.compiled else ''}"
     )
+    if run.ranks.size > 1:
+        share = settings.batch_size // run.ranks.size
+        print(f"ranks    {run.ranks.size} processes like this one, {share} windows of each step for each")
     if corpus.floor:
         print(f"floor    {corpus.floor:.4f} nats per character: no honest model validates below it")
     if run.step:
@@ -399,48 +457,74 @@ def announce(run: Run) -> None:
 def next_command(run: Run, command: str) -> str:
     """A command line for the user to type, with --out or --checkpoint only where it is not the default."""
     flag = {"main.py --resume": "--out", "generate.py": "--checkpoint"}[command]
-    return f"python {command}" + (f" {flag} {run.paths.best}" if run.settings.out != TrainSettings.out else "")
+    start = "torchrun …" if run.ranks.size > 1 and flag == "--out" else "python"
+    return f"{start} {command}" + (f" {flag} {run.paths.best}" if run.settings.out != TrainSettings.out else "")
 
 
-def open_run(given: dict, held: contextlib.ExitStack) -> Run:
+def open_run(given: dict, held: contextlib.ExitStack, ranks: Ranks) -> Run:
     """The new or resumed run that the flags ask for; `held` keeps others from writing its files."""
     paths = RunPaths(Path(given.get("out", TrainSettings.out)))
     cli.check_given(TrainSettings, given)
     check_output(paths)
-    if given.get("resume"):
-        if paths.best.parent.is_dir():  # otherwise there is nothing to resume, and resume_run says so
+    ranks.require_same("command line", repr(given))
+    if given.get("resume") or restarted(paths, ranks):
+        if ranks.first and paths.best.parent.is_dir():  # otherwise there is nothing to resume, and resume_run says so
             held.enter_context(lock_output(paths))
-        run = resume_run(given)
-        trim_metrics(run.paths.metrics, run.step)
+        run = resume_run(given, ranks)
+        if ranks.first:
+            trim_metrics(run.paths.metrics, run.step)
         return run
-    device = pick_device(given.get("device", AUTO))
-    run = start_run(choose_settings(given, device), device)
-    held.enter_context(lock_output(paths))
-    keep_earlier_run(paths)
+    device = ranks.pick_device(pick_device(given.get("device", AUTO)))
+    run = start_run(choose_settings(given, device), device, ranks)
+    if ranks.first:
+        held.enter_context(lock_output(paths))
+        keep_earlier_run(paths)
     return run
+
+
+def restarted(paths: RunPaths, ranks: Ranks) -> bool:
+    """Whether torchrun has run this command before, lost a rank, and tries again, with a state to go on from."""
+    ours = False
+    if ranks.launch and ranks.first:
+        with contextlib.suppress(ValueError):  # there is no state, or not one of ours
+            ours = load_newest(paths)[0].training["launch"] == ranks.launch
+    return bool(ranks.largest(ours))
+
+
+def interruption(run: Run, told: bool, signum: int) -> Exception:
+    """What ends a run that a signal has stopped; `told` is whether this rank got it."""
+    number = int(run.ranks.sum(float(told)))
+    if 0 < number < run.ranks.size:  # not by way of torchrun, which tells all
+        return ChildProcessError(
+            f"{number} of {run.ranks.size} processes got {signal.Signals(signum).name}; {where_kept(run)}"
+        )
+    return cli.Interrupted(signum, where_kept(run))
 
 
 def main() -> None:
     """The command."""
     with contextlib.ExitStack() as held:
-        run = open_run(parse_flags(), held)
+        ranks = held.enter_context(joined())
+        run = open_run(parse_flags(), held, ranks)
         announce(run)
         try:
-            with StopSignal() as stop:
-                train(run, stop)
+            with StopSignal() as stop, ranks.faults_named():
+                signum = train(run, stop)
         except KeyboardInterrupt:
             raise cli.Interrupted(signal.SIGINT, where_kept(run)) from None
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}; {where_kept(run)}") from None
         except OSError as error:
             raise OSError(f"{cli.one_line(error)}; {where_kept(run)}") from None
-    if run.step < run.settings.steps:
-        if stop.signum:
-            raise cli.Interrupted(stop.signum, where_kept(run))
-        print(where_kept(run))
-        return
-    print(f"best validation loss {run.best_loss:.4f} at step {run.best_step}, {run.train_seconds:.0f} s of training")
-    print(f'sample from it with: {next_command(run, "generate.py")} --prompt "ROMEO:"')
+        if run.step < run.settings.steps:
+            if signum:
+                raise interruption(run, stop.signum != 0, signum)
+            print(where_kept(run))
+            return
+        print(
+            f"best validation loss {run.best_loss:.4f} at step {run.best_step}, {run.train_seconds:.0f} s of training"
+        )
+        print(f'sample from it with: {next_command(run, "generate.py")} --prompt "ROMEO:"')
 
 
 if __name__ == "__main__":

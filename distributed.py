@@ -1,0 +1,217 @@
+"""Training in several processes ("ranks") that PyTorch's own launcher starts, on one machine or on several.
+
+    torchrun --standalone --nproc-per-node 2 main.py
+
+Data parallel training: each rank holds the whole model and computes the gradient of its share of every batch;
+`DistributedDataParallel` averages the gradients while they are being computed; then all ranks make the same update.
+Rank 0 alone prints and writes files. Started without torchrun there is one rank, and everything here does nothing.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import distributed as dist
+from torch import nn
+
+import cli
+
+# How long a rank waits for the others' part of a sum before it takes them for lost, …
+SILENCE = timedelta(seconds=50)
+# … and for their set-up, in which one of them may be downloading a corpus.
+PATIENCE = timedelta(hours=1)
+EXPECTED = (OSError, ValueError, FloatingPointError, cli.Interrupted)  # failures that explain themselves
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is, and how they agree. What follows is called by every rank, in the same order.
+
+    A rank that is lost makes the others raise RuntimeError in whatever they do together (see `faults_named`).
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # which of the ranks on its machine
+    machine: int = 0
+    launcher: int = 0  # the process id of torchrun
+    launch: str = ""  # names what torchrun runs, the same after it has restarted the ranks; "" without torchrun
+    store: "dist.Store | None" = None  # small values that all ranks can read and write
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that prints and writes."""
+        return self.rank == 0
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the launcher has died, so that nobody would end this process if the others were lost."""
+        return bool(self.launch) and os.getppid() != self.launcher
+
+    def sum(self, values: float | np.ndarray) -> float | np.ndarray:
+        """The element-wise sum, in float64, of what the ranks give."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.numpy()
+
+    def largest(self, value: int) -> int:
+        """The largest of what the ranks give."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
+    def require_same(self, what: str, value: str) -> None:
+        """Wait until every rank has come here, and raise ValueError if this one's value is not rank 0's."""
+        if self.size == 1:
+            return
+        self.store.set(f"{what}/{self.rank}", value)
+        self.store.wait([f"{what}/{rank}" for rank in range(self.size)])
+        if self.store.get(f"{what}/0").decode() != value:
+            raise ValueError(f"process {self.rank} has another {what} than process 0: start all of them alike")
+
+    @contextlib.contextmanager
+    def one_per_machine_first(self, what: str) -> Iterator[None]:
+        """One rank of each machine runs the block before the others, which then find what it has fetched."""
+        key = f"{what}/machine {self.machine}"
+        if self.local_rank:
+            self.store.wait([key])
+        yield
+        if self.size > 1 and not self.local_rank:
+            self.store.set(key, "")
+
+    @contextlib.contextmanager
+    def file_of_first(self, path: Path) -> Iterator[Path]:
+        """A path under which this rank can read rank 0's file, which other machines do not have."""
+        if self.size == 1:
+            yield path
+            return
+        content = np.fromfile(path, np.uint8) if self.first else np.empty(0, np.uint8)
+        content = np.resize(content, self.largest(len(content)))
+        dist.broadcast(torch.from_numpy(content), src=0)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = path if self.first else Path(folder, path.name)
+            if not self.first:
+                content.tofile(copy)
+            yield copy
+
+    def pick_device(self, device: torch.device) -> torch.device:
+        """The device for this rank: the CPU for all, or a GPU each. Raises ValueError if there are too few."""
+        if self.size == 1 or device.type == "cpu":
+            return device
+        if device.type != "cuda":
+            raise ValueError(f"--device {device.type} can train in one process only: use --device cpu, or one process")
+        if self.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one for each process"
+            )
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network such that backward leaves every rank with the mean of the ranks' gradients.
+
+        All ranks start from rank 0's weights. The network has no buffers that change, so none are sent around.
+        """
+        if self.size == 1:
+            return network
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch 2.13 renames broadcast_buffers, which older ones know alone
+            return nn.parallel.DistributedDataParallel(
+                network,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,  # the gradients live in the buffers that are sent: no copies
+            )
+
+    def sends_gradients(self, network: nn.Module, wanted: bool) -> contextlib.AbstractContextManager:
+        """Within it, a pass through a wrapped network averages the gradients, or else only adds to this rank's own."""
+        return contextlib.nullcontext() if wanted or self.size == 1 else network.no_sync()
+
+    @contextlib.contextmanager
+    def faults_named(self) -> Iterator[None]:
+        """Within it, a lost rank raises ConnectionError, and a bug ChildProcessError after its traceback is printed."""
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1 or isinstance(error, EXPECTED) or cli.out_of_memory(error):
+                raise
+            here, text = f"process {self.rank} of {self.size}", cli.one_line(error)
+            if isinstance(error, dist.DistError) or "/gloo/" in text:
+                raise ConnectionError(f"{here} lost contact with another one ({text})") from None
+            traceback.print_exc()
+            raise ChildProcessError(f"{here} failed: {type(error).__name__}: {text}") from None
+
+    def reports_failure(self) -> bool:
+        """Whether this rank is the first to report that the run has failed, and so the one to print why."""
+        if self.size == 1:
+            return True
+        try:
+            return self.store.add("failures reported", 1) == 1
+        except RuntimeError:  # the launcher, which keeps the store, is gone
+            return self.first
+
+
+ALONE = Ranks()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """The ranks that torchrun's environment describes, connected; a single one without torchrun.
+
+    Only rank 0's output is seen. If the run fails, the first rank to fail prints why, and the others leave silently.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        yield ALONE
+        return
+    ranks = connect()
+    stdout, stderr, nowhere = sys.stdout, sys.stderr, open(os.devnull, "w", encoding="utf-8")
+    if not ranks.first:
+        sys.stdout = sys.stderr = nowhere
+    try:
+        with ranks.faults_named():
+            yield ranks
+    except BaseException:
+        sys.stderr = stderr if ranks.reports_failure() else nowhere
+        raise
+    finally:
+        sys.stdout = stdout
+        if ranks.size > 1:
+            dist.destroy_process_group()
+
+
+def connect() -> Ranks:
+    """Meet the other ranks where torchrun says. CPU tensors travel by gloo, GPU tensors by nccl."""
+    environment = os.environ
+    ranks = Ranks(
+        rank=int(environment["RANK"]),
+        size=int(environment["WORLD_SIZE"]),
+        local_rank=int(environment["LOCAL_RANK"]),
+        machine=int(environment["GROUP_RANK"]),
+        launcher=os.getppid(),
+        launch=f"{environment['TORCHELASTIC_RUN_ID']}/{os.getppid()}",
+    )
+    if ranks.size == 1:
+        return ranks
+    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore("collectives", store),
+        rank=ranks.rank,
+        world_size=ranks.size,
+        timeout=SILENCE,
+    )
+    return dataclasses.replace(ranks, store=dist.PrefixStore("main", store))
