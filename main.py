@@ -226,7 +226,7 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
     if state["threads"] != torch.get_num_threads():
         print(f"NOTE: the run used {state['threads']} threads, now {torch.get_num_threads()}: close, but not bit-exact")
     if state["processes"] != ranks.size:
-        print(f"NOTE: the run used {state['processes']} processes, now {ranks.size}: close, but not bit-exact")
+        print(f"NOTE: the run had {state['processes']} ranks, now {ranks.size}: close, but not bit-exact")
     return run
 
 
