@@ -10,6 +10,8 @@ Rank 0 alone prints and writes files. Started without torchrun there is one rank
 import contextlib
 import dataclasses
 import os
+import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -151,8 +153,9 @@ class Ranks:
                 raise
             here, text = f"process {self.rank} of {self.size}", cli.one_line(error)
             if isinstance(error, dist.DistError) or "/gloo/" in text:
-                raise ConnectionError(f"{here} lost contact with another one ({text})") from None
-            traceback.print_exc()
+                reason = re.sub(r"^\[\S*/gloo/\S*\] ", "", text).split(". ")[0]
+                raise ConnectionError(f"{here} lost contact with another one ({reason})") from None
+            traceback.print_exc(file=sys.__stderr__)
             raise ChildProcessError(f"{here} failed: {type(error).__name__}: {text}") from None
 
     def reports_failure(self) -> bool:
@@ -185,6 +188,7 @@ def joined() -> Iterator[Ranks]:
         with ranks.faults_named():
             yield ranks
     except BaseException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks once one has left: this one is leaving
         sys.stderr = stderr if ranks.reports_failure() else nowhere
         raise
     finally:

@@ -238,11 +238,8 @@ def autocast(run: Run) -> contextlib.AbstractContextManager:
     return torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32)
 
 
-def train_step(run: Run) -> float:
-    """One update of the weights; returns the whole batch's mean loss in nats per token.
-
-    Raises FloatingPointError, before anything is changed, if the loss or the gradient is not finite.
-    """
+def compute_gradients(run: Run) -> float:
+    """Leave the mean gradient of the whole batch in the weights' `.grad`; returns its mean loss in nats per token."""
     settings, ranks = run.settings, run.ranks
     # Batch and dropout depend on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would.
     starts = batch_starts(run.train_set, settings.batch_size, settings.seed, run.step, ranks.rank, ranks.size)
@@ -258,7 +255,16 @@ def train_step(run: Run) -> float:
             loss = next_token_loss(logits, targets) / settings.grad_accum
             loss.backward()
         total += loss.item()
-    total = float(ranks.sum(total)) / ranks.size  # not finite anywhere, not finite everywhere: all ranks stop together
+    return float(ranks.sum(total)) / ranks.size  # not finite on one rank, not finite on all: they stop together
+
+
+def train_step(run: Run) -> float:
+    """One update of the weights; returns the whole batch's mean loss in nats per token.
+
+    Raises FloatingPointError, before anything is changed, if the loss or the gradient is not finite.
+    """
+    settings = run.settings
+    total = compute_gradients(run)
     norm = clip_gradients(run.model, settings.clip)
     if not math.isfinite(total) or not math.isfinite(norm):
         raise FloatingPointError(
@@ -301,6 +307,11 @@ def train(run: Run, stop: StopSignal) -> int:
     end = min(settings.steps, settings.stop_at or settings.steps)
     losses, mark = [], time.perf_counter()
     signum = 0
+    if run.ranks.size > 1:
+        # The first backward decides in which order gradients travel, and with it in which order three and more ranks
+        # are summed. With it out of the way, the first step after a resume rounds like every other.
+        compute_gradients(run)
+        run.network.zero_grad(set_to_none=True)
     with tqdm(total=settings.steps, initial=run.step, unit="step", disable=None, dynamic_ncols=True) as bar:
         while run.step < end and not (
             signum := run.ranks.largest(signal.SIGTERM if run.ranks.abandoned else stop.signum)
