@@ -155,6 +155,7 @@ def assemble_run(
     model = model.to(device)
     with ranks.one_per_machine_first("tokens"):
         train_tokens, val_tokens = (encode_split(tokenizer, part, TOKEN_FOLDER) for part in (corpus.train, corpus.val))
+    ranks.require_same("number of tokens", str(len(train_tokens)))
     return Run(
         settings=settings,
         device=device,
