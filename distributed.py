@@ -14,7 +14,9 @@ import re
 import signal
 import sys
 import tempfile
+import time
 import traceback
+import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,8 +162,8 @@ class Ranks:
 
     def reports_failure(self) -> bool:
         """Whether this rank is the first to report that the run has failed, and so the one to print why."""
-        if self.size == 1:
-            return True
+        if not self.store:
+            return self.first
         try:
             return self.store.add("failures reported", 1) == 1
         except RuntimeError:  # the launcher, which keeps the store, is gone
@@ -180,12 +182,13 @@ def joined() -> Iterator[Ranks]:
     if "LOCAL_RANK" not in os.environ:
         yield ALONE
         return
-    ranks = connect()
+    ranks = from_environment()
     stdout, stderr, nowhere = sys.stdout, sys.stderr, open(os.devnull, "w", encoding="utf-8")
     if not ranks.first:
         sys.stdout = sys.stderr = nowhere
     try:
         with ranks.faults_named():
+            ranks = connect(ranks)
             yield ranks
     except BaseException:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks once one has left: this one is leaving
@@ -193,24 +196,28 @@ def joined() -> Iterator[Ranks]:
         raise
     finally:
         sys.stdout = stdout
-        if ranks.size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def connect() -> Ranks:
-    """Meet the other ranks where torchrun says. CPU tensors travel by gloo, GPU tensors by nccl."""
-    environment = os.environ
-    ranks = Ranks(
-        rank=int(environment["RANK"]),
-        size=int(environment["WORLD_SIZE"]),
-        local_rank=int(environment["LOCAL_RANK"]),
-        machine=int(environment["GROUP_RANK"]),
+def from_environment() -> Ranks:
+    """This process's place, as torchrun tells it."""
+    return Ranks(
+        rank=int(os.environ["RANK"]),
+        size=int(os.environ["WORLD_SIZE"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        machine=int(os.environ["GROUP_RANK"]),
         launcher=os.getppid(),
-        launch=f"{environment['TORCHELASTIC_RUN_ID']}/{os.getppid()}",
+        launch=f"{os.environ['TORCHELASTIC_RUN_ID']}/{os.getppid()}",
     )
+
+
+def connect(ranks: Ranks) -> Ranks:
+    """Meet the other ranks where torchrun says. CPU tensors travel by gloo, GPU tensors by nccl."""
     if ranks.size == 1:
         return ranks
-    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    everything, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(agree_on_name(everything, ranks), everything)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=dist.PrefixStore("collectives", store),
@@ -218,4 +225,28 @@ def connect() -> Ranks:
         world_size=ranks.size,
         timeout=SILENCE,
     )
-    return dataclasses.replace(ranks, store=dist.PrefixStore("main", store))
+    return dataclasses.replace(ranks, store=store)
+
+
+def agree_on_name(store: "dist.Store", ranks: Ranks) -> str:
+    """A name for this start of the ranks, the same on all of them: torchrun's store still holds what earlier starts
+    left there, addresses of processes that are gone.
+
+    Each rank leaves a password of its own; rank 0 answers every password it finds, new or old, until all ranks have
+    acknowledged. (torchrun's count of restarts will not do: two machines may have counted differently.)
+    """
+    password = uuid.uuid4().hex
+    if not ranks.first:
+        store.set(f"password of {ranks.rank}", password)
+        name = store.get(f"answer to {password}").decode()
+        store.set(f"{name}: rank {ranks.rank} is here", "")
+        return name
+    missing = set(range(1, ranks.size))
+    while missing:
+        for rank in sorted(missing):
+            if store.check([f"password of {rank}"]):
+                store.set(f"answer to {store.get(f'password of {rank}').decode()}", password)
+            if store.check([f"{password}: rank {rank} is here"]):
+                missing.remove(rank)
+        time.sleep(0.01)
+    return password

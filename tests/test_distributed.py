@@ -1,0 +1,168 @@
+"""Several processes: torchrun as a user starts it, with a network of a few thousand weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data_setup
+from conftest import ROOT, environment
+from distributed import ALONE, Ranks
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and process groups")
+
+NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--dtype", "float32"]
+PLAIN = ["--data", "text.txt", *NETWORK, "--batch-size", "12", "--optimizer", "adamw", "--lr", "1e-3"]
+# main.py, in which one rank meets a fault before one step, in torchrun's first attempt.
+FAULTY_MAIN = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import cli, main
+real = main.train_step
+def train_step(run):
+    if run.step == 5 and os.environ["RANK"] == {rank!r} and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        {fault}
+    return real(run)
+main.train_step = train_step
+cli.run(main.main)
+"""
+FAULTS = {
+    "dies": "os.kill(os.getpid(), signal.SIGKILL)",
+    "raises": "raise RuntimeError('a bug')",
+    "gets SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
+    "meets a NaN": "main.next_token_loss = lambda logits, targets: logits.mean() * float('nan')",
+    "loses its disk": "raise OSError('the disk is gone')",
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A working folder with a small text of the synthetic corpus."""
+    text, _ = data_setup.synthetic_text(6000)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def torchrun(folder: Path, *arguments: object, ranks: int = 2, script: object = ROOT / "main.py", launch=()):
+    """`torchrun --standalone --nproc-per-node RANKS main.py ARGUMENTS`, to its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *launch]
+    return subprocess.run(
+        [*command, str(script), *map(str, arguments)],
+        cwd=folder, env=environment(), capture_output=True, encoding="utf-8", timeout=60, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def metrics(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.metrics.jsonl").read_text().splitlines()]
+
+
+def state(folder: Path, name: str) -> dict:
+    """A training state without what names the run or measures time."""
+    content = torch.load(folder / f"{name}.last.pth", weights_only=True)
+    training = content["training"]
+    return {
+        "weights": content["weights"],
+        "optimizers": {str(i): kept for i, kept in enumerate(training["optimizers"])},
+        "numbers": {key: training[key] for key in ("step", "best_loss", "best_step")},
+    }
+
+
+def assert_same_bits(a: object, b: object) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_bits(a[key], b[key])
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def error_lines(done: subprocess.CompletedProcess) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("error:")]
+
+
+def processes_in(folder: Path) -> list[int]:
+    """The processes whose working folder this is."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(entry / "cwd")) == folder:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+# --- Without processes -------------------------------------------------------------------------------------------
+
+
+def test_one_rank_alone_does_nothing():
+    network = torch.nn.Linear(2, 2)
+    assert ALONE.first and not ALONE.abandoned
+    assert ALONE.sum(1.5) == 1.5 and ALONE.largest(7) == 7
+    assert ALONE.wrap(network, torch.device("cpu")) is network
+    with ALONE.sends_gradients(network, False), ALONE.one_per_machine_first("x"), ALONE.file_of_first(ROOT) as path:
+        assert path == ROOT
+
+
+def test_ranks_share_a_batch_without_overlap():
+    dataset = data_setup.ShiftedWindowDataset(torch.arange(500).numpy(), 8)
+    whole = data_setup.batch_starts(dataset, 12, seed=3, step=5)
+    parts = [data_setup.batch_starts(dataset, 12, 3, 5, rank, 3) for rank in range(3)]
+    assert [len(part) for part in parts] == [4, 4, 4]
+    assert torch.cat([torch.from_numpy(part) for part in parts]).tolist() == whole.tolist()
+
+
+def test_more_processes_than_gpus_is_refused():
+    with pytest.raises(ValueError, match="--device mps can train in one process only"):
+        Ranks(size=2).pick_device(torch.device("mps"))
+    beyond = torch.cuda.device_count()
+    with pytest.raises(ValueError, match="--nproc-per-node"):
+        Ranks(size=beyond + 2, rank=beyond, local_rank=beyond).pick_device(torch.device("cuda"))
+
+
+# --- With processes ----------------------------------------------------------------------------------------------
+
+
+def test_two_ranks_train_as_one_process_does(folder, command):
+    """Loss by loss over 50 steps; --grad-accum on top; one voice; no trace of the wrapper; resumed by one process."""
+    fifty = [*PLAIN, "--steps", "50", "--eval-every", "1"]
+    done = torchrun(folder, *fifty, "--grad-accum", 3, "--out", "two.pth")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step    50") == 1 and "ranks    2 processes" in done.stdout
+    command("main.py", *fifty, "--out", "one.pth", cwd=folder)
+    one, two = metrics(folder, "one"), metrics(folder, "two")
+    assert len(one) == len(two) == 50
+    for a, b in zip(one, two, strict=True):
+        assert a["step"] == b["step"] and a["tokens"] == b["tokens"]
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-5)
+        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=2e-5)
+    for kind in ("one", "two"):
+        names = torch.load(folder / f"{kind}.pth", weights_only=True)["weights"].keys()
+        assert not any(name.startswith(("module.", "_orig_mod.")) for name in names)
+    resumed = command("main.py", "--resume", "--steps", 60, "--out", "two.pth", cwd=folder)
+    assert "the run had 2 ranks, now 1" in resumed.stdout and "resuming at step 50" in resumed.stdout
+    assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
+
+
+def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder, command):
+    """With --max-restarts the run goes on by itself and ends with the bits of an undisturbed run of two ranks, whose
+    second half was resumed, and which began in one process: three ways to the same numbers."""
+    steps = [*PLAIN, "--dropout", "0.1", "--steps", "8", "--eval-every", "4"]
+    script = folder / "faulty.py"
+    script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank="1", fault=FAULTS["dies"]), encoding="utf-8")
+    done = torchrun(folder, *steps, "--out", "killed.pth", script=script, launch=("--max-restarts", "3"))
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 4" in done.stdout and len(error_lines(done)) == 1
+    assert "lost contact" in done.stderr and [line["step"] for line in metrics(folder, "killed")] == [4, 8]
+    assert torchrun(folder, *steps, "--out", "whole.pth").returncode == 0
+    assert_same_bits(state(folder, "killed"), state(folder, "whole"))
+
+
+def test_a_batch_that_cannot_be_split_names_one_that_can(folder):
+    done = torchrun(folder, *PLAIN[:-6], "--batch-size", 10, "--grad-accum", 2, ranks=3)
+    assert done.returncode != 0
+    assert len(error_lines(done)) == 1 and "--batch-size 12 can" in done.stderr
