@@ -82,8 +82,8 @@ class Reader:
     whole window; with hop H only every H-th token does, and the model sees between max_seq - H + 1 and max_seq tokens.
     """
 
-    def __init__(self, model: TinyGPT, prompts: list[list[int]], hop: int = 1, weights: str = "float32"):
-        """prompts: the token ids of each row, at least one, of any lengths.
+    def __init__(self, model: TinyGPT, prompts: list[list[int]], hop: int = 1, step: FastStep | None = None):
+        """prompts: the token ids of each row, at least one, of any lengths. step: made here if there is none yet.
 
         Raises ValueError for an empty prompt, or a hop outside 1 … max_seq.
         """
@@ -98,7 +98,7 @@ class Reader:
         self.rows = [list(prompt) for prompt in prompts]
         self.starts = [max(0, len(row) - self.max_seq) for row in self.rows]  # where each row's window begins
         self.cache = KVCache(model, len(prompts))
-        self.step = FastStep(model, weights)
+        self.step = step or FastStep(model)
 
     @torch.inference_mode()
     def next_logits(self) -> Tensor:

@@ -16,7 +16,7 @@ import cli
 from beam import beam_search
 from checkpoint import load_checkpoint
 from cli import setting
-from decode import WEIGHTS, Reader
+from decode import WEIGHTS, FastStep, Reader
 from device import pick_device
 from explain import Explainer
 from sampler import Sampling, generate, row_generators
@@ -187,7 +187,7 @@ def main() -> None:
     model, tokenizer = loaded.model.to(device), loaded.tokenizer
     copies = settings.beams or settings.num_samples
     rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts for _ in range(copies)]
-    reader = Reader(model, rows, settings.hop, settings.weights)
+    reader = Reader(model, rows, settings.hop, FastStep(model, settings.weights))
     started = time.perf_counter()
     if settings.beams:
         made, seeded = search(settings, reader, tokenizer, prompts[0]), ""

@@ -163,7 +163,7 @@ def test_fast_step_equals_the_module(model, batch):
 def test_int8_weights_are_close_and_differ():
     """Eight bits keep the logits to about a hundredth of their size; exactly equal ones would mean no rounding."""
     model = spread_weights(TinyGPT(tiny_config(embed_dim=32, num_layers=2))).eval()
-    exact, rounded = (Reader(model, [[3]], weights=weights) for weights in ("float32", "int8"))
+    exact, rounded = (Reader(model, [[3]], step=FastStep(model, weights)) for weights in ("float32", "int8"))
     for token in (1, 2, 3):
         expected, found = exact.next_logits(), rounded.next_logits()
         for reader in (exact, rounded):

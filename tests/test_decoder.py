@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_config
+from peers import gpt2_twin
 from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask, next_token_loss, sinusoids
 
 
@@ -177,45 +178,9 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model.eval()(ids), model(ids))
 
 
-def gpt2_twin(model: TinyGPT):
-    """transformers' GPT2LMHeadModel with the same weights (its linear layers keep them transposed)."""
-    transformers = pytest.importorskip("transformers")
-    config = model.config
-    twin = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.max_seq,
-            n_embd=config.embed_dim,
-            n_head=config.num_heads,
-            n_layer=config.num_layers,
-            activation_function="gelu_new",
-            tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=0,
-            attn_implementation="eager",
-        )
-    ).eval()
-    own = model.state_dict()
-    names = {"transformer.wte.weight": "token_embedding.weight", "transformer.wpe.weight": "position_embedding.weight"}
-    for end in ("weight", "bias"):
-        names[f"transformer.ln_f.{end}"] = f"final_norm.{end}"
-        for i in range(config.num_layers):
-            theirs, ours = f"transformer.h.{i}.", f"blocks.{i}."
-            names[f"{theirs}ln_1.{end}"] = f"{ours}attention_norm.{end}"
-            names[f"{theirs}ln_2.{end}"] = f"{ours}mlp_norm.{end}"
-            names[f"{theirs}attn.c_attn.{end}"] = f"{ours}attention.in_proj_{end}"
-            names[f"{theirs}attn.c_proj.{end}"] = f"{ours}attention.out_proj.{end}"
-            names[f"{theirs}mlp.c_fc.{end}"] = f"{ours}mlp.0.{end}"
-            names[f"{theirs}mlp.c_proj.{end}"] = f"{ours}mlp.2.{end}"
-    mapped = {t: own[o].T if ".c_" in t and own[o].ndim == 2 else own[o] for t, o in names.items()}
-    mapped["lm_head.weight"] = own["head.weight"]
-    missing, unexpected = twin.load_state_dict(mapped, strict=False)
-    assert not missing and not unexpected
-    return twin
-
-
 def test_same_logits_as_gpt2():
     """GPT-2's head has no bias, so ours is left at its initial zero; every other parameter is random."""
+    pytest.importorskip("transformers")
     torch.manual_seed(0)
     model = TinyGPT(TinyGPTConfig(vocab_size=50, max_seq=16, embed_dim=32, num_heads=4, num_layers=3)).eval()
     with torch.no_grad():
