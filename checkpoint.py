@@ -1,15 +1,17 @@
 """The one place that knows what a `.pth` holds and how a file from anywhere is checked before it is used.
 
 `NAME.pth` is a model: self-contained, all that sampling needs. `NAME.last.pth` is a training state: a model and what
-else it takes to go on bit-exactly. Both are `torch.save` zips of plain data and tensors:
+else it takes to go on bit-exactly. A run that trains adapters (lora.py) writes these alone into `NAME.pth`. All are
+`torch.save` zips of plain data and tensors:
 
     format      1
-    kind        "model" or "training"
-    config      the fields of TinyGPTConfig
+    kind        "model", "training" or "adapter"
+    config      the fields of TinyGPTConfig; in an adapter, of LoRAConfig
     tokenizer   `to_plain()` of the tokenizer
     vocabulary  the tokenizer's fingerprint: the weights mean nothing with another one
     weights     name -> float32 tensor
     origin      where it came from: corpus, step, loss, versions (plain data, for people)
+    base        only in an adapter, which has no tokenizer: `model_digest` of the model that it adapts
     training    only in a training state: settings, step, optimizers … (TRAINING_FIELDS)
 """
 
@@ -28,11 +30,13 @@ import torch
 from torch import Tensor
 
 from durable import write_atomically
+from lora import LoRAConfig, adapter_shapes, adapter_weights, add_adapters, base_weights, load_adapter_weights
 from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask
 from tokenizer import Tokenizer, tokenizer_from_plain
 
 FORMAT = 1
-MODEL, TRAINING = "model", "training"
+MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
+ADAPTER_FIELDS = {"kind": str, "config": dict, "base": str, "weights": dict, "origin": dict}
 FIELDS = {"kind": str, "config": dict, "tokenizer": dict, "vocabulary": str, "weights": dict, "origin": dict}
 TRAINING_FIELDS = {
     "settings": dict,
@@ -84,11 +88,39 @@ def save_checkpoint(
         "config": dataclasses.asdict(model.config),
         "tokenizer": tokenizer.to_plain(),
         "vocabulary": fingerprint(tokenizer.to_plain()),
-        "weights": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        "weights": {name: tensor.detach().cpu() for name, tensor in base_weights(model).items()},
         "origin": origin,
     }
     if training is not None:
         content["training"] = training
+    write_finite(path, content, previous)
+
+
+def save_adapter(path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAConfig, origin: dict) -> None:
+    """Write the adapters of a model, without the model. Raises like `save_checkpoint`."""
+    content = {
+        "format": FORMAT,
+        "kind": ADAPTER,
+        "config": {"rank": config.rank, "alpha": config.alpha, "targets": config.targets},
+        "base": model_digest(model, tokenizer),
+        "weights": {name: tensor.cpu() for name, tensor in adapter_weights(model).items()},
+        "origin": origin,
+    }
+    write_finite(path, content)
+
+
+def model_digest(model: TinyGPT, tokenizer: Tokenizer) -> str:
+    """The sha256 of what makes a model this one: shape, vocabulary and weights, those of its adapters left out."""
+    shape = {**dataclasses.asdict(model.config), "dropout": None}  # dropout is for training, not for the model
+    digest = hashlib.sha256(json.dumps([shape, fingerprint(tokenizer.to_plain())]).encode())
+    for name, tensor in sorted(base_weights(model).items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def write_finite(path: Path, content: dict, previous: Path | None = None) -> None:
+    """Write a checkpoint's content, unless a number in it is not finite: then raise FloatingPointError."""
     for name, tensor in all_tensors(content).items():
         if not torch.isfinite(tensor).all():
             raise FloatingPointError(f"{name} holds numbers that are not finite: the training has diverged")
@@ -102,8 +134,10 @@ def fingerprint(plain_tokenizer: dict) -> str:
 
 def all_tensors(content: dict) -> dict[str, Tensor]:
     """Every tensor of a checkpoint's content under a name for people: the weights and what the optimizers keep."""
+    training = content.get("training", {})
     tensors = {f"tensor {name!r}": tensor for name, tensor in content["weights"].items()}
-    for number, optimizer in enumerate(content.get("training", {}).get("optimizers", [])):
+    tensors |= {f"tensor {name!r}": tensor for name, tensor in training.get("adapter", {}).items()}
+    for number, optimizer in enumerate(training.get("optimizers", [])):
         for index, entry in optimizer.items():
             tensors.update({f"tensor {name!r} of optimizer {number}, {index}": t for name, t in entry.items()})
     return tensors
@@ -119,6 +153,8 @@ def load_checkpoint(path: Path, kind: str = MODEL) -> Checkpoint:
     fit together; OSError if it cannot be read. Nothing in the file is ever executed (`weights_only=True`).
     """
     content = read_content(path)
+    if content["kind"] == ADAPTER:
+        raise ValueError(f"{path} is an adapter: name its base here, and the adapter with --lora")
     if content["kind"] != kind:
         raise ValueError(f"{path} is a {content['kind']} checkpoint, and a {kind} checkpoint is needed")
     try:
@@ -132,6 +168,36 @@ def load_checkpoint(path: Path, kind: str = MODEL) -> Checkpoint:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from None
     return Checkpoint(model, tokenizer, content["origin"], content.get("training", {}))
+
+
+def apply_adapter(base: Checkpoint, path: Path) -> dict:
+    """Adapt a loaded base with the adapter in a file; returns the adapter's origin.
+
+    Raises ValueError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
+    cannot be read.
+    """
+    content = read_content(path)
+    if content["kind"] != ADAPTER:
+        raise ValueError(f"{path} is a {content['kind']} checkpoint, and an adapter (main.py --lora-rank) is needed")
+    if content["base"] != model_digest(base.model, base.tokenizer):
+        raise ValueError(f"{path} is for another base: name the checkpoint that it was trained on (--init-from)")
+    try:
+        adapt(base.model, LoRAConfig(**content["config"]), content["weights"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error}") from None
+    return content["origin"]
+
+
+def adapt(model: TinyGPT, config: LoRAConfig, weights: object) -> None:
+    """Add adapters with these tensors, named as by `adapter_weights`.
+
+    Raises ValueError, with the model as it was, if they do not fit.
+    """
+    if not isinstance(weights, dict):
+        raise ValueError("its adapters are missing")
+    check_tensors(weights, adapter_shapes(model, config))
+    add_adapters(model, config)
+    load_adapter_weights(model, weights)
 
 
 def read_content(path: Path) -> dict:
@@ -155,7 +221,7 @@ def read_content(path: Path) -> dict:
             f"{path} has format {content['format']}, and only {FORMAT} is read here: use the version it is from"
         )
     try:
-        check_fields(content, FIELDS)
+        check_fields(content, ADAPTER_FIELDS if content.get("kind") == ADAPTER else FIELDS)
         check_plain(content["config"])
         check_plain(content["origin"])
     except ValueError as error:

@@ -14,11 +14,12 @@ import torch
 
 import cli
 from beam import beam_search
-from checkpoint import load_checkpoint
+from checkpoint import apply_adapter, load_checkpoint
 from cli import setting
 from decode import WEIGHTS, FastStep, Reader
 from device import pick_device
 from explain import Explainer
+from lora import merge_adapters
 from sampler import Sampling, generate, row_generators
 from text_stream import TextStream
 
@@ -28,6 +29,7 @@ class SampleSettings:
     """Every flag of generate.py, with its one default."""
 
     checkpoint: str = setting("checkpoints/tiny_decoder.pth", "the model to sample from", group="input")
+    lora: str | None = setting(None, "an adapter of that model, from main.py --lora-rank", group="input")
     prompt: str | None = setting(None, "how the text begins; without it, as a new line does", group="input")
     prompt_file: str | None = setting(None, "a UTF-8 file with a prompt on each line, for one batch", group="input")
 
@@ -184,6 +186,9 @@ def main() -> None:
     prompts = read_prompts(settings)
     device = pick_device(settings.device)
     loaded = load_checkpoint(Path(settings.checkpoint))
+    if settings.lora:
+        apply_adapter(loaded, Path(settings.lora))
+        merge_adapters(loaded.model)  # the same weights, without the sum at every token
     model, tokenizer = loaded.model.to(device), loaded.tokenizer
     copies = settings.beams or settings.num_samples
     rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts for _ in range(copies)]

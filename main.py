@@ -22,12 +22,13 @@ from torch import nn
 from tqdm import tqdm
 
 import cli
-from checkpoint import save_checkpoint
+from checkpoint import adapt, load_checkpoint, model_from_weights, save_adapter, save_checkpoint
 from cli import StopSignal
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus
 from decode import Reader
 from device import check_memory, describe_device, pick_device, pick_dtype, to_device
 from distributed import ALONE, Ranks, joined
+from lora import adapter_optimizer, adapter_weights, add_adapters
 from recipe import (
     AUTO,
     PRESETS,
@@ -41,11 +42,13 @@ from recipe import (
 )
 from run_files import RunPaths, check_output, keep_earlier_run, load_newest, load_training, lock_output, trim_metrics
 from sampler import Sampling, generate, row_generators
-from texts import encode_split
+from texts import count_unknown, encode_split
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
 from tokenizer import BOS, CharTokenizer, Tokenizer
 
 TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
+
+MOST_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may not know
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = frozenset({"steps", "stop_at", "eval_every", "resume", "out", "device", "compile"})
@@ -133,6 +136,39 @@ def shared_corpus(spec: str, ranks: Ranks) -> Corpus:
     return corpus
 
 
+def start_fine_tuning(settings: TrainSettings, given: dict, device: torch.device, ranks: Ranks = ALONE) -> Run:
+    """A new run at step 0 that begins as the model of --init-from, with fresh adapters if --lora-rank says so.
+
+    Raises ValueError if a given flag contradicts that model or its vocabulary does not know the text's characters.
+    """
+    base = load_checkpoint(Path(settings.init_from))
+    fixed = {name: getattr(base.model.config, name) for name in ("max_seq", "embed_dim", "num_heads", "num_layers")}
+    for name, value in {**fixed, "tokenizer": "its own"}.items():
+        if name in given and given[name] != value:
+            raise ValueError(
+                f"{cli.flag_of(name)} {given[name]} contradicts {settings.init_from} ({value}): leave it out"
+            )
+    dropout = given.get("dropout", base.model.config.dropout)
+    settings = dataclasses.replace(settings, **fixed, dropout=dropout)
+    corpus = shared_corpus(settings.data, ranks)
+    torch.manual_seed(settings.seed)
+    config = dataclasses.replace(base.model.config, dropout=dropout)
+    check_memory(least_memory(settings, config.vocab_size), device)
+    model = model_from_weights(config, base.model.state_dict())
+    if settings.lora_rank:
+        add_adapters(model, settings.lora_config())
+    run = assemble_run(settings, device, corpus, base.tokenizer, model, ranks)
+    tokens = (run.train_set.tokens, run.val_tokens)
+    share = sum(count_unknown(base.tokenizer, ids) for ids in tokens) / sum(len(ids) for ids in tokens)
+    print(f"base     {settings.init_from}; {share:.2%} of the characters of {corpus.name} are unknown to it")
+    if share > MOST_UNKNOWN:
+        raise ValueError(
+            f"{share:.1%} of the characters of {corpus.name} are unknown to {settings.init_from}: fine-tune a base "
+            "with byte-level BPE, which knows all of them (python tokenizer.py train, then main.py --tokenizer)"
+        )
+    return run
+
+
 def choose_tokenizer(settings: TrainSettings, corpus: Corpus) -> Tokenizer:
     """The characters of the corpus's training part, or what --tokenizer names."""
     if settings.tokenizer == CharTokenizer.kind:
@@ -166,7 +202,7 @@ def assemble_run(
         train_set=ShiftedWindowDataset(train_tokens, settings.max_seq),
         val_tokens=val_tokens,
         val_bytes=corpus.val.count_bytes(),
-        optimizers=make_optimizers(model, settings),
+        optimizers=[adapter_optimizer(model, settings.lr)] if settings.lora_rank else make_optimizers(model, settings),
         ranks=ranks,
     )
 
@@ -209,11 +245,16 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
     corpus = shared_corpus(settings.data, ranks)
     if corpus.sha256 != state["corpus_sha256"]:
         raise ValueError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")
-    by_characters = settings.tokenizer == CharTokenizer.kind
+    by_characters = settings.tokenizer == CharTokenizer.kind and not settings.init_from
     if by_characters and loaded.tokenizer.to_plain() != choose_tokenizer(settings, corpus).to_plain():
         raise ValueError(f"{path} cannot be used: its vocabulary is not that of {settings.data}")
     if state["step"] >= settings.steps:
         raise ValueError(f"the run in {path} is complete at step {state['step']}: give a larger --steps to go on")
+    try:
+        if settings.lora_rank:
+            adapt(loaded.model, settings.lora_config(), state.get("adapter"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error}") from None
     device = ranks.pick_device(pick_device(settings.device))
     run = assemble_run(settings, device, corpus, loaded.tokenizer, loaded.model, ranks)
     try:
@@ -374,7 +415,7 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
             file.flush()
             os.fsync(file.fileno())
         if better:
-            save_checkpoint(run.paths.best, run.model, run.tokenizer, origin_of(run), training=None)
+            save_best(run)
     save_training(run)
     floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
     mark = " *" if better else ""
@@ -412,6 +453,14 @@ def origin_of(run: Run) -> dict:
     }
 
 
+def save_best(run: Run) -> None:
+    """Write what sampling needs: the model, or its adapters if only they are trained."""
+    if config := run.settings.lora_config():
+        save_adapter(run.paths.best, run.model, run.tokenizer, config, origin_of(run))
+    else:
+        save_checkpoint(run.paths.best, run.model, run.tokenizer, origin_of(run), training=None)
+
+
 def save_training(run: Run) -> None:
     """Write the state that `resume_run` reads; rank 0 does so for all."""
     state = {
@@ -426,6 +475,8 @@ def save_training(run: Run) -> None:
         "launch": run.ranks.launch,
         "optimizers": [optimizer.state_dict()["state"] for optimizer in run.optimizers],
     }
+    if run.settings.lora_rank:
+        state["adapter"] = {name: tensor.cpu() for name, tensor in adapter_weights(run.model).items()}
     previous = run.paths.previous if run.saved_in == run.paths.last else None  # a damaged one must not push out a whole
     if run.ranks.first:
         save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state, previous)
@@ -460,6 +511,9 @@ def announce(run: Run) -> None:
     if run.ranks.size > 1:
         share = settings.batch_size // run.ranks.size
         print(f"ranks    {run.ranks.size} processes like this one, {share} windows of each step for each")
+    if settings.lora_rank:
+        trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+        print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
     if corpus.floor:
         print(f"floor    {corpus.floor:.4f} nats per character: no honest model validates below it")
     if run.step:
@@ -487,7 +541,11 @@ def open_run(given: dict, held: contextlib.ExitStack, ranks: Ranks) -> Run:
             trim_metrics(run.paths.metrics, run.step)
         return run
     device = ranks.pick_device(pick_device(given.get("device", AUTO)))
-    run = start_run(choose_settings(given, device), device, ranks)
+    settings = choose_settings(given, device)
+    if settings.init_from:
+        run = start_fine_tuning(settings, given, device, ranks)
+    else:
+        run = start_run(settings, device, ranks)
     if ranks.first:
         held.enter_context(lock_output(paths))
         keep_earlier_run(paths)

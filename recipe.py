@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import cli
 from checkpoint import check_tensors
 from cli import setting
+from lora import TARGETS, LoRAConfig
 from tiny_decoder import TinyGPT
 
 AUTO = "auto"
@@ -23,6 +24,7 @@ class TrainSettings:
     )
     tokenizer: str = setting("char", "char, or a BPE vocabulary's file from tokenizer.py train", group="files")
     out: str = setting("checkpoints/tiny_decoder.pth", "where the best model goes", group="files")
+    init_from: str | None = setting(None, "a model to fine-tune: its weights, shape and tokenizer", group="files")
     resume: bool = setting(False, "go on from the training state beside --out", group="files")
 
     preset: str = setting(
@@ -57,6 +59,13 @@ class TrainSettings:
     eval_every: int = setting(170, "steps between evaluations", group="training", low=1, high=10**9)
     seed: int = setting(1337, "of initial weights, batches and dropout", group="training", low=0, high=2**31)
 
+    lora_rank: int | None = setting(
+        None, "with --init-from: freeze the model and train adapters of this rank", group="LoRA", low=1, high=2**14
+    )
+    lora_alpha: float = setting(16.0, "an adapter's effect is scaled by alpha / rank", group="LoRA", above=0, high=1e6)
+    lora_dropout: float = setting(0.0, "probability of dropping an adapter's input", group="LoRA", low=0, below=1)
+    lora_targets: str = setting(",".join(TARGETS), "which matrices of a block, joined by commas", group="LoRA")
+
     device: str = setting(AUTO, "cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu", group="machine")
     dtype: str = setting(
         AUTO, "precision of the matrix products (auto: bfloat16 where the hardware has it)", group="machine",
@@ -70,6 +79,14 @@ class TrainSettings:
             raise ValueError(f"--embed-dim {self.embed_dim} must be divisible by --num-heads {self.num_heads}")
         if self.batch_size % self.grad_accum:
             raise ValueError(f"--batch-size {self.batch_size} must be divisible by --grad-accum {self.grad_accum}")
+        if self.lora_rank and not self.init_from:
+            raise ValueError("--lora-rank needs --init-from: adapters change a model that is there")
+        self.lora_config()
+
+    def lora_config(self) -> LoRAConfig | None:
+        """The adapters that the flags ask for; ValueError if they make no sense."""
+        targets = tuple(self.lora_targets.split(","))
+        return LoRAConfig(self.lora_rank or 1, self.lora_alpha, targets, self.lora_dropout) if self.lora_rank else None
 
 
 # What each preset changes of the defaults above.
