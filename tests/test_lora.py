@@ -107,6 +107,7 @@ def test_dropout_drops_whole_inputs_and_only_in_training():
     assert all(min(abs(c), abs(c - 2)) < 1e-3 for c in columns.tolist()) and 0 < (columns > 1).sum() < len(columns)
 
 
+@pytest.mark.slow  # importing peft takes seconds
 def test_peft_agrees():
     """The same A and B in the peft library, on the MLP (peft has a way of its own with nn.MultiheadAttention)."""
     peft = pytest.importorskip("peft")
