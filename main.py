@@ -523,6 +523,8 @@ def announce(run: Run) -> None:
 def next_command(run: Run, command: str) -> str:
     """A command line for the user to type, with --out or --checkpoint only where it is not the default."""
     flag = {"main.py --resume": "--out", "generate.py": "--checkpoint"}[command]
+    if run.settings.lora_rank and command == "generate.py":
+        return f"python generate.py --checkpoint {run.settings.init_from} --lora {run.paths.best}"
     start = "torchrun …" if run.ranks.size > 1 and flag == "--out" else "python"
     return f"{start} {command}" + (f" {flag} {run.paths.best}" if run.settings.out != TrainSettings.out else "")
 

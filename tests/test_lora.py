@@ -281,6 +281,7 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
     tuning = ["--init-from", "base.pth", "--data", "second.txt", "--batch-size", "4", "--steps", "40"]
     adapters = [*tuning, "--lora-rank", "4", "--eval-every", "10"]
     out = run("main.py", *adapters, "--out", "lora.pth")
+    assert "generate.py --checkpoint base.pth --lora lora.pth" in out
     assert "adapter  rank 4" in out and "0.00% of the characters" in out
     assert losses(tmp_path, "lora")[-1] < losses(tmp_path, "lora")[0]
     assert (tmp_path / "base.pth").read_bytes() == base_bytes
