@@ -190,7 +190,7 @@ def test_divergence_stops_before_the_update(in_process, tmp_path):
         (["--lr", "nan"], ["--lr", "finite"]),
         (["--dropout", "1"], ["--dropout", "less than 1"]),
         (["--preset", "huge"], ["--preset", "tiny"]),
-        (["--num-heads", "3"], ["--embed-dim", "--num-heads 3"]),
+        (["--num-heads", "5"], ["--embed-dim", "--num-heads 5"]),
         (["--batch-size", "10", "--grad-accum", "3"], ["--batch-size 10", "--grad-accum 3"]),
         (["--step", "5"], ["--step"]),
         (["--device", "abacus"], ["--device abacus"]),
