@@ -17,6 +17,7 @@ import torch
 
 import cli
 from bench_decode import bench_decode, bench_decode_loss
+from bench_scale import bench_scale
 from bench_tools import machine, print_table, take_turns
 from checkpoint import TRAINING, load_checkpoint
 from recipe import PRESETS, TrainSettings
@@ -162,6 +163,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "ablate": bench_ablate,
     "decode": bench_decode,
     "decode-loss": bench_decode_loss,
+    "scale": bench_scale,
     "train": bench_train,
 }
 

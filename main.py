@@ -208,8 +208,7 @@ def assemble_run(
 
 
 def check_split(settings: TrainSettings, ranks: Ranks) -> None:
-    """Raise ValueError that names a fitting batch size if the batch cannot be split over ranks and --grad-accum."""
-    ranks.require_same("recipe", repr(settings))
+    """Raise ValueError if the batch cannot be split over ranks and --grad-accum, or the ranks' recipes differ."""
     parts = ranks.size * settings.grad_accum
     if settings.batch_size % parts:
         fitting = max(1, round(settings.batch_size / parts)) * parts
@@ -217,6 +216,7 @@ def check_split(settings: TrainSettings, ranks: Ranks) -> None:
             f"--batch-size {settings.batch_size} cannot be split into {ranks.size} (processes) x {settings.grad_accum} "
             f"(--grad-accum) equal parts: --batch-size {fitting} can"
         )
+    ranks.require_same("recipe", repr(settings))
 
 
 def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:

@@ -2,21 +2,28 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import data_setup
+from checkpoint import TRAINING, load_checkpoint
 from conftest import ROOT, environment
 from distributed import ALONE, Ranks
+from main import check_split
+from recipe import TrainSettings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and process groups")
 
 NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--dtype", "float32"]
 PLAIN = ["--data", "text.txt", *NETWORK, "--batch-size", "12", "--optimizer", "adamw", "--lr", "1e-3"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 # main.py, in which one rank meets a fault before one step, in torchrun's first attempt.
 FAULTY_MAIN = """
 import os, signal, sys
@@ -49,9 +56,8 @@ def folder(tmp_path) -> Path:
 
 def torchrun(folder: Path, *arguments: object, ranks: int = 2, script: object = ROOT / "main.py", launch=()):
     """`torchrun --standalone --nproc-per-node RANKS main.py ARGUMENTS`, to its end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *launch]
     return subprocess.run(
-        [*command, str(script), *map(str, arguments)],
+        [*TORCHRUN, str(ranks), *launch, str(script), *map(str, arguments)],
         cwd=folder, env=environment(), capture_output=True, encoding="utf-8", timeout=60, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -148,9 +154,8 @@ def test_two_ranks_train_as_one_process_does(folder, command):
     assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
 
 
-def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder, command):
-    """With --max-restarts the run goes on by itself and ends with the bits of an undisturbed run of two ranks, whose
-    second half was resumed, and which began in one process: three ways to the same numbers."""
+def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
+    """With --max-restarts the run goes on by itself and ends with the bits of an undisturbed one."""
     steps = [*PLAIN, "--dropout", "0.1", "--steps", "8", "--eval-every", "4"]
     script = folder / "faulty.py"
     script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank="1", fault=FAULTS["dies"]), encoding="utf-8")
@@ -162,7 +167,72 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder, command):
     assert_same_bits(state(folder, "killed"), state(folder, "whole"))
 
 
-def test_a_batch_that_cannot_be_split_names_one_that_can(folder):
-    done = torchrun(folder, *PLAIN[:-6], "--batch-size", 10, "--grad-accum", 2, ranks=3)
+# --- Faults ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
+    script = folder / "faulty.py"
+    script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank=rank, fault=FAULTS[fault]), encoding="utf-8")
+    done = torchrun(folder, *PLAIN, "--steps", 500, "--eval-every", 4, "--out", "a.pth", script=script)
     assert done.returncode != 0
-    assert len(error_lines(done)) == 1 and "--batch-size 12 can" in done.stderr
+    assert len(error_lines(done)) == 1 and "saved at step" in error_lines(done)[0], done.stderr
+    assert processes_in(folder) == []
+    assert load_checkpoint(folder / "a.last.pth", TRAINING).training["step"] in (4, 6)  # 6: saved after the SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_torchrun_stops_all_ranks_after_saving(folder, signum):
+    with subprocess.Popen(
+        [*TORCHRUN, "2", str(ROOT / "main.py"), *PLAIN, "--steps", "5000", "--eval-every", "10", "--out", "a.pth"],
+        cwd=folder, env=environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as launcher:  # fmt: skip
+        for line in launcher.stdout:
+            if line.startswith("step"):
+                launcher.send_signal(signum)
+                break
+        _, errors = launcher.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while processes_in(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert launcher.returncode != 0 and processes_in(folder) == []
+    told = [line for line in errors.splitlines() if line.startswith(("interrupted:", "error:"))]
+    assert len(told) == 1 and "interrupted: saved at step" in told[0], errors
+    assert load_checkpoint(folder / "a.last.pth", TRAINING).training["step"] >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has every 127.x.x.x address without set-up")
+def test_two_launchers_on_two_addresses_train_as_one(folder):
+    """Two machines: each launcher has its own folder and address; the first one's rank 0 writes; then both resume,
+    though the second machine has no file to resume from."""
+    other = folder / "other"
+    other.mkdir()
+    (other / "text.txt").write_bytes((folder / "text.txt").read_bytes())
+    flags = [*PLAIN, "--steps", "8", "--eval-every", "4", "--out", "a.pth"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for more in (["--stop-at", "4"], ["--resume"]):
+        launchers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+                 "--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", f"127.0.0.1:{port}",
+                 "--local-addr", address, str(ROOT / "main.py"), *flags, *more],
+                cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for address, place in (("127.0.0.1", folder), ("127.0.0.2", other))
+        ]  # fmt: skip
+        ends = [launcher.communicate(timeout=60) for launcher in launchers]
+        assert [launcher.returncode for launcher in launchers] == [0, 0], ends
+        assert "ranks    2 processes" in ends[0][0] and ends[1][0] == ""
+    assert sorted(path.name for path in other.iterdir()) == ["text.txt"]
+    assert [line["step"] for line in metrics(folder, "a")] == [4, 8]
+
+
+def test_a_batch_that_cannot_be_split_names_one_that_can():
+    with pytest.raises(ValueError, match="--batch-size 10 .* 3 .processes. x 2 .*: --batch-size 12 can"):
+        check_split(TrainSettings(batch_size=10, grad_accum=2), Ranks(size=3))

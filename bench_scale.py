@@ -1,0 +1,131 @@
+"""What several processes gain, and what they cost: the measurement behind `bench.py scale`.
+
+A step is gradients (shared among the ranks), communication (what averaging the gradients adds to that), and the update
+(every rank does all of it). `bench_scale` starts this file in one process and, with torchrun, in two, and takes turns.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import cli
+from bench_tools import print_table
+from device import pick_device
+from distributed import Ranks, joined
+from main import Run, compute_gradients, start_run, train_step
+from recipe import PRESETS, TrainSettings
+
+PRESET_NAMES = ("tiny", "small")
+ROUNDS = 3  # times that every way of starting has its turn
+STEPS = 8  # measured in each
+HEADER = ["preset", "processes x threads", "tokens/s", "beside one with all", "efficiency", "step", "gradients",
+          "communication", "update", "MiB per process"]  # fmt: skip
+
+
+def bench_scale() -> None:
+    """The same training in one process with all threads, half of them, one, and in two with one, half of them each.
+
+    Efficiency is tokens/s over (processes x the tokens/s of one process with as many threads as each of them has).
+    """
+    cores = torch.get_num_threads()
+    ways = dict.fromkeys([(1, cores), (1, max(1, cores // 2)), (1, 1), (2, 1), (2, max(1, cores // 2))])
+    rows = []
+    for preset in PRESET_NAMES:
+        found = {way: [] for way in ways}
+        for _ in range(ROUNDS):
+            for way in ways:
+                found[way].append(start(preset, *way))
+        middle = {
+            way: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for way, runs in found.items()
+        }
+        for (processes, threads), figures in middle.items():
+            speed = figures["tokens_per_second"]
+            rows.append(
+                [
+                    f"{preset} ({figures['parameters'] / 1e6:.2f}M)",
+                    f"{processes} x {threads}",
+                    f"{speed:,.0f}",
+                    f"{speed / middle[1, cores]['tokens_per_second']:.2f}",
+                    f"{speed / processes / middle[1, threads]['tokens_per_second']:.0%}",
+                    *(f"{figures[name] * 1e3:.1f} ms" for name in ("step", "gradients", "communication", "update")),
+                    f"{figures['peak_mib']:.0f}",
+                ]
+            )
+    print_table(HEADER, rows)
+
+
+def start(preset: str, processes: int, threads: int) -> dict[str, float]:
+    """What one measurement says, made by so many processes with so many threads each."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), str(Path(__file__)), preset],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def measure(run: Run) -> dict[str, float]:
+    """Medians in seconds over STEPS, after one step to warm up; the first rank's clock speaks for all."""
+    wrapped, bare = run.network, run.model
+
+    def seconds(task, network) -> float:
+        run.network = network
+        run.ranks.largest(0)  # all ranks start together
+        started = time.perf_counter()
+        task(run)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    train_step(run)
+    times = []
+    for _ in range(STEPS):
+        apart = seconds(compute_gradients, bare)
+        bare.zero_grad(set_to_none=True)
+        together = seconds(compute_gradients, wrapped)
+        bare.zero_grad(set_to_none=True)
+        step = seconds(train_step, wrapped)
+        times.append({"step": step, "gradients": apart, "communication": together - apart, "update": step - together})
+    figures = {name: statistics.median(entry[name] for entry in times) for name in times[0]}
+    figures["tokens_per_second"] = run.settings.batch_size * run.settings.max_seq / figures["step"]
+    return figures
+
+
+def peak_mib(run: Run) -> float:
+    """The most memory that this process has held: on its GPU, or all of it on the CPU."""
+    if run.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource  # only here: Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def measure_preset(name: str, ranks: Ranks) -> dict[str, float]:
+    """The figures of one preset on the synthetic corpus, the peak memory as a mean over the ranks."""
+    settings = TrainSettings(**{**PRESETS[name], "preset": name, "data": "synthetic"})
+    run = start_run(settings, ranks.pick_device(pick_device(settings.device)), ranks)
+    figures = measure(run)
+    figures["parameters"] = run.model.num_parameters()
+    figures["peak_mib"] = float(ranks.sum(peak_mib(run))) / ranks.size
+    return figures
+
+
+def main() -> None:
+    """One measurement, as a line of JSON."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("preset", choices=PRESET_NAMES, help="which recipe to measure")
+    with joined() as ranks:
+        print(json.dumps(measure_preset(parser.parse_args().preset, ranks)))
+
+
+if __name__ == "__main__":
+    cli.run(main)
