@@ -59,16 +59,15 @@ class FastStep:
 
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """tokens (B,), one per row, are added to the cache -> the logits (B, V) after them."""
-        width, heads, batch, slot = self.width, self.heads, tokens.size(0), cache.lengths[0]
-        end = slot + 1
+        width, batch, slot, end = self.width, tokens.size(0), cache.lengths[0], cache.lengths[0] + 1
         x = self.tokens[tokens] + self.positions[slot]  # (B, C)
-        for (norm1, qkv, out, norm2, up, down), keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            q, k, v = qkv(torch.layer_norm(x, width, *norm1)).view(batch, 3, heads, 1, -1).unbind(1)  # (B, nh, 1, hs)
-            keys[:, :, slot:end] = k
-            values[:, :, slot:end] = v
-            h = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
-            x = x + out(h.reshape(batch, -1))
-            x = x + down(F.gelu(up(torch.layer_norm(x, width, *norm2)), approximate="tanh"))
+        for (norm1, qkv, out, norm2, up, down), kept in zip(self.blocks, cache.layers, strict=True):
+            new = qkv(torch.layer_norm(x, width, *norm1)).view(batch, 3, self.heads, -1).transpose(0, 1)
+            kept.select(3, slot).copy_(new[1:])  # keys and values at once
+            keys, values = kept.narrow(3, 0, end).unbind()  # (B, nh, end, hs)
+            h = F.scaled_dot_product_attention(new[0].unsqueeze(2), keys, values)
+            x = out(h.reshape(batch, -1)).add_(x)
+            x = down(F.gelu(up(torch.layer_norm(x, width, *norm2)), approximate="tanh")).add_(x)
         cache.lengths = [end] * batch
         return self.head(torch.layer_norm(x, width, *self.final_norm))
 
@@ -103,11 +102,12 @@ class Reader:
     @torch.inference_mode()
     def next_logits(self) -> Tensor:
         """Logits (B, V), float32, after the last token of every row. Raises FloatingPointError if not finite."""
-        if self.slide() or not any(self.cache.lengths):
+        lengths = self.cache.lengths
+        if self.slide() or any(len(r) - s != n + 1 for r, s, n in zip(self.rows, self.starts, lengths, strict=True)):
             logits = self.read_windows()
         else:
             last = torch.tensor([row[-1] for row in self.rows], device=self.device)
-            equal = min(self.cache.lengths) == max(self.cache.lengths)
+            equal = min(lengths) == max(lengths)
             logits = self.step(last, self.cache) if equal else self.model.next_logits(last[:, None], self.cache)
         logits = logits.float()
         low, high = logits.aminmax()  # both are NaN if any logit is

@@ -49,7 +49,7 @@ class TinyGPTConfig:
 
 
 class KVCache:
-    """The keys and values of every layer, two tensors (B, nh, max_seq, hs) each, allocated once.
+    """The keys and values of every layer, (B, nh, max_seq, hs) each, allocated once.
 
     Slot p of a row belongs to the row's position p; lengths[b] slots of row b are filled, and what lies beyond them
     is never looked at. Positions are learned and added to the embeddings, so a key is bound to its position: when the
@@ -58,10 +58,9 @@ class KVCache:
 
     def __init__(self, model: "TinyGPT", batch_size: int):
         config, like = model.config, model.position_embedding.weight
-        shape = (batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
+        shape = (2, batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
         # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
-        self.keys = [like.new_zeros(shape) for _ in range(config.num_layers)]
-        self.values = [like.new_zeros(shape) for _ in range(config.num_layers)]
+        self.layers = [like.new_zeros(shape) for _ in range(config.num_layers)]  # keys, then values
         self.max_seq = config.max_seq
         self.lengths = [0] * batch_size
 
@@ -72,18 +71,19 @@ class KVCache:
     def reorder(self, rows: list[int]) -> None:
         """Row i becomes what row rows[i] was, in place: for beams that fork and die. The batch keeps its size."""
         used = max(self.lengths)
-        for tensor in (*self.keys, *self.values):
-            tensor[:, :, :used] = tensor[rows, :, :used]
+        for layer in self.layers:
+            layer[:, :, :, :used] = layer[:, rows, :, :used]
         self.lengths = [self.lengths[row] for row in rows]
 
     def write(self, layer: int, chunk: "Chunk", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put k and v (B, nh, T, hs) into the chunk's slots; returns the keys and values up to its end."""
-        for cached, new in ((self.keys[layer], k), (self.values[layer], v)):
+        keys, values = self.layers[layer][0], self.layers[layer][1]
+        for cached, new in ((keys, k), (values, v)):
             if isinstance(chunk.slots, slice):
                 cached[:, :, chunk.slots] = new
             else:
                 cached[chunk.rows, :, chunk.slots] = new.transpose(1, 2)
-        return self.keys[layer][:, :, : chunk.end], self.values[layer][:, :, : chunk.end]
+        return keys[:, :, : chunk.end], values[:, :, : chunk.end]
 
 
 @dataclass

@@ -132,12 +132,12 @@ def test_reordered_rows_go_on_as_the_rows_they_were(model):
 
 def test_cache_is_allocated_once(model):
     reader = Reader(model, random_ids(2, 3).tolist())
-    places = [tensor.data_ptr() for tensor in (*reader.cache.keys, *reader.cache.values)]
-    assert reader.cache.keys[0].shape == (2, 2, 6, 4)  # (B, nh, max_seq, hs)
+    places = [tensor.data_ptr() for tensor in reader.cache.layers]
+    assert reader.cache.layers[0].shape == (2, 2, 2, 6, 4)  # keys and values, B, nh, max_seq, hs
     for step in range(9):
         reader.next_logits()
         reader.append(random_ids(2, seed=step).tolist())
-    assert places == [tensor.data_ptr() for tensor in (*reader.cache.keys, *reader.cache.values)]
+    assert places == [tensor.data_ptr() for tensor in reader.cache.layers]
 
 
 def test_cache_that_is_too_short_is_an_error(model):
@@ -156,7 +156,7 @@ def test_fast_step_equals_the_module(model, batch):
         for tokens in random_ids(6, batch):
             assert_close(step(tokens, fast), model.next_logits(tokens[:, None], slow))
     assert fast.lengths == slow.lengths == [6] * batch
-    for found, expected in zip((*fast.keys, *fast.values), (*slow.keys, *slow.values), strict=True):
+    for found, expected in zip(fast.layers, slow.layers, strict=True):
         assert_close(found, expected)
 
 
