@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import cli
+from bench_data import bench_data, bench_lora
 from bench_decode import bench_decode, bench_decode_loss
 from bench_scale import bench_scale
 from bench_tools import machine, print_table, take_turns
@@ -161,8 +162,10 @@ def bench_ablate() -> None:
 
 COMMANDS: dict[str, Callable[[], None]] = {
     "ablate": bench_ablate,
+    "data": bench_data,
     "decode": bench_decode,
     "decode-loss": bench_decode_loss,
+    "lora": bench_lora,
     "scale": bench_scale,
     "train": bench_train,
 }

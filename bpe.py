@@ -95,7 +95,7 @@ class BPETokenizer:
             raise ValueError(f"its vocabulary must hold {BOS} and every byte")
         if start not in (BOS, "\n"):
             raise ValueError(f"a text must start after {BOS} or a newline, not {start!r}")
-        self._library = byte_level(vocabulary, merges)
+        self.library = byte_level(vocabulary, merges)
         self.start = start
         self.vocab_size = len(tokens)
         self.bos_id = vocabulary[BOS]
@@ -140,7 +140,7 @@ class BPETokenizer:
         """The ids of a text that comes in blocks, the same as in one, at the library's speed on all cores."""
         pieces = cut_between_words(blocks)
         while batch := list(islice(pieces, 32)):
-            encoded = self._library.encode_batch_fast(batch)
+            encoded = self.library.encode_batch_fast(batch)
             yield np.concatenate([np.array(one.ids, self.id_dtype) for one in encoded])
 
     def encode_array(self, text: str, unknown: str = "unk") -> np.ndarray:
@@ -180,7 +180,7 @@ class BPETokenizer:
 
     def to_json(self) -> str:
         """The text of a `tokenizer.json`."""
-        return self._library.to_str(pretty=True)
+        return self.library.to_str(pretty=True)
 
 
 def byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]):

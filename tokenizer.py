@@ -117,6 +117,9 @@ class CharTokenizer:
         # One slot per code point up to the largest known one; a text is encoded by a single look-up in this table.
         self._id_of = np.full(int(codepoints[-1]) + 2, self.unk_id, self.id_dtype)
         self._id_of[codepoints] = np.arange(len(self.special_ids), self.vocab_size)
+        # ASCII comes first among the code points, so its ids fit into a byte: for it there is a table of bytes as well.
+        ids = self._id_of[np.minimum(np.arange(256), len(self._id_of) - 1)]
+        self._ascii_id_of = ids.astype(np.uint8).tobytes()
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
@@ -170,6 +173,8 @@ class CharTokenizer:
         return map(self._look_up, blocks)
 
     def _look_up(self, text: str) -> np.ndarray:
+        if text.isascii():
+            return np.frombuffer(text.encode("ascii").translate(self._ascii_id_of), np.uint8).astype(self.id_dtype)
         return self._id_of[np.minimum(to_codepoints(text), len(self._id_of) - 1)]  # the last slot is always unknown
 
     def encode(self, text: str, unknown: str = "unk") -> list[int]:
