@@ -175,7 +175,9 @@ class CharTokenizer:
     def _look_up(self, text: str) -> np.ndarray:
         if text.isascii():
             return np.frombuffer(text.encode("ascii").translate(self._ascii_id_of), np.uint8).astype(self.id_dtype)
-        return self._id_of[np.minimum(to_codepoints(text), len(self._id_of) - 1)]  # the last slot is always unknown
+        # Runs that fit into the processor's cache. Clipped, a larger code point takes the last slot, always unknown.
+        runs = (to_codepoints(text[i : i + 2**14]) for i in range(0, len(text), 2**14))
+        return np.concatenate([self._id_of.take(run, mode="clip") for run in runs])
 
     def encode(self, text: str, unknown: str = "unk") -> list[int]:
         """`encode_array` as a list of ints."""
