@@ -39,7 +39,11 @@ class TrainSettings:
 
     steps: int = setting(1700, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
     stop_at: int | None = setting(
-        None, "stop after this step and save; --resume goes on (default: run to the end)", group="training", low=1
+        None,
+        "stop after this step and save; --resume goes on (default: run to the end)",
+        group="training",
+        low=1,
+        high=10**9,
     )
     batch_size: int = setting(16, "windows per optimizer step", group="training", low=1, high=2**20)
     grad_accum: int = setting(1, "parts to split each batch into, to save memory", group="training", low=1, high=2**20)

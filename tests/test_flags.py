@@ -1,0 +1,270 @@
+"""Bad flags: exit 2, one line that names the flag, before any file is made."""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import re
+import typing
+
+import pytest
+import torch
+
+import cli
+import data_setup
+import generate
+import gutenberg
+import main
+from conftest import ROOT, assert_one_error_line
+from faults import OUT, SMALL_RUN, Child, copy_of, files_of, train, write_corpus
+from recipe import TrainSettings
+
+# Every command whose flags are a settings class: script, what stands before the flags, the class.
+COMMANDS = {
+    "main.py": ((), "recipe.TrainSettings"),
+    "generate.py": ((), "generate.SampleSettings"),
+    "tokenizer.py": (("train",), "tokenizer.TrainSettings"),
+    "data_setup.py": (("gutenberg",), "gutenberg.FetchSettings"),
+}
+# The flags for which zero or a negative number makes sense.
+ZERO = {
+    "dropout", "weight_decay", "warmup", "seed", "max_new_tokens", "temperature", "top_k", "min_p", "beams",
+    "length_penalty", "pause",
+}  # fmt: skip
+NEGATIVE = {"length_penalty"}
+WORDS = ["", "x", "nan", "inf", "-inf", "1e999", "0x10", "1,5", "None"]
+HUGE = {int: ["9" * 40, "9" * 5000, "1.5", "1e3", "-" + "9" * 40], float: ["-1e308"]}
+
+
+def flags():
+    """(script, flag, value) for every flag of every command and every bad value."""
+    for script, (before, path) in COMMANDS.items():
+        module, name = path.split(".")
+        settings = getattr(importlib.import_module(module), name)
+        hints = typing.get_type_hints(settings)
+        for field in dataclasses.fields(settings):
+            kind = cli.value_type(hints[field.name])
+            if not field.metadata or kind is bool:
+                continue
+            values = [""] if kind is str and not field.metadata["choices"] else WORDS
+            if kind is not str:
+                values = values + HUGE[kind] + ["0"] * (field.name not in ZERO) + ["-1"] * (field.name not in NEGATIVE)
+            yield pytest.param(script, before, cli.flag_of(field.name), values, id=f"{script} {field.name}")
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch):
+    """A value that is wrongly accepted fails the test, instead of starting a long run."""
+
+    def started(*_, **__):
+        raise AssertionError("the value was accepted")
+
+    for place in (
+        (main, "start_run"),
+        (generate, "load_checkpoint"),
+        (data_setup, "load_corpus"),
+        (gutenberg, "receive"),
+    ):
+        monkeypatch.setattr(*place, started)
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize("script, before, flag, values", flags())
+def test_a_bad_value_is_refused_by_name_before_any_file_is_made(in_process, tmp_path, script, before, flag, values):
+    if (flag, script) == ("--prompt", "generate.py"):
+        pytest.skip("an empty prompt is a prompt")
+    for value in values:
+        code, output, errors = in_process(script, *before, f"{flag}={value}")
+        assert code == 2, (value, output, errors)
+        assert_one_error_line(errors, flag)
+        assert len(errors) < 10_000 and not output
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_with_flags_is_swept():
+    """A settings class that no test above knows would go untested."""
+    swept = {path for _, path in COMMANDS.values()}
+    for script in ROOT.glob("*.py"):
+        for name in re.findall(r"^class (\w*Settings)\b", script.read_text(encoding="utf-8"), re.MULTILINE):
+            assert f"{script.stem}.{name}" in swept
+
+
+@pytest.mark.parametrize(
+    "script, arguments, word",
+    [
+        ("main.py", ["--step", 5], "--step"),
+        ("main.py", ["--embed", 8], "--embed"),
+        ("main.py", ["more"], "more"),
+        ("generate.py", ["--prom", "a"], "--prom"),
+        ("generate.py", ["ROMEO"], "ROMEO"),
+        ("tokenizer.py", ["train", "--vocab", 300], "--vocab"),
+        ("tokenizer.py", ["fly"], "fly"),
+        ("data_setup.py", ["gutenberg", "--book", 1], "--book"),
+        ("data_setup.py", ["everything"], "everything"),
+        ("bench.py", ["everything"], "everything"),
+    ],
+)
+def test_abbreviations_and_strangers_are_refused(in_process, tmp_path, script, arguments, word):
+    code, _, errors = in_process(script, *arguments)
+    assert code == 2
+    assert_one_error_line(errors, word)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--num-heads", 3, "--embed-dim", 16], ["--embed-dim 16", "--num-heads 3"]),
+        (["--batch-size", 9, "--grad-accum", 2], ["--batch-size 9", "--grad-accum 2"]),
+        (["--device", "cuda:99"], ["--device cuda:99"]),
+        (["--device", "meta"], ["--device meta"]),
+        (["--device", "cpu:x"], ["--device cpu:x"]),
+        (["--data", "."], ["--data ."]),
+        (["--out", "model.pt"], ["--out model.pt"]),
+        (["--out", "model.last.pth"], ["--out model.last.pth"]),
+        (["--out", ".pth"], ["--out"]),
+        (["--max-seq", 16384, "--batch-size", 1048576], ["GiB", "--batch-size"]),
+        (["--embed-dim", 16384, "--num-layers", 1024, "--num-heads", 1], ["GiB", "--embed-dim"]),
+        (["--max-seq", 16000], ["--max-seq"]),
+    ],
+)
+def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, arguments, words):
+    text = tmp_path / "long.txt"
+    text.write_text("abcdefghij" * (2000 if "GiB" in words else 100))
+    code, _, errors = in_process("main.py", "--data", text, "--device", "cpu", *arguments)
+    assert code == 2, errors
+    assert_one_error_line(errors, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["long.txt"]
+
+
+# --- On resume ---------------------------------------------------------------------------------------------------
+
+CHANGED = {
+    "data": "synthetic", "tokenizer": "other.json", "preset": "base", "max_seq": 16, "embed_dim": 16, "num_heads": 1,
+    "num_layers": 2, "dropout": 0.3, "batch_size": 8, "grad_accum": 2, "optimizer": "adamw", "lr": 0.1, "muon_lr": 0.1,
+    "weight_decay": 0.5, "warmup": 0.5, "clip": 3.0, "seed": 5, "dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    folder = write_corpus(tmp_path_factory.mktemp("unfinished"))
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.ExitStack() as held, cli.StopSignal() as stop:
+            flags = list(map(str, [*SMALL_RUN, "--steps", 4, "--stop-at", 2]))
+            main.train(main.open_run(main.parse_flags(flags), held), stop)
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_flag_that_contradicts_the_resumed_run_is_named(unfinished, tmp_path, in_process, name):
+    copy_of(unfinished, tmp_path)
+    before = files_of(tmp_path)
+    code, _, errors = in_process("main.py", "--resume", cli.flag_of(name), CHANGED[name])
+    assert code == 2
+    assert_one_error_line(errors, f"{cli.flag_of(name)} {CHANGED[name]} contradicts", "--out")
+    assert files_of(tmp_path) == before
+
+
+def test_bad_values_are_named_on_resume_too(unfinished, tmp_path, in_process):
+    copy_of(unfinished, tmp_path)
+    for flag, value in (("--steps", 0), ("--lr", "nan"), ("--eval-every", -1), ("--device", "cuda:99")):
+        code, _, errors = in_process("main.py", "--resume", flag, value)
+        assert code == 2
+        assert_one_error_line(errors, flag)
+
+
+def test_every_setting_is_either_adjustable_or_compared():
+    names = {field.name for field in dataclasses.fields(TrainSettings)}
+    assert names - main.ADJUSTABLE <= CHANGED.keys() | {"schedule"} | {
+        n for n in names if n.startswith(("lora", "init"))
+    }
+
+
+# --- An output that cannot be written ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "out, words",
+    [
+        ("text.txt/model.pth", ["text.txt"]),
+        ("a" * 300 + ".pth", ["too long"]),
+        ("folder.pth", ["--out folder.pth is a folder"]),
+        ("/proc/nowhere/model.pth", ["/proc/nowhere"]),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_found_before_training(in_process, tmp_path, out, words):
+    write_corpus(tmp_path)
+    (tmp_path / "folder.pth").mkdir()
+    code, output, errors = in_process("main.py", *SMALL_RUN, "--steps", 2, "--out", out)
+    assert code in (1, 2)
+    assert_one_error_line(errors, *words)
+    assert "step" not in output
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_found_before_training(in_process, tmp_path):
+    write_corpus(tmp_path)
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, output, errors = in_process("main.py", *SMALL_RUN, "--steps", 2, "--out", "locked/model.pth")
+    assert code == 1
+    assert_one_error_line(errors, "--out", "locked")
+    assert "step" not in output
+
+
+# --- Memory ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+    ],
+)
+def test_running_out_of_memory_is_one_line(in_process, tmp_path, monkeypatch, error):
+    def fail(run):
+        raise error
+
+    write_corpus(tmp_path)
+    monkeypatch.setattr(main, "train_step", fail)
+    code, _, errors = in_process("main.py", *SMALL_RUN, "--steps", 2)
+    assert code == 1
+    assert_one_error_line(errors, "not enough memory", "--batch-size")
+
+
+def test_other_runtime_errors_are_not_hidden(in_process, tmp_path, monkeypatch):
+    """A bug must show itself as one."""
+
+    def fail(run):
+        raise RuntimeError("a bug")
+
+    write_corpus(tmp_path)
+    monkeypatch.setattr(main, "train_step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        in_process("main.py", *SMALL_RUN, "--steps", 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_real_lack_of_memory_is_one_line(tmp_path):
+    """Under a limit of the address space: the first layers fit, all of them do not."""
+    resource = pytest.importorskip("resource")
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("needs /proc to know the present size")
+    write_corpus(tmp_path)
+
+    def limit():
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 300 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+    large = ["--embed-dim", 1024, "--num-layers", 16]
+    child = Child(tmp_path, "main.py", *SMALL_RUN, *large, "--steps", 1, prepare=limit)
+    assert child.wait() == 1, child.stderr
+    assert_one_error_line(child.stderr, "not enough memory")
+    assert not (tmp_path / OUT.best.parent).exists()
+    train(tmp_path, *SMALL_RUN, "--steps", 1, prepare=limit)
