@@ -33,7 +33,7 @@ class BadAnswer(OSError):
     """The server answered, but not with the file; `status` is its code, such as 404."""
 
     def __init__(self, url: str, status: int, reason: str):
-        super().__init__(f"{url} answered {status} {reason}")
+        super().__init__(f"{url} answered {status} {' '.join(reason.split())}")
         self.status = status
 
 

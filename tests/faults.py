@@ -112,6 +112,18 @@ def train(folder: Path, *arguments: object, prepare: Callable[[], None] = lambda
     return child
 
 
+def run_here(folder: Path, *arguments: object) -> None:
+    """main.py in this process and in `folder`, for fixtures; works without fork."""
+    here, before = os.getcwd(), sys.argv
+    os.chdir(folder)
+    sys.argv = ["main.py", *map(str, arguments)]
+    try:
+        importlib.import_module("main").main()
+    finally:
+        os.chdir(here)
+        sys.argv = before
+
+
 # --- File operations that fail -----------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import torch
 
 from checkpoint import FORMAT, fingerprint, load_checkpoint
 from conftest import assert_one_error_line
-from faults import OUT, SMALL_RUN, TEXT, copy_of, files_of, flip_a_bit, write_corpus
+from faults import OUT, SMALL_RUN, TEXT, copy_of, files_of, flip_a_bit, run_here, write_corpus
 from run_files import RunPaths
 
 # What each command is given, and which file it reads.
@@ -30,16 +30,7 @@ commands = pytest.mark.parametrize("command", COMMANDS)
 def template(tmp_path_factory):
     """A folder with an unfinished run, and no earlier generation to fall back on."""
     folder = write_corpus(tmp_path_factory.mktemp("template"))
-    import main  # in this process: no fork needed, so these tests run everywhere
-
-    earlier, arguments = os.getcwd(), sys.argv
-    try:
-        os.chdir(folder)
-        sys.argv = ["main.py", *map(str, [*SMALL_RUN, "--steps", 4, "--eval-every", 2, "--stop-at", 2])]
-        main.main()
-    finally:
-        os.chdir(earlier)
-        sys.argv = arguments
+    run_here(folder, *SMALL_RUN, "--steps", 4, "--eval-every", 2, "--stop-at", 2)
     return folder
 
 

@@ -1,0 +1,275 @@
+"""Random command lines and random damage: never a traceback, never a hang, never a changed earlier file.
+
+Each test states how many cases it tries; the slow ones try ten times as many. The cases are the same on every run
+(`derandomize`), so a failure can be repeated.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import random
+import signal
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+import data_setup
+from checkpoint import check_training, load_checkpoint
+from faults import OUT, SMALL_RUN, copy_of, files_of, run_here, write_corpus
+
+hypothesis = pytest.importorskip("hypothesis")
+st = hypothesis.strategies
+CASES = {"command lines": 40, "damaged bytes": 200, "changed values": 50}
+TEN_TIMES = {name: 10 * count for name, count in CASES.items()}
+WHOLE_CASE = 20  # seconds that one case may take
+
+
+def cases(count: int):
+    """hypothesis's settings for so many cases."""
+    health = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
+    return hypothesis.settings(
+        max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=health
+    )
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A folder with an unfinished run."""
+    folder = write_corpus(tmp_path_factory.mktemp("template"))
+    run_here(folder, *SMALL_RUN, "--steps", 4, "--eval-every", 2, "--stop-at", 2)
+    return folder
+
+
+@contextlib.contextmanager
+def no_hang():
+    """Fail what takes longer than WHOLE_CASE seconds, where there are alarms."""
+
+    def expired(*_):
+        raise AssertionError(f"no end after {WHOLE_CASE} s")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(WHOLE_CASE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- Command lines -----------------------------------------------------------------------------------------------
+
+WORD = st.one_of(
+    st.sampled_from(
+        ["", "0", "-1", "nan", "inf", "1e400", "9" * 30, "--", "-", "auto", "None", "\u00e9", "\udcff", " "]
+    ),
+    st.text(st.characters(exclude_characters="\0/"), max_size=5),
+)
+
+
+def one_of(*values):
+    """Mostly a value that makes sense, now and then any word."""
+    return st.one_of(*[st.sampled_from([str(value) for value in values])] * 8, WORD)
+
+
+TRAIN = {
+    "--data": one_of("synthetic", "text.txt", "none.txt"), "--out": one_of("checkpoints/tiny_decoder.pth", "other.pth"),
+    "--preset": one_of("tiny", "small", "auto"), "--max-seq": one_of(1, 2, 8), "--embed-dim": one_of(2, 8, 12),
+    "--num-heads": one_of(1, 2, 3), "--num-layers": one_of(1, 2), "--dropout": one_of(0, 0.5, 0.99),
+    "--steps": one_of(1, 2, 3), "--stop-at": one_of(1, 2, 9), "--batch-size": one_of(1, 3, 4),
+    "--grad-accum": one_of(1, 2, 4), "--optimizer": one_of("adamw", "muon"), "--lr": one_of(1e-30, 0.01, 1, 100),
+    "--muon-lr": one_of(1e-9, 0.02, 50), "--weight-decay": one_of(0, 1, 100), "--warmup": one_of(0, 0.5, 1),
+    "--clip": one_of(1e-30, 1, 1e30), "--eval-every": one_of(1, 2, 1000), "--seed": one_of(0, 2**31),
+    "--dtype": one_of("float32", "bfloat16", "auto"), "--device": one_of("cpu", "auto", "cuda:9"),
+}  # fmt: skip
+SAMPLE = {
+    "--checkpoint": one_of("checkpoints/tiny_decoder.pth", "checkpoints/tiny_decoder.last.pth", "text.txt"),
+    "--prompt": st.text(max_size=12), "--prompt-file": one_of("text.txt", "none.txt"),
+    "--max-new-tokens": one_of(0, 1, 20),
+    "--stop": st.text(max_size=3), "--num-samples": one_of(1, 3), "--temperature": one_of(0, 1e-30, 0.8, 1e6),
+    "--top-k": one_of(0, 1, 5, 10**9), "--top-p": one_of(1e-30, 0.5, 1), "--min-p": one_of(0, 0.5, 1),
+    "--repetition-penalty": one_of(1e-30, 1, 1.3, 1e6), "--seed": one_of(0, 2**62), "--beams": one_of(0, 1, 3),
+    "--n-best": one_of(1, 2, 3), "--length-penalty": one_of(-100, 0, 1, 100), "--hop": one_of(1, 3, 8, 9999),
+    "--weights": one_of("float32", "bfloat16", "int8"), "--device": one_of("cpu", "auto"),
+}  # fmt: skip
+
+
+def command_lines():
+    """A script and its arguments: always small sizes, then any of the flags, in which the later one counts."""
+    pairs = {
+        script: st.lists(st.sampled_from(sorted(flags)).flatmap(lambda f, flags=flags: st.tuples(st.just(f), flags[f])))
+        for script, flags in (("main.py", TRAIN), ("generate.py", SAMPLE))
+    }
+    small = ["--data", "synthetic", *map(str, SMALL_RUN[2:]), "--steps", "2"]
+    first = {"new": ("main.py", small), "resumed": ("main.py", ["--resume"]), "text": ("generate.py", ["--seed", "1"])}
+    return st.sampled_from(sorted(first)).flatmap(
+        lambda name: pairs[first[name][0]].map(
+            lambda chosen: (first[name][0], [*first[name][1], *(word for pair in chosen for word in pair)])
+        )
+    )
+
+
+def run_command(folder: Path, script: str, arguments: list[str]) -> tuple[int, str]:
+    """A command in this process and in `folder`: its exit code and stderr."""
+    here, argv, show = os.getcwd(), sys.argv, warnings.showwarning
+    sys.argv = [script, *arguments]
+    os.chdir(folder)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors), no_hang():
+            cli.run(importlib.import_module(script.removesuffix(".py")).main)
+    except SystemExit as stop:
+        return stop.code or 0, errors.getvalue()
+    finally:
+        os.chdir(here)
+        sys.argv, warnings.showwarning = argv, show
+
+
+def fuzz_command_lines(template, monkeypatch, count):
+    synthetic = functools.cache(lambda: data_setup.split_text("synthetic", data_setup.synthetic_text(3000)[0], 0.36))
+    monkeypatch.setattr(data_setup, "synthetic_corpus", synthetic)  # a shorter one, made once
+    monkeypatch.setattr(data_setup, "fetch", lambda *_: template / "text.txt")  # no network
+    tried = []
+
+    @cases(count)
+    @hypothesis.given(command_lines())
+    def check(line):
+        script, arguments = line
+        with tempfile.TemporaryDirectory() as folder:
+            folder = copy_of(template, Path(folder))
+            before = files_of(folder)
+            code, errors = run_command(folder, script, arguments)
+            tried.append(code)
+            assert code in (0, 1, 2, 3), errors
+            said = [text for text in errors.splitlines() if text.startswith("error:")]
+            assert len(said) == (code != 0) and "Traceback" not in errors, errors
+            after = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+            if code == 2 or "--resume" not in arguments:
+                assert all(content in after for content in before.values()), "an earlier file was changed"
+            for path in folder.rglob("*.last.pth"):
+                load_checkpoint(path, "training")
+
+    check()
+    assert len(tried) >= count and {0, 2} <= set(tried)
+
+
+def test_random_command_lines(template, monkeypatch):
+    fuzz_command_lines(template, monkeypatch, CASES["command lines"])
+
+
+@pytest.mark.slow
+def test_many_random_command_lines(template, monkeypatch):
+    fuzz_command_lines(template, monkeypatch, TEN_TIMES["command lines"])
+
+
+# --- Damaged bytes -----------------------------------------------------------------------------------------------
+
+
+def loads_or_refuses(path: Path, original: dict[str, torch.Tensor]) -> bool:
+    """Whether a damaged state loads; if it does, then with exactly the original weights (padding was hit)."""
+    with warnings.catch_warnings(), no_hang():
+        warnings.simplefilter("error")
+        try:
+            loaded = load_checkpoint(path, "training")
+            check_training(loaded.training)
+        except ValueError:
+            return False
+    state = loaded.model.state_dict()
+    assert all(torch.equal(state[name], original[name]) for name in original)
+    return True
+
+
+def fuzz_bytes(template, tmp_path, count):
+    whole, path, tried = (template / OUT.last).read_bytes(), tmp_path / "damaged.pth", []
+    original = torch.load(template / OUT.last, weights_only=True)["weights"]
+
+    @cases(count)
+    @hypothesis.given(
+        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=4),
+        st.one_of(st.none(), st.tuples(*[st.integers(0, len(whole))] * 3)),
+    )
+    def check(bytes_set, move):
+        content = bytearray(whole)
+        for place, byte in bytes_set:
+            content[place] = byte
+        if move:  # a piece is overwritten by another, which cuts, doubles and shifts
+            start, stop, to = move
+            content[to:to] = content[start:stop]
+        path.write_bytes(content)
+        tried.append(loads_or_refuses(path, original))
+
+    check()
+    assert len(tried) >= count and False in tried
+
+
+def test_random_damage_to_the_bytes(template, tmp_path):
+    fuzz_bytes(template, tmp_path, CASES["damaged bytes"])
+
+
+@pytest.mark.slow
+def test_much_random_damage_to_the_bytes(template, tmp_path):
+    fuzz_bytes(template, tmp_path, TEN_TIMES["damaged bytes"])
+
+
+# --- Changed values ----------------------------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(torch.zeros(2)),
+        st.sampled_from([10**9, 2**63, -1, 0, 1, 1e308]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=4,
+)  # fmt: skip
+
+
+def containers(value, found):
+    """Every dictionary and list within a checkpoint's content."""
+    if isinstance(value, dict | list):
+        if value:
+            found.append(value)
+        for item in value.values() if isinstance(value, dict) else value:
+            containers(item, found)
+    return found
+
+
+def fuzz_values(template, count):
+    tried = []
+
+    @cases(count)
+    @hypothesis.given(st.integers(0, 2**32), VALUES)
+    def check(seed, value):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = copy_of(template, Path(folder))
+            (folder / OUT.previous).unlink(missing_ok=True)
+            content = torch.load(folder / OUT.last, weights_only=True)
+            dice = random.Random(seed)
+            container = dice.choice(containers(content, []))
+            key = dice.choice(list(container) if isinstance(container, dict) else range(len(container)))
+            container[key] = value
+            torch.save(content, folder / OUT.last)
+            code, errors = run_command(folder, "main.py", ["--resume"])
+            tried.append(code)
+            assert code in (0, 2, 3), errors  # some values are as good as the saved ones
+            assert errors.count("error:") == (code != 0) and "Traceback" not in errors, errors
+
+    check()
+    assert len(tried) >= count and 2 in tried
+
+
+def test_random_values_in_a_training_state(template):
+    fuzz_values(template, CASES["changed values"])
+
+
+@pytest.mark.slow
+def test_many_random_values_in_a_training_state(template):
+    fuzz_values(template, TEN_TIMES["changed values"])

@@ -1,0 +1,140 @@
+"""Text in and text out: odd corpora, odd prompts, and every kind of stdout."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT, assert_one_error_line, environment
+from faults import OUT, SMALL_RUN, TEXT, copy_of, run_here, write_corpus
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX shells and descriptors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = write_corpus(tmp_path_factory.mktemp("trained"))
+    run_here(folder, *SMALL_RUN, "--steps", 2)
+    return folder
+
+
+# --- Corpora -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", ["bad.txt", "0 characters"]),
+        (b"\xef\xbb\xbf", ["bad.txt", "0 characters"]),
+        (b"ab", ["bad.txt", "2 characters"]),
+        (b"Too short for a window.", ["window", "--max-seq"]),
+        (b"plain " * 50 + b"caf\xe9", ["bad.txt", "UTF-8", "0xe9"]),
+        ("wide".encode("utf-16") * 99, ["bad.txt", "UTF-8", "0xff"]),
+        (b"\xed\xa0\x80" * 99, ["bad.txt", "UTF-8", "0xed"]),  # a lone surrogate, encoded
+    ],
+)
+def test_a_corpus_that_cannot_be_used_is_one_line(in_process, tmp_path, content, words):
+    (tmp_path / "bad.txt").write_bytes(content)
+    flags = ["--data", "bad.txt", *SMALL_RUN[2:], "--max-seq", 64, "--steps", 1]
+    code, _, errors = in_process("main.py", *flags)
+    assert code == 2
+    assert_one_error_line(errors, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.txt"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + TEXT.encode(),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\r").encode(),
+        b"nul \x00 bytes \x00 and \x1b[2J escapes\n" * 30,
+        "\N{GRINNING FACE}\N{COMBINING ACUTE ACCENT}\u202e!\n".encode() * 99,
+        b"a" * 500,
+    ],
+)
+def test_an_odd_corpus_trains_and_samples(in_process, tmp_path, content):
+    (tmp_path / "odd.txt").write_bytes(content)
+    assert in_process("main.py", "--data", "odd.txt", *SMALL_RUN[2:], "--steps", 1)[0] == 0
+    code, output, _ = in_process("generate.py", "--max-new-tokens", 20, "--seed", 1)
+    assert code == 0 and len(output) >= 20
+    assert "\ufeff" not in output and "\r" not in output
+
+
+# --- Prompts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompt, warned",
+    [
+        ("T" * 5000, ""),
+        ("caf\u00e9 \N{GRINNING FACE}", "U+00E9"),
+        ("T\udcff\ud800", "U+DCFF"),  # what Python makes of bytes that are not UTF-8
+        ("T\x00\n\x1b", "U+0000"),
+    ],
+)
+def test_any_prompt_works_and_unknown_characters_are_named(trained, in_process, tmp_path, prompt, warned):
+    copy_of(trained, tmp_path)
+    code, output, errors = in_process("generate.py", "--max-new-tokens", 5, "--prompt", prompt)
+    assert code == 0 and "Traceback" not in errors
+    shown = prompt.encode("utf-8", "backslashreplace").decode()
+    assert output.startswith((prompt, shown))
+    assert warned in errors and errors.count("warning") == bool(warned)
+
+
+@posix
+def test_bytes_that_are_not_utf8_from_the_shell_onto_an_ascii_terminal(trained):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "generate.py"), "--max-new-tokens", "5", "--prompt", b"T\xff\xc3\xa9"],
+        cwd=trained, env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="1"), capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"T\\udcff\\xe9") and done.stdout.isascii()
+    assert b"U+DCFF" in done.stderr and b"Traceback" not in done.stderr
+
+
+# --- Stdout ------------------------------------------------------------------------------------------------------
+
+
+def shell(trained, line: str) -> subprocess.CompletedProcess:
+    """A line for the shell, in which $RUN is Python with the repository's folder before the script's name."""
+    return subprocess.run(
+        ["bash", "-c", "set -o pipefail; " + line.replace("$RUN ", f"'{sys.executable}' '{ROOT}'/")],
+        cwd=trained, env=environment(), capture_output=True, encoding="utf-8", timeout=60,
+    )  # fmt: skip
+
+
+@posix
+def test_a_reader_that_has_enough_ends_the_text_quietly(trained):
+    done = shell(trained, "$RUN generate.py --max-new-tokens 100000 --hop 4 | head -c 3")
+    assert (done.returncode, len(done.stdout)) == (0, 3)
+    assert "Traceback" not in done.stderr and "Broken" not in done.stderr
+
+
+@posix
+@pytest.mark.slow
+def test_closed_streams_are_no_reason_to_fail(trained):
+    done = shell(trained, "$RUN generate.py --max-new-tokens 5 <&- >&- 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_exit_1_with_the_reason(trained):
+    done = shell(trained, "$RUN generate.py --max-new-tokens 5 > /dev/full")
+    assert done.returncode == 1
+    assert_one_error_line(done.stderr, "No space left")
+    assert "Exception ignored" not in done.stderr
+
+
+@posix
+@pytest.mark.slow
+def test_training_into_a_closed_pipe_stops_after_saving(trained, tmp_path):
+    copy_of(trained, tmp_path)
+    flags = " ".join(map(str, [*SMALL_RUN, "--steps", 100_000, "--eval-every", 1]))
+    done = shell(tmp_path, f"$RUN main.py {flags} | head -n 8")
+    assert done.returncode == 1
+    assert_one_error_line(done.stderr, "Broken pipe", "saved at step", "--resume")
+    assert (tmp_path / OUT.last).exists()
