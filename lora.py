@@ -165,7 +165,7 @@ def main() -> None:
     merge.add_argument("adapter", type=Path, help="what main.py --lora-rank wrote")
     merge.add_argument("out", type=Path, help="the checkpoint to write")
     paths = parser.parse_args()
-    if paths.out.suffix != ".pth" or paths.out in (paths.base, paths.adapter):
+    if paths.out.suffix != ".pth" or paths.out.exists():
         raise ValueError(f"OUT {paths.out} must be a new file that ends in .pth")
     base = load_checkpoint(paths.base)
     origin = apply_adapter(base, paths.adapter)

@@ -28,7 +28,7 @@ COMMANDS = {
 # The flags for which zero or a negative number makes sense.
 ZERO = {
     "dropout", "weight_decay", "warmup", "seed", "max_new_tokens", "temperature", "top_k", "min_p", "beams",
-    "length_penalty", "pause",
+    "length_penalty", "pause", "lora_dropout", "lora_rank",
 }  # fmt: skip
 NEGATIVE = {"length_penalty"}
 WORDS = ["", "x", "nan", "inf", "-inf", "1e999", "0x10", "1,5", "None"]
