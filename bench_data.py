@@ -94,7 +94,7 @@ def rates(sample: str) -> None:
 
 # --- Fine-tuning -------------------------------------------------------------------------------------------------
 
-STEPS = 200
+STEPS = 100
 # Each at the best of a few learning rates.
 METHODS = {
     "full": ("--optimizer", "adamw", "--lr", "2e-3"),
@@ -108,16 +108,18 @@ def bench_lora() -> None:
     """Fine-tune a model of tinyshakespeare on a little of another style, in full and by adapters of several ranks."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        text, nats = synthetic_text(200_000)
+        text, nats = synthetic_text(100_000)
         (folder / "plays.txt").write_text(text, encoding="utf-8", newline="\n")
-        floor = nats[180_001:].mean()
+        floor = nats[90_001:].mean()
         base = folder / "base.pth"
-        run("--data", "tinyshakespeare", "--preset", "tiny", "--out", base)
+        run("--data", "tinyshakespeare", "--preset", "tiny", "--eval-every", 10**6, "--out", base)
         rows = []
         for method, flags in METHODS.items():
             out = folder / f"{method.replace(' ', '-')}.pth"
             tuning = ["--init-from", base, "--data", folder / "plays.txt", "--preset", "tiny", "--out", out]
-            seconds = seconds_of(lambda tuning=tuning, flags=flags: run(*tuning, "--steps", STEPS, *flags))
+            seconds = seconds_of(
+                lambda tuning=tuning, flags=flags: run(*tuning, "--steps", STEPS, "--eval-every", 25, *flags)
+            )
             lines = out.with_suffix(".metrics.jsonl").read_text(encoding="utf-8").splitlines()
             best = min(map(json.loads, lines), key=lambda line: line["val_loss"])
             rows.append(
