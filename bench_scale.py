@@ -24,6 +24,8 @@ from recipe import PRESETS, TrainSettings
 PRESET_NAMES = ("tiny", "small")
 ROUNDS = 3  # times that every way of starting has its turn
 STEPS = 8  # measured in each
+RANKS = (2, 4, 8, 64)  # to predict for
+NETWORKS = (1, 10, 100)  # Gbit/s, likewise
 HEADER = ["preset", "processes x threads", "tokens/s", "beside one with all", "efficiency", "step", "gradients",
           "communication", "update", "MiB per process"]  # fmt: skip
 
@@ -35,7 +37,7 @@ def bench_scale() -> None:
     """
     cores = torch.get_num_threads()
     ways = dict.fromkeys([(1, cores), (1, max(1, cores // 2)), (1, 1), (2, 1), (2, max(1, cores // 2))])
-    rows = []
+    rows, predictions = [], []
     for preset in PRESET_NAMES:
         found = {way: [] for way in ways}
         for _ in range(ROUNDS):
@@ -57,7 +59,22 @@ def bench_scale() -> None:
                     f"{figures['peak_mib']:.0f}",
                 ]
             )
+        predictions += [[preset, f"{network} Gbit/s", *predict(middle[1, 1], network)] for network in NETWORKS]
     print_table(HEADER, rows)
+    print("\nWorked out from one process with one thread: the speed-up of so many machines at the same batch size")
+    print_table(["preset", "network", *(f"{ranks} ranks" for ranks in RANKS)], predictions)
+
+
+def predict(figures: dict[str, float], network: int) -> list[str]:
+    """Speed-up over one rank for each of RANKS on a network of so many Gbit/s, the time of a message itself left out.
+
+    N ranks take 1/N of the gradients' time each, the whole update, and a ring all-reduce, which sends 2 (N - 1) / N of
+    the gradients' bytes out of each rank (Patarasuk & Yuan 2009).
+    """
+    gradients, update = figures["gradients"], figures["update"]
+    sent = figures["parameters"] * 4 * 8 / (network * 1e9)
+    times = [gradients / ranks + update + 2 * (ranks - 1) / ranks * sent for ranks in RANKS]
+    return [f"{(gradients + update) / seconds:.2f}" for seconds in times]
 
 
 def start(preset: str, processes: int, threads: int) -> dict[str, float]:
