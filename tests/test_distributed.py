@@ -133,13 +133,13 @@ def test_more_processes_than_gpus_is_refused():
 # --- With processes ----------------------------------------------------------------------------------------------
 
 
-def test_two_ranks_train_as_one_process_does(folder, command):
+def test_two_ranks_train_as_one_process_does(folder, in_process):
     """Loss by loss over 50 steps; --grad-accum on top; one voice; no trace of the wrapper; resumed by one process."""
     fifty = [*PLAIN, "--steps", "50", "--eval-every", "1"]
     done = torchrun(folder, *fifty, "--grad-accum", 3, "--out", "two.pth")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step    50") == 1 and "ranks    2 processes" in done.stdout
-    command("main.py", *fifty, "--out", "one.pth", cwd=folder)
+    assert in_process("main.py", *fifty, "--out", "one.pth")[0] == 0
     one, two = metrics(folder, "one"), metrics(folder, "two")
     assert len(one) == len(two) == 50
     for a, b in zip(one, two, strict=True):
@@ -149,8 +149,8 @@ def test_two_ranks_train_as_one_process_does(folder, command):
     for kind in ("one", "two"):
         names = torch.load(folder / f"{kind}.pth", weights_only=True)["weights"].keys()
         assert not any(name.startswith(("module.", "_orig_mod.")) for name in names)
-    resumed = command("main.py", "--resume", "--steps", 60, "--out", "two.pth", cwd=folder)
-    assert "the run had 2 ranks, now 1" in resumed.stdout and "resuming at step 50" in resumed.stdout
+    _, resumed, _ = in_process("main.py", "--resume", "--steps", 60, "--out", "two.pth")
+    assert "the run had 2 ranks, now 1" in resumed and "resuming at step 50" in resumed
     assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
 
 
