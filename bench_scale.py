@@ -55,7 +55,9 @@ def bench_scale() -> None:
                     f"{speed:,.0f}",
                     f"{speed / middle[1, cores]['tokens_per_second']:.2f}",
                     f"{speed / processes / middle[1, threads]['tokens_per_second']:.0%}",
-                    *(f"{figures[name] * 1e3:.1f} ms" for name in ("step", "gradients", "communication", "update")),
+                    *(f"{figures[name] * 1e3:.1f} ms" for name in ("step", "gradients")),
+                    f"{figures['communication'] * 1e3:.1f} ms" if processes > 1 else "none",
+                    f"{figures['update'] * 1e3:.1f} ms",
                     f"{figures['peak_mib']:.0f}",
                 ]
             )
