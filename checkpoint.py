@@ -28,6 +28,7 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from durable import write_atomically
 from lora import LoRAConfig, adapter_shapes, adapter_weights, add_adapters, base_weights, load_adapter_weights
@@ -314,12 +315,23 @@ def check_training(state: object) -> None:
         raise ValueError("its entry 'train_seconds' or 'best_loss' is no sensible number")
 
 
+class ShapesOnly(TorchFunctionMode):
+    """Leaves out what changes values but no shape, where it is slow: on the meta device these four load PyTorch's
+    compiler, which takes longer than `import torch` itself."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.__name__ in ("normal_", "tril", "__invert__", "masked_fill"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> TinyGPT:
     """The network with these weights, which are checked before any memory is taken.
 
     Raises ValueError that names the first tensor that is missing, unexpected, misshapen, not float32 or not finite.
     """
-    with torch.device("meta"):  # shapes only
+    with torch.device("meta"), ShapesOnly():
         model = TinyGPT(config)
     check_tensors(weights, {name: tensor.shape for name, tensor in model.state_dict().items()})
     model.load_state_dict(weights, assign=True)

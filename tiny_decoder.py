@@ -182,7 +182,8 @@ class TinyGPT(nn.Module):
         self.final_norm = nn.LayerNorm(config.embed_dim)
         self.head = nn.Linear(config.embed_dim, config.vocab_size)
         self.register_buffer("causal_mask", causal_mask(config.max_seq), persistent=False)
-        self.init_weights()
+        if self.head.weight.device.type != "meta":  # there, only the shapes are wanted
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -159,3 +159,17 @@ def test_reader_that_closes_the_pipe_ends_the_command_quietly(sample, tmp_path):
         process.stdout.close()
         assert process.wait(timeout=60) == 0
         assert process.stderr.read() == b""
+
+
+def test_start_up_loads_no_compiler(sample, tmp_path):
+    """PyTorch's compiler and its algebra package take longer to import than torch itself; nothing here needs them."""
+    sample("--max-new-tokens", 1)
+    program = (
+        "import sys; sys.argv[1:] = ['--checkpoint', 'model.pth', '--max-new-tokens', '9']; import generate;"
+        "generate.main(); print([m for m in ('torch._dynamo', 'torch._inductor', 'sympy') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, encoding="utf-8", timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
