@@ -94,7 +94,7 @@ def rates(sample: str) -> None:
 
 # --- Fine-tuning -------------------------------------------------------------------------------------------------
 
-STEPS = 100
+BASE_STEPS, STEPS = 100, 60
 # Each at the best of a few learning rates.
 METHODS = {
     "full": ("--optimizer", "adamw", "--lr", "2e-3"),
@@ -112,13 +112,15 @@ def bench_lora() -> None:
         (folder / "plays.txt").write_text(text, encoding="utf-8", newline="\n")
         floor = nats[90_001:].mean()
         base = folder / "base.pth"
-        run("--data", "tinyshakespeare", "--preset", "tiny", "--eval-every", 10**6, "--out", base)
+        run(
+            "--data", "tinyshakespeare", "--preset", "tiny", "--steps", BASE_STEPS, "--eval-every", 10**6, "--out", base
+        )
         rows = []
         for method, flags in METHODS.items():
             out = folder / f"{method.replace(' ', '-')}.pth"
             tuning = ["--init-from", base, "--data", folder / "plays.txt", "--preset", "tiny", "--out", out]
             seconds = seconds_of(
-                lambda tuning=tuning, flags=flags: run(*tuning, "--steps", STEPS, "--eval-every", 25, *flags)
+                lambda tuning=tuning, flags=flags: run(*tuning, "--steps", STEPS, "--eval-every", 20, *flags)
             )
             lines = out.with_suffix(".metrics.jsonl").read_text(encoding="utf-8").splitlines()
             best = min(map(json.loads, lines), key=lambda line: line["val_loss"])
