@@ -83,7 +83,7 @@ def rates(sample: str) -> None:
     characters, pairs = CharTokenizer.from_text(text), BPETokenizer.train([sample], VOCAB_SIZE)
     pieces = list(cut_between_words([text]))
     tasks = {
-        "characters": lambda: characters.encode_array(text),
+        "characters (ASCII)": lambda: characters.encode_array(text),
         "BPE, the library alone": lambda: pairs.library.encode_batch_fast(pieces),
         "BPE": lambda: pairs.encode_array(text),
     }
