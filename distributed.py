@@ -122,7 +122,6 @@ class Ranks:
             raise ValueError(
                 f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one for each process"
             )
-        torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
@@ -216,6 +215,8 @@ def connect(ranks: Ranks) -> Ranks:
     """Meet the other ranks where torchrun says. CPU tensors travel by gloo, GPU tensors by nccl."""
     if ranks.size == 1:
         return ranks
+    if ranks.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(ranks.local_rank)  # before anything takes memory on the first GPU
     everything, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
     store = dist.PrefixStore(agree_on_name(everything, ranks), everything)
     dist.init_process_group(

@@ -16,7 +16,7 @@ import data_setup
 from checkpoint import TRAINING, load_checkpoint
 from conftest import ROOT, environment
 from distributed import ALONE, Ranks
-from main import check_split
+from main import check_split, evaluate, resume_run
 from recipe import TrainSettings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and process groups")
@@ -149,6 +149,8 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
     for kind in ("one", "two"):
         names = torch.load(folder / f"{kind}.pth", weights_only=True)["weights"].keys()
         assert not any(name.startswith(("module.", "_orig_mod.")) for name in names)
+    alone = resume_run({"out": "two.pth", "steps": 60})
+    assert evaluate(alone) == two[-1]["val_loss"]  # shared or not, to the last bit
     _, resumed, _ = in_process("main.py", "--resume", "--steps", 60, "--out", "two.pth")
     assert "the run had 2 ranks, now 1" in resumed and "resuming at step 50" in resumed
     assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
