@@ -9,21 +9,30 @@ import struct
 import sys
 import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from checkpoint import FORMAT, fingerprint, load_checkpoint
 from conftest import assert_one_error_line
-from faults import OUT, SMALL_RUN, TEXT, copy_of, files_of, flip_a_bit, run_here, write_corpus
+from faults import NETWORK, OUT, SMALL_RUN, TEXT, copy_of, files_of, flip_a_bit, run_here, write_corpus
 from run_files import RunPaths
 
 # What each command is given, and which file it reads.
+FLAGS = [flag for flag in SMALL_RUN if flag not in NETWORK]  # a fine-tuned model has its base's shape
 COMMANDS = {
     "resume": (OUT.last, ["main.py", "--resume"]),
     "sample": (OUT.best, ["generate.py", "--max-new-tokens", 3]),
+    "train": (OUT.best, ["main.py", *FLAGS, "--init-from", OUT.best, "--steps", 1, "--out", "tuned.pth"]),
+    "merge": (OUT.best, ["lora.py", "merge", OUT.best, "adapter.pth", "merged.pth"]),
+}
+ADAPTER_COMMANDS = {
+    "sample": (Path("adapter.pth"), ["generate.py", "--lora", "adapter.pth", "--max-new-tokens", 3]),
+    "merge": (Path("adapter.pth"), ["lora.py", "merge", OUT.best, "adapter.pth", "merged.pth"]),
 }
 commands = pytest.mark.parametrize("command", COMMANDS)
+adapter_commands = pytest.mark.parametrize("command", ADAPTER_COMMANDS)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +40,8 @@ def template(tmp_path_factory):
     """A folder with an unfinished run, and no earlier generation to fall back on."""
     folder = write_corpus(tmp_path_factory.mktemp("template"))
     run_here(folder, *SMALL_RUN, "--steps", 4, "--eval-every", 2, "--stop-at", 2)
+    tuned = ["--init-from", OUT.best, "--lora-rank", 2, "--out", "adapter.pth", "--steps", 1]
+    run_here(folder, *FLAGS, *tuned)
     return folder
 
 
@@ -38,19 +49,17 @@ def template(tmp_path_factory):
 def refused(template, tmp_path, in_process):
     """Damage the file that a command reads and see it refused: `refused(command, damage, "words", …)`."""
 
-    def check(command: str, damage, *words: str):
-        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+    def check(command: str, damage, *words: str, known=COMMANDS):
         copy_of(template, tmp_path)
-        name, arguments = COMMANDS[command]
+        name, arguments = known[command]
         damage(tmp_path / name)
-        before = files_of(tmp_path)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         with warnings.catch_warnings(record=True) as warned:
             code, output, errors = in_process(*arguments)
         assert code == 2, errors
         assert_one_error_line(errors, str(name), *words)
         assert len(errors.splitlines()) == 1 and not warned and not output
-        assert files_of(tmp_path) == before
-        assert not (tmp_path / "canary").exists()
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before, "a file changed"
 
     return check
 
@@ -126,22 +135,34 @@ DAMAGES = {
 }
 
 
+@adapter_commands
+def test_the_undamaged_adapter_is_accepted(template, tmp_path, in_process, command):
+    copy_of(template, tmp_path)
+    assert in_process(*ADAPTER_COMMANDS[command][1])[0] == 0
+
+
+@adapter_commands
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_adapter_is_refused(refused, command, damage):
+    refused(command, DAMAGES[damage], known=ADAPTER_COMMANDS)
+
+
 @commands
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_refused(refused, command, damage):
     refused(command, DAMAGES[damage])
 
 
-@commands
-def test_a_file_cut_at_any_length_is_refused(template, tmp_path, command):
-    """Every length near both ends and a spread between, without the command around it."""
-    whole = (template / COMMANDS[command][0]).read_bytes()
+@pytest.mark.parametrize("name", [OUT.last, OUT.best])
+def test_a_file_cut_at_any_length_is_refused(template, tmp_path, name):
+    """Every length near both ends and a spread between, without a command around it."""
+    whole = (template / name).read_bytes()
     path = tmp_path / "cut.pth"
     lengths = {*range(0, 200), *range(200, len(whole), 97), *range(len(whole) - 200, len(whole))}
     for length in sorted(lengths):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="cut.pth is damaged or no TinyGPT checkpoint"):
-            load_checkpoint(path, "training" if command == "resume" else "model")
+            load_checkpoint(path, "training" if name == OUT.last else "model")
 
 
 def test_a_flipped_bit_in_any_tensor_is_noticed(template, tmp_path):
@@ -273,6 +294,30 @@ def test_content_that_does_not_fit_is_refused(refused, command, edit):
 @pytest.mark.parametrize("command, name", [("resume", OUT.best), ("sample", OUT.last)])
 def test_the_wrong_kind_of_checkpoint_is_refused(refused, template, command, name):
     refused(command, lambda path: shutil.copy(template / name, path), "checkpoint, and a")
+
+
+ADAPTER_EDITS = {
+    "a newer format": (lambda c: c.update(format=FORMAT + 1), "format"),
+    "another base": (lambda c: c.update(base="0" * 64), "base"),
+    "a base that is no text": (lambda c: c.update(base=3), "'base'"),
+    "a missing tensor": (lambda c: c["weights"].popitem(), "is missing"),
+    "an extra tensor": (lambda c: c["weights"].update(more=torch.zeros(1)), "'more'"),
+    "a misshapen tensor": (lambda c: c["weights"].update({"blocks.0.mlp.0.weight.A": torch.zeros(2)}), "mlp.0"),
+    "a NaN weight": (lambda c: c["weights"]["blocks.0.mlp.0.weight.A"].fill_(torch.nan), "not finite"),
+    "another rank": (lambda c: c["config"].update(rank=3), ""),
+    "a rank of billions": (lambda c: c["config"].update(rank=2**40), ""),
+    "a rank in words": (lambda c: c["config"].update(rank="2"), ""),
+    "an unknown target": (lambda c: c["config"].update(targets=("moon",)), ""),
+    "a NaN alpha": (lambda c: c["config"].update(alpha=float("nan")), ""),
+    "no kind": (lambda c: c.pop("kind"), "'kind'"),
+}
+
+
+@adapter_commands
+@pytest.mark.parametrize("edit", ADAPTER_EDITS)
+def test_an_adapter_that_does_not_fit_is_refused(refused, command, edit):
+    damage, words = ADAPTER_EDITS[edit]
+    refused(command, edited(damage), words, known=ADAPTER_COMMANDS)
 
 
 # --- Training states ---------------------------------------------------------------------------------------------
