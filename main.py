@@ -310,8 +310,8 @@ def train_step(run: Run) -> float:
     norm = clip_gradients(run.model, settings.clip)
     if not math.isfinite(total) or not math.isfinite(norm):
         raise FloatingPointError(
-            f"step {run.step}: the loss is {total}, the gradient's norm {norm}; nothing was updated. "
-            f"Try a smaller --lr (now {settings.lr}) or --dtype float32"
+            f"step {run.step}: the loss is {total}, the gradient's norm {norm}; nothing was updated. Try a smaller "
+            f"--lr (now {settings.lr * lr_factor(run.step, settings):.4g}, {settings.lr:g} at its peak) or --dtype float32"
         )
     set_learning_rates(run.optimizers, lr_factor(run.step, settings))
     for optimizer in run.optimizers:
