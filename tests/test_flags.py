@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import re
+import sys
 import typing
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_bad_value_is_refused_by_name_before_any_file_is_made(
     in_process, tmp_path, monkeypatch, script, before, flag, values
 ):
     if script == "main.py":
-        monkeypatch.setattr(main, "start_run", main.train)
+        monkeypatch.setattr(sys.modules[main.open_run.__module__], "start_run", main.train)
     for value in values:
         code, output, errors = in_process(script, *before, f"{flag}={value}")
         assert code == 2, (value, output, errors)
@@ -185,7 +186,7 @@ def test_bad_values_are_named_on_resume_too(unfinished, tmp_path, in_process):
 
 def test_every_setting_is_either_adjustable_or_compared():
     names = {field.name for field in dataclasses.fields(TrainSettings)}
-    assert names - main.ADJUSTABLE <= CHANGED.keys() | {"schedule"} | {
+    assert names - sys.modules[main.open_run.__module__].ADJUSTABLE <= CHANGED.keys() | {"schedule"} | {
         n for n in names if n.startswith(("lora", "init"))
     }
 

@@ -126,8 +126,8 @@ def test_a_second_sigint_in_the_middle_of_writing_leaves_files_that_load(uninter
 
 
 def test_sigint_before_training_is_quiet(tmp_path):
-    """While the corpus is read, say: no step to finish, nothing to save, no traceback."""
+    """Before the first step: no step to finish, nothing to save, no traceback."""
     folder = write_corpus(tmp_path)
-    child = Child(folder, "main.py", *RUN, prepare=signal_in("load_corpus", signal.SIGINT))
+    child = Child(folder, "main.py", *RUN, prepare=signal_in("announce", signal.SIGINT))
     assert child.wait() == 130
     assert child.stderr == "interrupted\n"
