@@ -19,8 +19,9 @@ WEIGHTS = ("float32", "int8")
 def product(weight: Tensor, bias: Tensor, weights: str) -> Callable[[Tensor], Tensor]:
     """The function x (B, in) -> x @ weight.T + bias (B, out) for a weight (out, in).
 
-    A single row on a CPU goes through numpy: its OpenBLAS reads a matrix from memory twice as fast as the MKL behind
-    PyTorch does on an AMD processor, and no slower from the cache. int8 keeps one scale per output (weight-only quantization, absmax / 127) and multiplies in bfloat16.
+    A single row on a CPU goes through numpy: on an AMD processor its OpenBLAS reads a matrix from memory twice as fast
+    as the MKL behind PyTorch. int8 keeps one scale per output (weight-only quantization, absmax / 127) and multiplies
+    in bfloat16.
     """
     if weights == "float32":
         if weight.device.type != "cpu":
