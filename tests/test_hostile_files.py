@@ -79,8 +79,10 @@ def another_zip(path):
 
 
 def prepended(path):
-    """Python's zip reader skips what stands before; PyTorch would take such a file for its old format."""
-    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    """PyTorch's old format, then the zip: Python's zip reader would check the second, PyTorch would load the first."""
+    whole = path.read_bytes()
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes() + whole)
 
 
 def rewritten(path, change=lambda name, data: [(name, data)], compression=zipfile.ZIP_STORED):
@@ -124,7 +126,7 @@ DAMAGES = {
     "another zip": another_zip,
     "an old torch file": lambda path: torch.save({"w": torch.zeros(3)}, path, _use_new_zipfile_serialization=False),
     "a flipped bit": flip_a_bit,
-    "junk before": prepended,
+    "an old file before the zip": prepended,
     "a zip bomb": bomb,
     "an entry twice": lambda path: rewritten(path, lambda name, data: [(name, data)] * (1 + name.endswith("/0"))),
     "a lying size": lying_size,
