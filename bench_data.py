@@ -94,13 +94,13 @@ def rates(sample: str) -> None:
 
 # --- Fine-tuning -------------------------------------------------------------------------------------------------
 
-BASE_STEPS, STEPS = 100, 60
+BASE_STEPS, STEPS = 190, 200
 # Each at the best of a few learning rates.
 METHODS = {
     "full": ("--optimizer", "adamw", "--lr", "2e-3"),
-    "rank 2": ("--lora-rank", "2", "--lr", "1e-2"),
-    "rank 8": ("--lora-rank", "8", "--lr", "1e-2"),
-    "rank 32": ("--lora-rank", "32", "--lr", "1e-2"),
+    "rank 2": ("--lora-rank", "2", "--lr", "2e-2"),
+    "rank 8": ("--lora-rank", "8", "--lr", "2e-2"),
+    "rank 32": ("--lora-rank", "32", "--lr", "2e-2"),
 }
 
 
@@ -120,7 +120,7 @@ def bench_lora() -> None:
             out = folder / f"{method.replace(' ', '-')}.pth"
             tuning = ["--init-from", base, "--data", folder / "plays.txt", "--preset", "tiny", "--out", out]
             seconds = seconds_of(
-                lambda tuning=tuning, flags=flags: run(*tuning, "--steps", STEPS, "--eval-every", 20, *flags)
+                lambda tuning=tuning, flags=flags: run(*tuning, "--steps", STEPS, "--eval-every", 100, *flags)
             )
             lines = out.with_suffix(".metrics.jsonl").read_text(encoding="utf-8").splitlines()
             best = min(map(json.loads, lines), key=lambda line: line["val_loss"])
