@@ -155,6 +155,11 @@ def test_a_damaged_file_is_refused(refused, command, damage):
     refused(command, DAMAGES[damage])
 
 
+def test_a_compressed_checkpoint_is_refused_for_being_compressed(refused):
+    """However little it unpacks to."""
+    refused("sample", lambda path: rewritten(path, compression=zipfile.ZIP_DEFLATED), "compressed")
+
+
 @pytest.mark.parametrize("name", [OUT.last, OUT.best])
 def test_a_file_cut_at_any_length_is_refused(template, tmp_path, name):
     """Every length near both ends and a spread between, without a command around it."""
