@@ -18,8 +18,9 @@ import cli
 from bench_tools import print_table
 from device import pick_device
 from distributed import Ranks, joined
-from main import Run, compute_gradients, start_run, train_step
+from main import compute_gradients, train_step
 from recipe import PRESETS, TrainSettings
+from training_run import Run, start_run
 
 PRESET_NAMES = ("tiny", "small")
 ROUNDS = 3  # times that every way of starting has its turn

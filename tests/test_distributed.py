@@ -16,8 +16,9 @@ import data_setup
 from checkpoint import TRAINING, load_checkpoint
 from conftest import ROOT, environment
 from distributed import ALONE, Ranks
-from main import check_split, evaluate, resume_run
+from main import evaluate
 from recipe import TrainSettings
+from training_run import check_split, resume_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and process groups")
 

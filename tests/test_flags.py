@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import os
 import re
-import sys
 import typing
 
 import pytest
@@ -15,6 +14,7 @@ import data_setup
 import generate
 import gutenberg
 import main
+import training_run
 from conftest import ROOT, assert_one_error_line
 from faults import OUT, SMALL_RUN, Child, copy_of, files_of, run_here, train, write_corpus
 from recipe import TrainSettings
@@ -84,7 +84,7 @@ def test_a_bad_value_is_refused_by_name_before_any_file_is_made(
     in_process, tmp_path, monkeypatch, script, before, flag, values
 ):
     if script == "main.py":
-        monkeypatch.setattr(sys.modules[main.open_run.__module__], "start_run", main.train)
+        monkeypatch.setattr(training_run, "start_run", main.train)
     for value in values:
         code, output, errors = in_process(script, *before, f"{flag}={value}")
         assert code == 2, (value, output, errors)
@@ -186,7 +186,7 @@ def test_bad_values_are_named_on_resume_too(unfinished, tmp_path, in_process):
 
 def test_every_setting_is_either_adjustable_or_compared():
     names = {field.name for field in dataclasses.fields(TrainSettings)}
-    assert names - sys.modules[main.open_run.__module__].ADJUSTABLE <= CHANGED.keys() | {"schedule"} | {
+    assert names - training_run.ADJUSTABLE <= CHANGED.keys() | {"schedule"} | {
         n for n in names if n.startswith(("lora", "init"))
     }
 

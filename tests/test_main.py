@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import main
+import training_run
 from checkpoint import TRAINING, load_checkpoint
 from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, environment
 from recipe import TrainSettings
@@ -75,7 +76,7 @@ def test_no_honest_run_gets_below_the_floor_and_a_leaking_one_does():
     settings = TrainSettings(data="synthetic", device="cpu", lr=0.01, **sizes)
     losses = {}
     for leaking in (False, True):
-        run = main.start_run(settings, torch.device("cpu"))
+        run = training_run.start_run(settings, torch.device("cpu"))
         if leaking:
             run.model.causal_mask.zero_()
         while run.step < settings.steps:
@@ -128,7 +129,7 @@ def gradients(grad_accum: int) -> dict[str, torch.Tensor]:
     """The clipped gradients of a first step: without optimizers, nothing consumes them."""
     sizes = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=8)
     settings = TrainSettings(data="synthetic", dtype="float32", device="cpu", grad_accum=grad_accum, **sizes)
-    run = main.start_run(settings, torch.device("cpu"))
+    run = training_run.start_run(settings, torch.device("cpu"))
     run.optimizers = []
     main.train_step(run)
     return {name: parameter.grad for name, parameter in run.model.named_parameters()}
