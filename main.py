@@ -76,9 +76,10 @@ def train_step(run: Run) -> float:
     total = compute_gradients(run)
     norm = clip_gradients(run.model, settings.clip)
     if not math.isfinite(total) or not math.isfinite(norm):
+        rate = settings.lr * lr_factor(run.step, settings)
         raise FloatingPointError(
             f"step {run.step}: the loss is {total}, the gradient's norm {norm}; nothing was updated. "
-            f"Try a smaller --lr (now {settings.lr}) or --dtype float32"
+            f"Try a smaller --lr (now {rate:.4g}, {settings.lr:g} at its peak) or --dtype float32"
         )
     set_learning_rates(run.optimizers, lr_factor(run.step, settings))
     for optimizer in run.optimizers:

@@ -30,7 +30,7 @@ def test_numbers_that_are_not_finite_stop_before_the_update(in_process, tmp_path
         patched.setattr(main, place, diverging)
         code, _, errors = in_process("main.py", "--resume")
     assert code == 3
-    step, rate = (4, "--lr") if place == "evaluate" else (3, "(now 0.01)")
+    step, rate = (4, "--lr") if place == "evaluate" else (3, "0.01 at its peak")
     assert_one_error_line(errors, f"step {step}", str(value), rate, "--lr", "saved at step 2 of 6", "--resume")
     assert files_of(tmp_path) == before
     assert in_process("main.py", "--resume")[0] == 0  # and nothing stands in the way of going on

@@ -79,7 +79,7 @@ def nothing_starts_but_reading(monkeypatch):
 
 
 @pytest.mark.usefixtures("nothing_starts")
-@pytest.mark.parametrize("script, before, flag, values", flags())
+@pytest.mark.parametrize("script, before, flag, values", list(flags()))
 def test_a_bad_value_is_refused_by_name_before_any_file_is_made(
     in_process, tmp_path, monkeypatch, script, before, flag, values
 ):
