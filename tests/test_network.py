@@ -129,7 +129,7 @@ FAULTS = {
     "empty": "instead of",
     "wrong_hash": "sha256",
     "no_http": "broke off",
-    "hang_up": "",
+    "hang_up": "broke off|cannot reach",
     "endless_header": "broke off",
     "stall": "nothing for 0.5 seconds",
     "trickle": "too slow",
