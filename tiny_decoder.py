@@ -118,7 +118,7 @@ class DecoderBlock(nn.Module):
         """x (B, T, C), mask (T, T) additive -> (B, T, C)."""
         h = self.attention_norm(x)
         # Asking for the weights picks plain matrix products over the flash kernel. On CPUs that is the faster way:
-        # training steps take a fifth less time in bfloat16 (4 layers x 256, 16 windows of 256).
+        # training steps take about 15% less time in bfloat16 (4 layers x 256, 16 windows of 256).
         plain = x.device.type == "cpu"
         h, _ = self.attention(
             h, h, h, attn_mask=mask, need_weights=plain, average_attn_weights=False, is_causal=not plain
