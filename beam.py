@@ -46,7 +46,7 @@ def beam_search(
     totals = torch.zeros(1, dtype=torch.float64)
     done: list[Hypothesis] = []
     for _ in range(max_new_tokens):
-        log_probabilities = reader.next_logits()[: len(beams)].cpu().double().log_softmax(-1)
+        log_probabilities = reader.next_logits()[: len(beams)].double().log_softmax(-1)
         log_probabilities[:, list(never)] = -torch.inf
         candidates = (totals[:, None] + log_probabilities).flatten()  # (beams x V)
         best = candidates.topk(min(2 * width, len(candidates)))  # twice the width, as some of them may be finished

@@ -107,7 +107,10 @@ class Reader:
 
     @torch.inference_mode()
     def next_logits(self) -> Tensor:
-        """Logits (B, V), float32, after the last token of every row. Raises FloatingPointError if not finite."""
+        """Logits (B, V), float32, after the last token of every row. Raises FloatingPointError if not finite.
+
+        They come on the CPU: choosing among so few numbers is no work, and takes float64, which not every device has.
+        """
         lengths = self.cache.lengths
         if self.slide() or any(len(r) - s != n + 1 for r, s, n in zip(self.rows, self.starts, lengths, strict=True)):
             logits = self.read_windows()
@@ -115,7 +118,7 @@ class Reader:
             last = torch.tensor([row[-1] for row in self.rows], device=self.device)
             equal = min(lengths) == max(lengths)
             logits = self.step(last, self.cache) if equal else self.model.next_logits(last[:, None], self.cache)
-        logits = logits.float()
+        logits = logits.float().cpu()
         low, high = logits.aminmax()  # both are NaN if any logit is
         if not math.isfinite((high - low).item()):
             raise FloatingPointError("the model gave logits that are not finite: its weights are damaged")

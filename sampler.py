@@ -99,11 +99,11 @@ def row_generators(seed: int, count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed((seed + row) % 2**63) for row in range(count)]
 
 
-def uniform_numbers(generators: list[torch.Generator], device: torch.device, ahead: int = 64) -> Iterator[Tensor]:
+def uniform_numbers(generators: list[torch.Generator], ahead: int = 64) -> Iterator[Tensor]:
     """Endless columns (B, 1) of uniform numbers from [0, 1), each row from its own generator, `ahead` at a time."""
     while True:
         block = [torch.rand(ahead, 1, generator=generator, dtype=torch.float64) for generator in generators]
-        yield from torch.stack(block, dim=1).to(device)
+        yield from torch.stack(block, dim=1)
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> list[int]:
@@ -131,11 +131,10 @@ def generate(
     generators: one per row. Tokens in `never` (the special ones) are never drawn. `watch` is shown each step: the
     outcomes of the filters and the tokens drawn. Raises FloatingPointError if the logits are not finite.
     """
-    device = reader.device
-    banned = torch.zeros(reader.model.config.vocab_size, device=device)
+    banned = torch.zeros(reader.model.config.vocab_size)
     banned[list(never)] = -torch.inf
     seen = seen_tokens(reader) if sampling.repetition_penalty != 1 else None
-    uniforms = uniform_numbers(generators, device)
+    uniforms = uniform_numbers(generators)
     for _ in range(max_new_tokens):
         stages = filter_stages(reader.next_logits() + banned, seen, sampling)
         chosen = draw(stages[-1][1].double().softmax(-1), next(uniforms))
@@ -149,7 +148,7 @@ def generate(
 
 def seen_tokens(reader: Reader) -> Tensor:
     """Which tokens each row's text holds so far: (B, V), bool."""
-    seen = torch.zeros(len(reader.rows), reader.model.config.vocab_size, dtype=torch.bool, device=reader.device)
+    seen = torch.zeros(len(reader.rows), reader.model.config.vocab_size, dtype=torch.bool)
     for row, tokens in zip(seen, reader.rows, strict=True):
         row[tokens] = True
     return seen

@@ -114,7 +114,7 @@ def test_draws_follow_the_probabilities():
     """Chi-square over 20,000 draws, 4 degrees of freedom: 18.5 is exceeded once in a thousand seeds."""
     chances = torch.tensor([0.4, 0.3, 0.0, 0.2, 0.07, 0.03], dtype=torch.float64)
     count = 20_000
-    uniforms = next(uniform_numbers(row_generators(5, count), torch.device("cpu"), ahead=1))
+    uniforms = next(uniform_numbers(row_generators(5, count), ahead=1))
     drawn = torch.tensor(draw(chances.expand(count, -1), uniforms)).bincount(minlength=6)
     assert drawn[2] == 0
     expected = count * chances[chances > 0]
