@@ -139,7 +139,7 @@ def add_flags(parser: argparse.ArgumentParser, settings_class: type, varies: fro
         group = groups.setdefault(title, parser.add_argument_group(title) if title not in groups else None)
         kind = value_type(annotations[field.name])
         options = {"dest": field.name, "default": argparse.SUPPRESS}
-        default = "set by the preset" if field.name in varies else f"default: {field.default}"
+        default = f"default: {field.default}" + (", other presets differ" if field.name in varies else "")
         if field.default is None or field.default == () or kind is bool:
             default = ""
         options["help"] = f"{field.metadata['help']}{f' ({default})' if default else ''}".replace("%", "%%")
@@ -176,7 +176,10 @@ def print_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 
 def open_streams() -> None:
-    """Make stdout and stderr fit to print on: closed ones swallow what is printed, ASCII-only ones show \\u00e9."""
+    """Make stdout and stderr fit to print on: closed ones swallow what is printed, ASCII-only ones show \\u00e9.
+
+    A line appears when it is printed, into a pipe or a file too.
+    """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
@@ -185,7 +188,7 @@ def open_streams() -> None:
         if getattr(sys, name) is None and number:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         if hasattr(getattr(sys, name), "reconfigure") and number:
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+            getattr(sys, name).reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def silence_stdout() -> None:

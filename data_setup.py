@@ -111,6 +111,8 @@ def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSH
         try:
             return load_corpus("tinyshakespeare", folder, source)
         except OSError as error:
+            if (folder / source.file).exists():  # a damaged copy is an error, not a reason to train on something else
+                raise
             print(
                 f"NOTE: tinyshakespeare is not to be had ({cli.one_line(error)}).\n"
                 "NOTE: training on the built-in SYNTHETIC corpus instead: made-up plays, not Shakespeare.",
@@ -317,11 +319,12 @@ class ShiftedWindowDataset(Dataset):
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def consecutive_windows(tokens: np.ndarray, max_seq: int, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+def consecutive_windows(tokens: np.ndarray, max_seq: int, most: int = 2**14) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs (B, T) and targets (B, T), int64, that go once through all of tokens (N,), N - 1 targets in all.
 
-    T is max_seq, except in a last, shorter window for what is left.
+    T is max_seq, except in a last, shorter window for what is left; B is as large as B x T <= most allows, at least 1.
     """
+    batch_size = max(1, most // max_seq)
     whole = (len(tokens) - 1) // max_seq
     for first in range(0, whole, batch_size):
         last = min(first + batch_size, whole)

@@ -16,7 +16,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise ValueError(f"--device {name}: this machine has no such device; try --device cpu") from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"--device {name}: only cpu, cuda and mps can train or sample")

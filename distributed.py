@@ -178,7 +178,7 @@ def joined() -> Iterator[Ranks]:
 
     Only rank 0's output is seen. If the run fails, the first rank to fail prints why, and the others leave silently.
     """
-    if "LOCAL_RANK" not in os.environ:
+    if not dist.is_torchelastic_launched():
         yield ALONE
         return
     ranks = from_environment()

@@ -92,7 +92,9 @@ def fetch(source: Download, folder: Path, timeout: float = 20.0, whole_time: flo
 def download(source: Download, file: BinaryIO, timeout: float, whole_time: float) -> None:
     """Write the bytes behind `source.url` to an open file; OSError unless their number and sha256 are right."""
     digest, received = hashlib.sha256(), 0
-    with tqdm(total=source.size, unit="B", unit_scale=True, desc=f"downloading {source.file}", leave=False) as bar:
+    with tqdm(
+        total=source.size, unit="B", unit_scale=True, desc=f"downloading {source.file}", leave=False, disable=None
+    ) as bar:
         for piece in receive(source.url, timeout, whole_time):
             received += len(piece)
             if received > source.size:

@@ -1,4 +1,4 @@
-"""Sample text from a trained checkpoint.
+r"""Sample text from a trained checkpoint.
 
 python generate.py --prompt "ROMEO:"
 python generate.py --prompt "ROMEO:" --beams 4 --stop "\n\n"
@@ -51,7 +51,7 @@ class SampleSettings:
         0.0, "choose among tokens at least this share as likely as the likeliest", group="sampling", low=0, high=1
     )
     repetition_penalty: float = setting(
-        1.0, "above 1 makes tokens that the text already holds less likely", group="sampling", above=0, high=1e6
+        1.0, "above 1 makes tokens that the text already holds less likely", group="sampling", low=1e-3, high=1e6
     )
     seed: int | None = setting(
         None, "same seed, same text; text i of several is seed + i (default: drawn, and shown)", group="sampling",
@@ -77,6 +77,8 @@ class SampleSettings:
 
     def __post_init__(self):
         cli.validate(self)
+        if 0 < self.temperature < 1e-6:
+            raise ValueError(f"--temperature must be 0 or at least 1e-6, not {self.temperature}")
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("--prompt and --prompt-file exclude each other")
         if self.beams and (self.num_samples > 1 or self.prompt_file or self.explain):

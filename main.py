@@ -272,7 +272,8 @@ def main() -> None:
         print(
             f"best validation loss {run.best_loss:.4f} at step {run.best_step}, {run.train_seconds:.0f} s of training"
         )
-        print(f'sample from it with: {next_command(run, "generate.py")} --prompt "ROMEO:"')
+        prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
+        print(f"sample from it with: {next_command(run, 'generate.py')}{prompt}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import cli
 from checkpoint import check_tensors
 from cli import setting
+from device import pick_dtype
 from lora import TARGETS, LoRAConfig
 from tiny_decoder import TinyGPT
 
@@ -75,7 +76,7 @@ class TrainSettings:
         AUTO, "precision of the matrix products (auto: bfloat16 where the hardware has it)", group="machine",
         choices=(AUTO, "float32", "bfloat16"),
     )  # fmt: skip
-    compile: bool | None = setting(None, "torch.compile (default: on GPUs)", group="machine")
+    compile: bool | None = setting(None, "torch.compile (default: on NVIDIA GPUs)", group="machine")
 
     def __post_init__(self):
         cli.validate(self)
@@ -85,12 +86,16 @@ class TrainSettings:
             raise ValueError(f"--batch-size {self.batch_size} must be divisible by --grad-accum {self.grad_accum}")
         if self.lora_rank and not self.init_from:
             raise ValueError("--lora-rank needs --init-from: adapters change a model that is there")
+        if not self.lora_rank:
+            for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+                if getattr(self, name) != getattr(TrainSettings, name):
+                    raise ValueError(f"{cli.flag_of(name)} needs --lora-rank")
         self.lora_config()
 
     def lora_config(self) -> LoRAConfig | None:
         """The adapters that the flags ask for; ValueError if they make no sense."""
         targets = tuple(self.lora_targets.split(","))
-        return LoRAConfig(self.lora_rank or 1, self.lora_alpha, targets, self.lora_dropout) if self.lora_rank else None
+        return LoRAConfig(self.lora_rank, self.lora_alpha, targets, self.lora_dropout) if self.lora_rank else None
 
 
 # What each preset changes of the defaults above.
@@ -139,13 +144,13 @@ def least_memory(settings: TrainSettings, vocab_size: int) -> int:
     return 12 * parameters + 4 * window**2 + tokens * (2 * 16 * layers * width + 4 * vocab_size)
 
 
-def orthogonalize(updates: Tensor, steps: int = 5) -> Tensor:
-    """Push every singular value of a batch of matrices (N, rows, columns) towards 1, in bfloat16.
+def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> Tensor:
+    """Push every singular value of a batch of matrices (N, rows, columns) towards 1, with products in dtype.
 
     A Newton-Schulz iteration with the coefficients of Muon (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/): five rounds bring the singular values into about 0.7 to 1.2.
     """
-    x = updates.bfloat16()
+    x = updates.to(dtype)
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
@@ -163,8 +168,14 @@ class Muon(torch.optim.Optimizer):
     three are treated as three, and matrices of one shape are orthogonalized in one batch.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0):
-        """params: groups of matrices; a group's "parts" says into how many each is cut, by rows (1 unless given)."""
+    def __init__(
+        self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, dtype: torch.dtype = torch.bfloat16
+    ):
+        """params: groups of matrices; a group's "parts" says into how many each is cut, by rows (1 unless given).
+
+        dtype: the precision of the iteration's products, which bears bfloat16 well where that is fast.
+        """
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
 
     @torch.no_grad()
@@ -175,13 +186,15 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                if p not in self.state:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                momentum = self.state[p]["momentum"]
                 momentum.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(momentum, group["momentum"])  # Nesterov's look ahead
                 for part, change in zip(p.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
                     by_shape.setdefault(part.shape, []).append((part, change))
             for (rows, columns), pairs in by_shape.items():
-                changes = orthogonalize(torch.stack([change for _, change in pairs]))
+                changes = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
                 scale = group["lr"] * math.sqrt(max(1, rows / columns))
                 for (part, _), change in zip(pairs, changes, strict=True):
                     part.mul_(1 - group["lr"] * group["weight_decay"])
@@ -212,7 +225,8 @@ def make_optimizers(model: TinyGPT, settings: TrainSettings) -> list[torch.optim
         packed_ids = {id(p) for p in packed}
         single = [p for p in hidden if id(p) not in packed_ids]
         groups = [{"params": packed, "parts": 3}, {"params": single}]
-        optimizers.append(Muon(groups, lr=settings.muon_lr, weight_decay=settings.weight_decay))
+        dtype = pick_dtype(settings.dtype, model.head.weight.device)
+        optimizers.append(Muon(groups, lr=settings.muon_lr, weight_decay=settings.weight_decay, dtype=dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

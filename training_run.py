@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +36,7 @@ TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 MOST_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may not know
 
 # What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = frozenset({"steps", "stop_at", "eval_every", "resume", "out", "device", "compile"})
+ADJUSTABLE = frozenset({"steps", "stop_at", "eval_every", "lr", "muon_lr", "resume", "out", "device", "compile"})
 
 
 @dataclass
@@ -67,7 +69,11 @@ class Run:
 
     @property
     def compiled(self) -> bool:
-        return self.settings.compile if self.settings.compile is not None else self.device.type == "cuda"
+        """Whether torch.compile is asked for, or left to us and at hand: it needs Triton and a C compiler."""
+        if self.settings.compile is not None:
+            return self.settings.compile
+        tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang")))
+        return self.device.type == "cuda" and bool(tools)
 
     @property
     def paths(self) -> RunPaths:
@@ -122,6 +128,7 @@ def restarted(paths: RunPaths, ranks: Ranks) -> bool:
 def start_run(settings: TrainSettings, device: torch.device, ranks: Ranks = ALONE) -> Run:
     """A new run at step 0."""
     corpus = shared_corpus(settings.data, ranks)
+    settings = dataclasses.replace(settings, data=corpus.name)  # resuming must not choose again
     tokenizer = choose_tokenizer(settings, corpus)
     torch.manual_seed(settings.seed)
     config = TinyGPTConfig(
@@ -159,6 +166,7 @@ def start_fine_tuning(settings: TrainSettings, given: dict, device: torch.device
     dropout = given.get("dropout", base.model.config.dropout)
     settings = dataclasses.replace(settings, **fixed, dropout=dropout)
     corpus = shared_corpus(settings.data, ranks)
+    settings = dataclasses.replace(settings, data=corpus.name)  # resuming must not choose again
     torch.manual_seed(settings.seed)
     config = dataclasses.replace(base.model.config, dropout=dropout)
     check_memory(least_memory(settings, config.vocab_size), device)
@@ -249,7 +257,8 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
                 f"{cli.flag_of(name)} {value} contradicts the run in {path} ({getattr(saved, name)}): "
                 "leave the flag out, or start a new run with another --out"
             )
-    settings = dataclasses.replace(saved, **{"stop_at": None, **given, "data": saved.data, "preset": saved.preset})
+    kept = {"data": saved.data, "preset": saved.preset, "out": str(paths.best)}  # the files may have been renamed
+    settings = dataclasses.replace(saved, **{"stop_at": None, **given, **kept})
     corpus = shared_corpus(settings.data, ranks)
     if corpus.sha256 != state["corpus_sha256"]:
         raise ValueError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")
@@ -331,8 +340,10 @@ def where_kept(run: Run) -> str:
     """What a user still has after a failure."""
     if not run.saved_in:
         return "nothing of this run was saved yet"
+    earlier = "" if run.best_step or not run.paths.best.exists() else f" ({run.paths.best} is still the earlier run's)"
     return (
         f"saved at step {run.saved_step} of {run.settings.steps}; go on with: {next_command(run, 'main.py --resume')}"
+        f"{earlier}"
     )
 
 

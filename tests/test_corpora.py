@@ -198,7 +198,7 @@ def test_windows_of_a_file_equal_windows_in_memory(tmp_path):
 def test_consecutive_windows_go_once_through_everything(count, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(count, dtype=np.uint16))
     for ids in (np.arange(count), np.load(tmp_path / "ids.npy", mmap_mode="r")):
-        windows = list(consecutive_windows(ids, max_seq=5, batch_size=3))
+        windows = list(consecutive_windows(ids, max_seq=5, most=15))
         assert [i for x, _ in windows for i in x.flatten().tolist()] == list(range(count - 1))
         assert [i for _, y in windows for i in y.flatten().tolist()] == list(range(1, count))
         assert all(x.shape[1] == 5 for x, _ in windows[:-1]) and all(x.shape[0] <= 3 for x, _ in windows)

@@ -154,7 +154,7 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, argume
 
 CHANGED = {
     "data": "synthetic", "tokenizer": "other.json", "preset": "base", "max_seq": 16, "embed_dim": 16, "num_heads": 1,
-    "num_layers": 2, "dropout": 0.3, "batch_size": 8, "grad_accum": 2, "optimizer": "adamw", "lr": 0.1, "muon_lr": 0.1,
+    "num_layers": 2, "dropout": 0.3, "batch_size": 8, "grad_accum": 2, "optimizer": "adamw",
     "weight_decay": 0.5, "warmup": 0.5, "clip": 3.0, "seed": 5, "dtype": "bfloat16",
 }  # fmt: skip
 

@@ -5,10 +5,8 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from conftest import tiny_config
+from conftest import given, settings, st, tiny_config
 from decode import Reader
 from sampler import (
     Sampling,
@@ -151,7 +149,7 @@ def test_ragged_batch_makes_the_texts_of_single_rows(model, sampling):
 
 
 def test_text_is_that_of_the_plain_sliding_window(model):
-    """The loop without any cache, written out: the seed's way to sample, past the window too."""
+    """The loop without any cache, written out: the plain way to sample, past the window too."""
     tokens, generator = [1, 2], torch.Generator().manual_seed(7)
     with torch.no_grad():
         for _ in range(30):

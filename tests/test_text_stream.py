@@ -3,9 +3,8 @@
 from itertools import combinations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from conftest import given, st
 from text_stream import TextStream
 
 

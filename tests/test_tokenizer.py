@@ -5,42 +5,32 @@ import warnings
 import numpy as np
 import pytest
 
+from conftest import given, st
 from tokenizer import CharTokenizer, UnknownCharacterWarning, tokenizer_from_plain
-
-try:
-    from hypothesis import given
-    from hypothesis import strategies as st
-except ImportError:  # the tests that need it are skipped
-    st = None
 
 TOKENIZER = CharTokenizer.from_text("hello\nworld")
 
-if st is not None:
-    ANY_TEXT = st.text(st.characters(), min_size=1)  # every code point, lone surrogates included
+ANY_TEXT = st.text(st.characters(), min_size=1)  # every code point, lone surrogates included
 
-    @given(text=ANY_TEXT)
-    def test_round_trip(text):
-        tokenizer = CharTokenizer.from_text(text)
-        ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids) == text
-        assert tokenizer.vocab_size == len(set(text)) + 2
-        assert not set(ids) & set(tokenizer.special_ids)
-        assert tokenizer_from_plain(tokenizer.to_plain()).encode(text) == ids
 
-    @given(known=ANY_TEXT, text=ANY_TEXT)
-    def test_unknown_characters_by_brute_force(known, text):
-        tokenizer = CharTokenizer.from_text(known)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnknownCharacterWarning)
-            replaced = tokenizer.decode(tokenizer.encode(text))
-        assert replaced == "".join(c if c in known else "\ufffd" for c in text)
-        assert tokenizer.decode(tokenizer.encode(text, unknown="skip")) == "".join(c for c in text if c in known)
+@given(text=ANY_TEXT)
+def test_round_trip(text):
+    tokenizer = CharTokenizer.from_text(text)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.vocab_size == len(set(text)) + 2
+    assert not set(ids) & set(tokenizer.special_ids)
+    assert tokenizer_from_plain(tokenizer.to_plain()).encode(text) == ids
 
-else:
 
-    @pytest.mark.skip(reason="needs hypothesis")
-    def test_round_trip():
-        pass
+@given(known=ANY_TEXT, text=ANY_TEXT)
+def test_unknown_characters_by_brute_force(known, text):
+    tokenizer = CharTokenizer.from_text(known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownCharacterWarning)
+        replaced = tokenizer.decode(tokenizer.encode(text))
+    assert replaced == "".join(c if c in known else "\ufffd" for c in text)
+    assert tokenizer.decode(tokenizer.encode(text, unknown="skip")) == "".join(c for c in text if c in known)
 
 
 def test_ids_follow_the_special_tokens_in_code_point_order():
