@@ -106,7 +106,8 @@ PRESETS = {
     ),
     "small": {},
     "base": dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250),
-    # nanoGPT's config/train_shakespeare_char.py, as published, and the variant for CPUs in its README
+    # nanoGPT's config/train_shakespeare_char.py, as published, and the variant for CPUs in its README; what a setting
+    # cannot say, initial weights and the order of windows, is ours
     "reference": dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=5000, eval_every=250,
         optimizer="adamw", lr=1e-3, schedule="cosine", warmup=0.02, weight_decay=0.1, dtype="float32",
