@@ -251,14 +251,7 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
             raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: its settings: {error}") from None
-    for name, value in given.items():
-        if name not in ADJUSTABLE and value != getattr(saved, name) and value != AUTO:
-            raise ValueError(
-                f"{cli.flag_of(name)} {value} contradicts the run in {path} ({getattr(saved, name)}): "
-                "leave the flag out, or start a new run with another --out"
-            )
-    kept = {"data": saved.data, "preset": saved.preset, "out": str(paths.best)}  # the files may have been renamed
-    settings = dataclasses.replace(saved, **{"stop_at": None, **given, **kept})
+    settings = settings_to_resume(saved, given, path, paths)
     corpus = shared_corpus(settings.data, ranks)
     if corpus.sha256 != state["corpus_sha256"]:
         raise ValueError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")
@@ -287,6 +280,18 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
     if state["processes"] != ranks.size:
         print(f"NOTE: the run had {state['processes']} ranks, now {ranks.size}: close, but not bit-exact")
     return run
+
+
+def settings_to_resume(saved: TrainSettings, given: dict, path: Path, paths: RunPaths) -> TrainSettings:
+    """The settings saved in `path`, changed by the flags given; ValueError that names a flag that contradicts them."""
+    for name, value in given.items():
+        if name not in ADJUSTABLE and value != getattr(saved, name) and value != AUTO:
+            raise ValueError(
+                f"{cli.flag_of(name)} {value} contradicts the run in {path} ({getattr(saved, name)}): "
+                "leave the flag out, or start a new run with another --out"
+            )
+    fixed = {"data": saved.data, "preset": saved.preset, "out": str(paths.best)}  # the files may have been renamed
+    return dataclasses.replace(saved, **{"stop_at": None, **given, **fixed})
 
 
 # --- Saving ----------------------------------------------------------------------------------------------------------

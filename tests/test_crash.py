@@ -156,7 +156,7 @@ def test_sigkill_loses_nothing_announced(tmp_path):
 @pytest.mark.slow
 def test_sigkill_at_fifty_moments_loses_nothing_announced(tmp_path):
     reached = kill_at_random(write_corpus(tmp_path), 50, "slow")
-    assert reached == sorted(reached) and reached[-1] > 10
+    assert reached == sorted(reached) and reached[-1] > 50
     assert len(list((tmp_path / "checkpoints").iterdir())) <= 6, "killed writers' files pile up"
 
 
