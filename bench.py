@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -127,41 +128,67 @@ def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns:
     return 2 * rows * inner * columns / seconds / 1e12
 
 
-# What the preset `tiny` is without one of its choices.
+# What each preset is without one of its choices.
 ABLATIONS = {
-    "the recipe": (),
-    "AdamW for the hidden matrices too": ("--optimizer", "adamw"),
-    "the same at a third of the rate": ("--optimizer", "adamw", "--lr", "0.003"),
-    "Muon at half the rate": ("--muon-lr", "0.02"),
-    "cosine to a tenth, not linear to zero": ("--schedule", "cosine"),
-    "no warm-up": ("--warmup", "0"),
-    "no weight decay": ("--weight-decay", "0"),
-    "no clipping": ("--clip", "1e9"),
-    "twice the batch, half the steps": ("--batch-size", "64", "--steps", "95"),
-    "float32": ("--dtype", "float32"),
+    "tiny": {
+        "the recipe": (),
+        "AdamW for the blocks' matrices too": ("--optimizer", "adamw"),
+        "the same at a third of the rate": ("--optimizer", "adamw", "--lr", "0.0033"),
+        "Muon at half the rate": ("--muon-lr", "0.025"),
+        "Muon with momentum 0.95": ("--muon-momentum", "0.95"),
+        "AdamW at half the rate": ("--lr", "0.005"),
+        "GPT-2's first weights": ("--init", "gpt2"),
+        "windows that begin anywhere": ("--windows", "random"),
+        "twice the batch": ("--batch-size", "64"),
+        "half the batch": ("--batch-size", "16"),
+        "cosine to a tenth": ("--schedule", "cosine"),
+        "no warm-up": ("--warmup", "0"),
+        "no weight decay": ("--weight-decay", "0"),
+        "no clipping": ("--clip", "1e9"),
+        "float32": ("--dtype", "float32"),
+    },
+    "small": {
+        "the recipe": (),
+        "no noise in the input": ("--token-noise", "0"),
+        "whole spans from the start": ("--short-spans", "0"),
+        "dropout 0.05": ("--dropout", "0.05"),
+    },
 }
 
 
-def bench_ablate() -> None:
-    """Validation loss and seconds of `tiny` without each of its choices, the same tokens, seed by seed."""
-    rows = []
+def bench_ablate(preset: str) -> None:
+    """Validation loss of a preset without each of its choices, in the same seconds of training, seed by seed."""
+    pilot, variants = 30, ABLATIONS[preset]
+    steps = PRESETS[preset].get("steps", TrainSettings.steps)
     with tempfile.TemporaryDirectory() as name:
-        runs = {choice: [] for choice in ABLATIONS}
+
+        def trained(flags: tuple, seed: int, *more: str) -> dict:
+            return train_once(preset, seed, Path(name), "--eval-every", "1000000", *flags, *more)
+
+        # A choice that makes a step cheaper gets more steps, and the other way round.
+        stop = ("--stop-at", str(pilot))
+        cost = {choice: trained(flags, 0, *stop)["seconds_per_step"] for choice, flags in variants.items()}
+        lasts = {choice: [] for choice in variants}
         for seed in SEEDS:
-            for choice, flags in ABLATIONS.items():
-                runs[choice].append(train_once("tiny", seed, Path(name), "--eval-every", "1000", *flags)["lines"][-1])
-        for choice, lines in runs.items():
-            losses = [line["val_loss"] for line in lines]
-            seconds = spread([line["train_seconds"] for line in lines], digits=1)
-            mean, deviation = statistics.mean(losses), statistics.stdev(losses)
-            rows.append([choice, f"{mean:.3f} ± {deviation:.3f}", seconds])
-    print_table(["`tiny`, changed in one thing", "val loss, mean ± deviation", "seconds"], rows)
+            for choice, flags in variants.items():
+                budget = round(steps * cost["the recipe"] / cost[choice])
+                lasts[choice].append(trained(flags, seed, "--steps", str(budget))["lines"][-1])
+    rows = []
+    for choice, lines in lasts.items():
+        losses, counts = [line["val_loss"] for line in lines], lines[0]["step"]
+        mean, deviation = statistics.mean(losses), statistics.stdev(losses)
+        gain = mean - rows[0][3] if rows else 0.0
+        seconds = spread([line["train_seconds"] for line in lines], digits=1)
+        rows.append([choice, f"{counts:,}", seconds, mean, f"{mean:.4f} ± {deviation:.4f}", f"{gain:+.4f}"])
+    header = [f"`{preset}`, changed in one thing", "steps", "seconds", "val loss, mean ± deviation", "difference"]
+    print_table(header, [row[:3] + row[4:] for row in rows])
 
 
 # --- The command -------------------------------------------------------------------------------------------------
 
 COMMANDS: dict[str, Callable[[], None]] = {
-    "ablate": bench_ablate,
+    "ablate": partial(bench_ablate, "tiny"),
+    "ablate-small": partial(bench_ablate, "small"),
     "data": bench_data,
     "decode": bench_decode,
     "decode-loss": bench_decode_loss,

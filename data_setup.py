@@ -344,14 +344,24 @@ def epoch_starts(num_windows: int, max_seq: int, seed: int, epoch: int) -> np.nd
 
 
 def batch_starts(
-    dataset: ShiftedWindowDataset, batch_size: int, seed: int, step: int, rank: int = 0, ranks: int = 1
+    dataset: ShiftedWindowDataset,
+    batch_size: int,
+    seed: int,
+    step: int,
+    rank: int = 0,
+    ranks: int = 1,
+    order: str = "epochs",
 ) -> np.ndarray:
     """Which windows make up this rank's share of the batch at `step`: a pure function, so nothing to save or replay.
 
-    Epoch follows epoch without a seam; the batch is cut into `ranks` equal parts, and rank r takes part r.
+    In the order "epochs", epoch follows epoch without a seam; in the order "random" each window may begin anywhere.
+    The batch is cut into `ranks` equal parts, and rank r takes part r.
     """
-    per_epoch = max(1, len(dataset) // dataset.max_seq)
     share = batch_size // ranks
+    if order == "random":
+        starts = np.random.default_rng([seed, step]).integers(len(dataset), size=batch_size)
+        return starts[rank * share : (rank + 1) * share]
+    per_epoch = max(1, len(dataset) // dataset.max_seq)
     first = step * batch_size + rank * share
     epochs, places = np.divmod(np.arange(first, first + share), per_epoch)
     order = {epoch: epoch_starts(len(dataset), dataset.max_seq, seed, epoch) for epoch in np.unique(epochs).tolist()}

@@ -73,7 +73,7 @@ class FastStep:
             keys, values = kept.narrow(3, 0, end).unbind()  # (B, nh, end, hs)
             h = F.scaled_dot_product_attention(new[0].unsqueeze(2), keys, values)
             x = out(h.reshape(batch, -1)).add_(x)
-            x = down(F.gelu(up(torch.layer_norm(x, width, *norm2)), approximate="tanh")).add_(x)
+            x = down(F.gelu(up(torch.layer_norm(x, width, *norm2)))).add_(x)
         cache.lengths = [end] * batch
         return self.head(torch.layer_norm(x, width, *self.final_norm))
 

@@ -15,17 +15,19 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import cli
 from cli import StopSignal
 from data_setup import batch_starts, consecutive_windows
 from decode import Reader
-from device import describe_device, to_device
+from device import describe_device, keep_freed_memory, to_device
 from distributed import joined
 from recipe import (
     PRESETS,
     TrainSettings,
+    attention_span,
     clip_gradients,
     lr_factor,
     set_learning_rates,
@@ -47,20 +49,35 @@ def autocast(run: Run) -> contextlib.AbstractContextManager:
     return torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32)
 
 
+def with_noise(ids: Tensor, share: float) -> Tensor:
+    """ids (B, T), each with probability `share` replaced by one drawn from all of them; the targets stay the text's.
+
+    "Unigram noising" (Xie et al. 2017, https://arxiv.org/abs/1703.02573): a text that is never twice the same is harder
+    to learn by heart, and a model that has met wrong letters leans on more than the last few. It costs nothing.
+    """
+    if not share:
+        return ids
+    others = ids.flatten()[torch.randint(ids.numel(), ids.shape)]
+    return torch.where(torch.rand(ids.shape) < share, others, ids)
+
+
 def compute_gradients(run: Run) -> float:
     """Leave the mean gradient of the whole batch in the weights' `.grad`; returns its mean loss in nats per token."""
     settings, ranks = run.settings, run.ranks
     # Batch and dropout depend on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would.
-    starts = batch_starts(run.train_set, settings.batch_size, settings.seed, run.step, ranks.rank, ranks.size)
+    starts = batch_starts(
+        run.train_set, settings.batch_size, settings.seed, run.step, ranks.rank, ranks.size, settings.windows
+    )
     torch.manual_seed((settings.seed * 1_000_003 + run.step) * ranks.size + ranks.rank)
     run.network.train()
     total = 0.0
     for part in range(settings.grad_accum):
         inputs, targets = run.train_set.batch(np.split(starts, settings.grad_accum)[part])
+        inputs = with_noise(inputs, settings.token_noise)
         inputs, targets = to_device(inputs, run.device), to_device(targets, run.device)
         with ranks.sends_gradients(run.network, wanted=part == settings.grad_accum - 1):
             with autocast(run):
-                logits = run.network(inputs)
+                logits = run.network(inputs, span=attention_span(run.step, settings))
             loss = next_token_loss(logits, targets) / settings.grad_accum
             loss.backward()
         total += loss.item()
@@ -252,6 +269,7 @@ def interruption(run: Run, told: bool, signum: int) -> Exception:
 def main() -> None:
     """The command."""
     with contextlib.ExitStack() as held:
+        keep_freed_memory()
         ranks = held.enter_context(joined())
         run = open_run(parse_flags(), held, ranks)
         announce(run)

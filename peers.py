@@ -20,6 +20,7 @@ def gpt2_twin(model: TinyGPT):
             n_layer=config.num_layers,
             n_head=config.num_heads,
             tie_word_embeddings=False,
+            activation_function="gelu",
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -61,7 +62,7 @@ def save_for_ctranslate2(model: TinyGPT, folder: Path) -> None:
     norm, linear = ("gamma", "beta"), ("weight", "bias")
     config = model.config
     spec = TransformerDecoderModelSpec.from_config(
-        config.num_layers, config.num_heads, pre_norm=True, activation=common_spec.Activation.GELUTanh
+        config.num_layers, config.num_heads, pre_norm=True, activation=common_spec.Activation.GELU
     )
     decoder = spec.decoder
     decoder.scale_embeddings = False

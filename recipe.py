@@ -30,13 +30,18 @@ class TrainSettings:
 
     preset: str = setting(
         AUTO, "a recipe to start from; the flags below change it (auto: base on a GPU, small elsewhere)",
-        group="recipe", choices=(AUTO, "tiny", "small", "base", "reference", "reference-cpu"),
+        group="recipe", choices=(AUTO, "tiny", "small", "base", "best", "reference", "reference-cpu"),
     )  # fmt: skip
     max_seq: int = setting(256, "the window, in tokens", group="network", low=1, high=2**14)
     embed_dim: int = setting(192, "the width of the residual stream", group="network", low=1, high=2**14)
     num_heads: int = setting(3, "attention heads; must divide --embed-dim", group="network", low=1, high=2**10)
     num_layers: int = setting(4, "decoder blocks", group="network", low=1, high=2**10)
     dropout: float = setting(0.0, "probability of zeroing a number while training", group="network", low=0, below=1)
+    attention_dropout: float = setting(0.0, "the same for attention weights", group="network", low=0, below=1)
+    init: str = setting(
+        "sinusoid", "first weights: sinusoid (Xavier, and positions that know their neighbours) or gpt2 (all noise)",
+        group="network", choices=("sinusoid", "gpt2"),
+    )  # fmt: skip
 
     steps: int = setting(1700, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
     stop_at: int | None = setting(
@@ -48,12 +53,24 @@ class TrainSettings:
     )
     batch_size: int = setting(16, "windows per optimizer step", group="training", low=1, high=2**20)
     grad_accum: int = setting(1, "parts to split each batch into, to save memory", group="training", low=1, high=2**20)
+    windows: str = setting(
+        "epochs", "epochs (side by side, each text once an epoch, in random order) or random (each begins anywhere)",
+        group="training", choices=("epochs", "random"),
+    )  # fmt: skip
+    short_spans: float = setting(
+        0.3, "share of the steps, the first ones, in which attention spans a quarter of the window",
+        group="training", low=0, high=1,
+    )  # fmt: skip
+    token_noise: float = setting(
+        0.05, "probability of reading a random token in place of the text's", group="training", low=0, below=1
+    )
     optimizer: str = setting(
         "muon", "muon (for the hidden matrices; AdamW for the rest) or adamw (for all)", group="training",
         choices=("muon", "adamw"),
     )  # fmt: skip
     lr: float = setting(6e-3, "AdamW's peak learning rate", group="training", above=0, high=100)
     muon_lr: float = setting(0.02, "Muon's peak learning rate", group="training", above=0, high=100)
+    muon_momentum: float = setting(0.9, "Muon's momentum", group="training", low=0, below=1)
     weight_decay: float = setting(0.1, "decoupled decay of the matrices", group="training", low=0, high=100)
     warmup: float = setting(0.02, "share of the steps in which the rate rises", group="training", low=0, high=1)
     schedule: str = setting(
@@ -98,23 +115,34 @@ class TrainSettings:
         return LoRAConfig(self.lora_rank, self.lora_alpha, targets, self.lora_dropout) if self.lora_rank else None
 
 
+# What nanoGPT's config/train_shakespeare_char.py, as published, and the variant for CPUs in its README have in common.
+# Unlike ours, its head shares the token embedding's weights, and nothing has a bias.
+NANOGPT = dict(
+    init="gpt2", windows="random", short_spans=0.0, token_noise=0.0, optimizer="adamw", lr=1e-3, schedule="cosine",
+    dtype="float32", eval_every=250,
+)  # fmt: skip
+
 # What each preset changes of the defaults above.
 PRESETS = {
     "tiny": dict(
-        max_seq=64, embed_dim=192, num_heads=4, num_layers=2, batch_size=32, steps=190, eval_every=19, lr=0.01,
-        muon_lr=0.04,
+        max_seq=64, embed_dim=192, num_heads=4, num_layers=2, batch_size=32, steps=200, eval_every=20,
+        short_spans=0.0, token_noise=0.0, lr=0.01, muon_lr=0.05, muon_momentum=0.85,
     ),
     "small": {},
-    "base": dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250),
-    # nanoGPT's config/train_shakespeare_char.py, as published, and the variant for CPUs in its README; what a setting
-    # cannot say, initial weights and the order of windows, is ours
-    "reference": dict(
-        embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=5000, eval_every=250,
-        optimizer="adamw", lr=1e-3, schedule="cosine", warmup=0.02, weight_decay=0.1, dtype="float32",
+    "base": dict(
+        embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250,
+        short_spans=0.0,
     ),
-    "reference-cpu": dict(
-        max_seq=64, embed_dim=128, num_heads=4, num_layers=4, batch_size=12, dropout=0.0, steps=2000, eval_every=250,
-        optimizer="adamw", lr=1e-3, schedule="cosine", warmup=0.05, weight_decay=0.1, dtype="float32",
+    "best": dict(
+        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.15, batch_size=8, steps=6000, eval_every=300,
+        token_noise=0.1,
+    ),
+    "reference": NANOGPT | dict(
+        embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, attention_dropout=0.2,
+        steps=5000, warmup=0.02,
+    ),
+    "reference-cpu": NANOGPT | dict(
+        max_seq=64, embed_dim=128, num_heads=4, num_layers=4, batch_size=12, steps=2000, warmup=0.05
     ),
 }  # fmt: skip
 
@@ -131,6 +159,16 @@ def lr_factor(step: int, settings: TrainSettings) -> float:
     if settings.schedule == "cosine":
         return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
     return 1 - progress
+
+
+def attention_span(step: int, settings: TrainSettings) -> int:
+    """How many tokens attention spans at `step`: a quarter of the window at first, if that is a whole number.
+
+    What a model learns first is in the last few letters, and short spans cost less. The positions are all in use from
+    the beginning, so nothing is new to them when the spans grow.
+    """
+    short = step < round(settings.short_spans * settings.steps) and settings.max_seq % 4 == 0
+    return settings.max_seq // 4 if short else settings.max_seq
 
 
 def least_memory(settings: TrainSettings, vocab_size: int) -> int:
@@ -153,12 +191,12 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, steps: i
     """
     x = updates.to(dtype)
     tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT
+    x = (x.mT if tall else x).contiguous()  # products with a transposed matrix cost twice as much
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return (x.mT if tall else x).to(updates.dtype)
 
 
@@ -170,7 +208,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, dtype: torch.dtype = torch.bfloat16
+        self, params, lr: float, momentum: float, weight_decay: float = 0.0, dtype: torch.dtype = torch.bfloat16
     ):
         """params: groups of matrices; a group's "parts" says into how many each is cut, by rows (1 unless given).
 
@@ -227,7 +265,7 @@ def make_optimizers(model: TinyGPT, settings: TrainSettings) -> list[torch.optim
         single = [p for p in hidden if id(p) not in packed_ids]
         groups = [{"params": packed, "parts": 3}, {"params": single}]
         dtype = pick_dtype(settings.dtype, model.head.weight.device)
-        optimizers.append(Muon(groups, lr=settings.muon_lr, weight_decay=settings.weight_decay, dtype=dtype))
+        optimizers.append(Muon(groups, settings.muon_lr, settings.muon_momentum, settings.weight_decay, dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -138,9 +138,13 @@ def start_run(settings: TrainSettings, device: torch.device, ranks: Ranks = ALON
         num_heads=settings.num_heads,
         num_layers=settings.num_layers,
         dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
     )
     check_memory(least_memory(settings, tokenizer.vocab_size), device)
-    return assemble_run(settings, device, corpus, tokenizer, TinyGPT(config), ranks)
+    model = TinyGPT(config)
+    if settings.init == "gpt2":
+        model.init_gpt2()
+    return assemble_run(settings, device, corpus, tokenizer, model, ranks)
 
 
 def shared_corpus(spec: str, ranks: Ranks) -> Corpus:
@@ -163,12 +167,13 @@ def start_fine_tuning(settings: TrainSettings, given: dict, device: torch.device
             raise ValueError(
                 f"{cli.flag_of(name)} {given[name]} contradicts {settings.init_from} ({value}): leave it out"
             )
-    dropout = given.get("dropout", base.model.config.dropout)
-    settings = dataclasses.replace(settings, **fixed, dropout=dropout)
+    dropouts = {name: given.get(name, getattr(base.model.config, name)) for name in ("dropout", "attention_dropout")}
+    noise = given.get("token_noise", 0.0)  # the recipe's is for learning a text from nothing
+    settings = dataclasses.replace(settings, **fixed, **dropouts, token_noise=noise)
     corpus = shared_corpus(settings.data, ranks)
     settings = dataclasses.replace(settings, data=corpus.name)  # resuming must not choose again
     torch.manual_seed(settings.seed)
-    config = dataclasses.replace(base.model.config, dropout=dropout)
+    config = dataclasses.replace(base.model.config, **dropouts)
     check_memory(least_memory(settings, config.vocab_size), device)
     model = model_from_weights(config, base.model.state_dict())
     if settings.lora_rank:

@@ -9,7 +9,7 @@ from torch import nn
 
 from conftest import tiny_config
 from peers import gpt2_twin
-from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask, next_token_loss, sinusoids
+from tiny_decoder import CausalSelfAttention, TinyGPT, TinyGPTConfig, causal_mask, next_token_loss, sinusoids
 
 
 def random_ids(model: TinyGPT, batch: int, time: int) -> torch.Tensor:
@@ -65,6 +65,37 @@ def test_boolean_masks_mean_the_opposite_of_tril():
     _, weights = attention(x, x, x, attn_mask=may_look)
     torch.testing.assert_close(additive, inverted)
     assert torch.isnan(weights[0, -1]).all(), "tril itself as a mask blocks all that the last position may see"
+
+
+@pytest.mark.parametrize("time", [1, 7, 512, 513])
+def test_attention_is_that_of_its_parent(time):
+    """nn.MultiheadAttention's own forward is the oracle, for the products written out and for the fused kernel."""
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(8, 2, batch_first=True)
+    nn.init.normal_(attention.in_proj_bias)
+    x, mask = torch.randn(2, time, 8), causal_mask(time)
+    expected, _ = nn.MultiheadAttention.forward(attention, x, x, x, attn_mask=mask)
+    torch.testing.assert_close(attention(x, mask), expected)
+    assert attention.state_dict().keys() == nn.MultiheadAttention(8, 2).state_dict().keys()
+
+
+@pytest.mark.parametrize("time", [512, 513])
+def test_attention_weights_are_dropped_in_training_only(time):
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(8, 2, dropout=0.5, batch_first=True)
+    x, mask = torch.randn(1, time, 8), causal_mask(time)
+    assert not torch.equal(attention(x, mask), attention(x, mask))
+    assert torch.equal(attention.eval()(x, mask), attention(x, mask))
+
+
+def test_a_span_keeps_to_its_piece_and_its_positions(tiny_model):
+    ids = random_ids(tiny_model, 2, 6)
+    pieces = tiny_model(ids, span=3)
+    torch.testing.assert_close(pieces[:, :3], tiny_model(ids[:, :3]))
+    with torch.no_grad():  # the second piece alone, at positions 3, 4, 5
+        tiny_model.position_embedding.weight[:3] = tiny_model.position_embedding.weight[3:]
+    torch.testing.assert_close(pieces[:, 3:], tiny_model(ids[:, 3:]))
+    torch.testing.assert_close(tiny_model(ids, span=6), tiny_model(ids))
 
 
 @pytest.mark.parametrize("time", [1, 2, 5, 6])
@@ -145,6 +176,19 @@ def test_projections_start_with_xavier():
     assert block.attention.in_proj_weight.abs().max().item() == pytest.approx(math.sqrt(6 / 128), rel=0.01)
     assert block.mlp[0].weight.abs().max().item() == pytest.approx(math.sqrt(6 / 320), rel=0.01)
     assert not block.attention.in_proj_bias.any() and not block.attention.out_proj.bias.any()
+
+
+def test_gpt2_initial_weights():
+    """N(0, 0.02²), and the ends of the 2 x 8 branches by 1 / sqrt(16) less; biases and norms as ever."""
+    torch.manual_seed(0)
+    model = TinyGPT(TinyGPTConfig(100, max_seq=100, embed_dim=64, num_heads=2, num_layers=8))
+    model.init_gpt2()
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            end = name.endswith(("out_proj.weight", "mlp.2.weight"))
+            assert p.std().item() == pytest.approx(0.005 if end else 0.02, rel=0.05), name
+        else:
+            assert (p == ("norm.weight" in name)).all(), name
 
 
 @pytest.mark.parametrize("max_seq, embed_dim", [(256, 64), (64, 7), (1, 1)])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conftest import tiny_config
-from recipe import PRESETS, Muon, TrainSettings, lr_factor, make_optimizers, orthogonalize
+from main import with_noise
+from recipe import PRESETS, Muon, TrainSettings, attention_span, lr_factor, make_optimizers, orthogonalize
 from tiny_decoder import TinyGPT
 
 
@@ -20,6 +21,21 @@ def test_the_cosine_falls_to_a_tenth():
     settings = TrainSettings(steps=100, warmup=0.1, schedule="cosine")
     assert lr_factor(10, settings) == 1 and lr_factor(55, settings) == pytest.approx(0.55)
     assert lr_factor(100, settings) == pytest.approx(0.1)
+
+
+def test_spans_are_short_at_first():
+    settings = TrainSettings(steps=100, max_seq=64, short_spans=0.3)
+    assert [attention_span(step, settings) for step in (0, 29, 30, 99)] == [16, 16, 64, 64]
+    assert attention_span(0, TrainSettings(max_seq=6)) == 6, "a quarter of 6 is no whole number"
+    assert attention_span(0, TrainSettings(max_seq=64, short_spans=0.0)) == 64
+
+
+def test_noise_replaces_its_share_by_tokens_of_the_batch():
+    torch.manual_seed(0)
+    ids = torch.randint(1000, (100, 100)) * 2  # even ids only
+    noisy = with_noise(ids, 0.2)
+    assert (noisy != ids).float().mean().item() == pytest.approx(0.2, abs=0.02)
+    assert not (noisy % 2).any() and torch.equal(with_noise(ids, 0.0), ids)
 
 
 def test_every_preset_is_valid():
@@ -65,11 +81,11 @@ def test_packed_matrices_are_treated_as_three():
     start, gradient = torch.randn(12, 4), torch.randn(12, 4)
     packed = torch.nn.Parameter(start.clone())
     packed.grad = gradient.clone()
-    Muon([{"params": [packed], "parts": 3}], lr=0.1).step()
+    Muon([{"params": [packed], "parts": 3}], lr=0.1, momentum=0.9).step()
     for part, part_gradient, result in zip(start.chunk(3), gradient.chunk(3), packed.chunk(3), strict=True):
         single = torch.nn.Parameter(part.clone())
         single.grad = part_gradient.clone()
-        Muon([single], lr=0.1).step()
+        Muon([single], lr=0.1, momentum=0.9).step()
         torch.testing.assert_close(result, single)
 
 
