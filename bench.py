@@ -150,7 +150,6 @@ ABLATIONS = {
     "small": {
         "the recipe": (),
         "no noise in the input": ("--token-noise", "0"),
-        "whole spans from the start": ("--short-spans", "0"),
         "dropout 0.05": ("--dropout", "0.05"),
     },
 }

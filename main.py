@@ -27,7 +27,6 @@ from distributed import joined
 from recipe import (
     PRESETS,
     TrainSettings,
-    attention_span,
     clip_gradients,
     lr_factor,
     set_learning_rates,
@@ -77,7 +76,7 @@ def compute_gradients(run: Run) -> float:
         inputs, targets = to_device(inputs, run.device), to_device(targets, run.device)
         with ranks.sends_gradients(run.network, wanted=part == settings.grad_accum - 1):
             with autocast(run):
-                logits = run.network(inputs, span=attention_span(run.step, settings))
+                logits = run.network(inputs)
             loss = next_token_loss(logits, targets) / settings.grad_accum
             loss.backward()
         total += loss.item()

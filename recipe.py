@@ -43,7 +43,7 @@ class TrainSettings:
         group="network", choices=("sinusoid", "gpt2"),
     )  # fmt: skip
 
-    steps: int = setting(1700, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
+    steps: int = setting(1400, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
     stop_at: int | None = setting(
         None,
         "stop after this step and save; --resume goes on (default: run to the end)",
@@ -56,10 +56,6 @@ class TrainSettings:
     windows: str = setting(
         "epochs", "epochs (side by side, each text once an epoch, in random order) or random (each begins anywhere)",
         group="training", choices=("epochs", "random"),
-    )  # fmt: skip
-    short_spans: float = setting(
-        0.3, "share of the steps, the first ones, in which attention spans a quarter of the window",
-        group="training", low=0, high=1,
     )  # fmt: skip
     token_noise: float = setting(
         0.05, "probability of reading a random token in place of the text's", group="training", low=0, below=1
@@ -78,7 +74,7 @@ class TrainSettings:
         choices=("linear", "cosine"),
     )  # fmt: skip
     clip: float = setting(1.0, "largest norm of the gradient; a larger one is scaled down", group="training", above=0)
-    eval_every: int = setting(170, "steps between evaluations", group="training", low=1, high=10**9)
+    eval_every: int = setting(140, "steps between evaluations", group="training", low=1, high=10**9)
     seed: int = setting(1337, "of initial weights, batches and dropout", group="training", low=0, high=2**31)
 
     lora_rank: int | None = setting(
@@ -118,7 +114,7 @@ class TrainSettings:
 # What nanoGPT's config/train_shakespeare_char.py, as published, and the variant for CPUs in its README have in common.
 # Unlike ours, its head shares the token embedding's weights, and nothing has a bias.
 NANOGPT = dict(
-    init="gpt2", windows="random", short_spans=0.0, token_noise=0.0, optimizer="adamw", lr=1e-3, schedule="cosine",
+    init="gpt2", windows="random", token_noise=0.0, optimizer="adamw", lr=1e-3, schedule="cosine",
     dtype="float32", eval_every=250,
 )  # fmt: skip
 
@@ -126,15 +122,14 @@ NANOGPT = dict(
 PRESETS = {
     "tiny": dict(
         max_seq=64, embed_dim=192, num_heads=4, num_layers=2, batch_size=32, steps=200, eval_every=20,
-        short_spans=0.0, token_noise=0.0, lr=0.01, muon_lr=0.05, muon_momentum=0.85,
+        token_noise=0.0, lr=0.01, muon_lr=0.05, muon_momentum=0.85,
     ),
     "small": {},
     "base": dict(
-        embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250,
-        short_spans=0.0,
+        embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250
     ),
     "best": dict(
-        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.15, batch_size=8, steps=6000, eval_every=300,
+        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, batch_size=8, steps=5000, eval_every=250,
         token_noise=0.1,
     ),
     "reference": NANOGPT | dict(
@@ -159,16 +154,6 @@ def lr_factor(step: int, settings: TrainSettings) -> float:
     if settings.schedule == "cosine":
         return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
     return 1 - progress
-
-
-def attention_span(step: int, settings: TrainSettings) -> int:
-    """How many tokens attention spans at `step`: a quarter of the window at first, if that is a whole number.
-
-    What a model learns first is in the last few letters, and short spans cost less. The positions are all in use from
-    the beginning, so nothing is new to them when the spans grow.
-    """
-    short = step < round(settings.short_spans * settings.steps) and settings.max_seq % 4 == 0
-    return settings.max_seq // 4 if short else settings.max_seq
 
 
 def least_memory(settings: TrainSettings, vocab_size: int) -> int:

@@ -246,11 +246,10 @@ class TinyGPT(nn.Module):
                 if name.endswith(("out_proj.weight", "mlp.2.weight")):
                     p /= math.sqrt(2 * self.config.num_layers)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, span: int | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) of int64, 1 <= T <= max_seq -> logits (B, T, V).
 
-        With a cache, the ids come after the tokens that it holds, and are added to it. With a span, which must divide
-        T, a token sees only those of its own piece: 0 … span - 1, span … 2 span - 1, and so on.
+        With a cache, the ids come after the tokens that it holds, and are added to it.
         Raises ValueError if the shape is wrong, the window is empty or too long, or an id is outside the vocabulary.
         """
         self.check_ids(ids)
@@ -258,11 +257,10 @@ class TinyGPT(nn.Module):
             return self.head(self.final_norm(self.extend(ids, cache, [ids.size(1)] * ids.size(0), last_only=False)))
         positions = torch.arange(ids.size(1), device=ids.device)
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
-        x = x.view(-1, span or ids.size(1), x.size(-1))  # pieces become windows, at the positions that they have
-        mask = self.causal_mask[: x.size(1), : x.size(1)]
+        mask = self.causal_mask[: ids.size(1), : ids.size(1)]
         for block in self.blocks:
             x = block(x, mask)
-        return self.head(self.final_norm(x)).view(*ids.shape, -1)
+        return self.head(self.final_norm(x))
 
     def next_logits(self, ids: Tensor, cache: KVCache, lengths: list[int] | None = None) -> Tensor:
         """Logits (B, V) after the last of ids (B, T), which are added to the cache: all that generation needs.

@@ -88,16 +88,6 @@ def test_attention_weights_are_dropped_in_training_only(time):
     assert torch.equal(attention.eval()(x, mask), attention(x, mask))
 
 
-def test_a_span_keeps_to_its_piece_and_its_positions(tiny_model):
-    ids = random_ids(tiny_model, 2, 6)
-    pieces = tiny_model(ids, span=3)
-    torch.testing.assert_close(pieces[:, :3], tiny_model(ids[:, :3]))
-    with torch.no_grad():  # the second piece alone, at positions 3, 4, 5
-        tiny_model.position_embedding.weight[:3] = tiny_model.position_embedding.weight[3:]
-    torch.testing.assert_close(pieces[:, 3:], tiny_model(ids[:, 3:]))
-    torch.testing.assert_close(tiny_model(ids, span=6), tiny_model(ids))
-
-
 @pytest.mark.parametrize("time", [1, 2, 5, 6])
 def test_logits_are_finite_and_shaped(tiny_model, time):
     logits = tiny_model(random_ids(tiny_model, 3, time))

@@ -5,7 +5,7 @@ import torch
 
 from conftest import tiny_config
 from main import with_noise
-from recipe import PRESETS, Muon, TrainSettings, attention_span, lr_factor, make_optimizers, orthogonalize
+from recipe import PRESETS, Muon, TrainSettings, lr_factor, make_optimizers, orthogonalize
 from tiny_decoder import TinyGPT
 
 
@@ -21,13 +21,6 @@ def test_the_cosine_falls_to_a_tenth():
     settings = TrainSettings(steps=100, warmup=0.1, schedule="cosine")
     assert lr_factor(10, settings) == 1 and lr_factor(55, settings) == pytest.approx(0.55)
     assert lr_factor(100, settings) == pytest.approx(0.1)
-
-
-def test_spans_are_short_at_first():
-    settings = TrainSettings(steps=100, max_seq=64, short_spans=0.3)
-    assert [attention_span(step, settings) for step in (0, 29, 30, 99)] == [16, 16, 64, 64]
-    assert attention_span(0, TrainSettings(max_seq=6)) == 6, "a quarter of 6 is no whole number"
-    assert attention_span(0, TrainSettings(max_seq=64, short_spans=0.0)) == 64
 
 
 def test_noise_replaces_its_share_by_tokens_of_the_batch():
