@@ -350,15 +350,15 @@ def batch_starts(
     step: int,
     rank: int = 0,
     ranks: int = 1,
-    order: str = "epochs",
+    windows: str = "epochs",
 ) -> np.ndarray:
     """Which windows make up this rank's share of the batch at `step`: a pure function, so nothing to save or replay.
 
-    In the order "epochs", epoch follows epoch without a seam; in the order "random" each window may begin anywhere.
+    windows: "epochs" follow each other without a seam; "random" ones may begin anywhere.
     The batch is cut into `ranks` equal parts, and rank r takes part r.
     """
     share = batch_size // ranks
-    if order == "random":
+    if windows == "random":
         starts = np.random.default_rng([seed, step]).integers(len(dataset), size=batch_size)
         return starts[rank * share : (rank + 1) * share]
     per_epoch = max(1, len(dataset) // dataset.max_seq)
@@ -366,6 +366,21 @@ def batch_starts(
     epochs, places = np.divmod(np.arange(first, first + share), per_epoch)
     order = {epoch: epoch_starts(len(dataset), dataset.max_seq, seed, epoch) for epoch in np.unique(epochs).tolist()}
     return np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+
+
+def noise_tokens(
+    dataset: ShiftedWindowDataset, batch_size: int, share: float, seed: int, step: int, rank: int = 0, ranks: int = 1
+) -> np.ndarray:
+    """Tokens to be read in place of the text's in this rank's part of the batch at `step` (B, T); -1: the text's own.
+
+    Each place is hit with probability `share`, by a token from anywhere in the text ("unigram noising", Xie et al. 2017,
+    https://arxiv.org/abs/1703.02573). Drawn for the whole batch, so that it does not matter how that is cut.
+    """
+    random = np.random.default_rng([seed, step, 1])
+    hit = random.random((batch_size, dataset.max_seq)) < share
+    noise = np.full(hit.shape, -1)
+    noise[hit] = mapped_anew(dataset.tokens)[random.integers(len(dataset.tokens), size=hit.sum())]
+    return np.split(noise, ranks)[rank]
 
 
 def main() -> None:

@@ -15,12 +15,11 @@ import time
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import cli
 from cli import StopSignal
-from data_setup import batch_starts, consecutive_windows
+from data_setup import batch_starts, consecutive_windows, noise_tokens
 from decode import Reader
 from device import describe_device, keep_freed_memory, to_device
 from distributed import joined
@@ -29,6 +28,7 @@ from recipe import (
     TrainSettings,
     clip_gradients,
     lr_factor,
+    noise_share,
     set_learning_rates,
 )
 from sampler import Sampling, generate, row_generators
@@ -48,31 +48,22 @@ def autocast(run: Run) -> contextlib.AbstractContextManager:
     return torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32)
 
 
-def with_noise(ids: Tensor, share: float) -> Tensor:
-    """ids (B, T), each with probability `share` replaced by one drawn from all of them; the targets stay the text's.
-
-    "Unigram noising" (Xie et al. 2017, https://arxiv.org/abs/1703.02573): a text that is never twice the same is harder
-    to learn by heart, and a model that has met wrong letters leans on more than the last few. It costs nothing.
-    """
-    if not share:
-        return ids
-    others = ids.flatten()[torch.randint(ids.numel(), ids.shape)]
-    return torch.where(torch.rand(ids.shape) < share, others, ids)
-
-
 def compute_gradients(run: Run) -> float:
     """Leave the mean gradient of the whole batch in the weights' `.grad`; returns its mean loss in nats per token."""
     settings, ranks = run.settings, run.ranks
-    # Batch and dropout depend on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would.
+    # Batch, noise and dropout depend on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would.
     starts = batch_starts(
         run.train_set, settings.batch_size, settings.seed, run.step, ranks.rank, ranks.size, settings.windows
     )
+    share = noise_share(run.step, settings)
+    noise = noise_tokens(run.train_set, settings.batch_size, share, settings.seed, run.step, ranks.rank, ranks.size)
+    noise = torch.from_numpy(noise).chunk(settings.grad_accum)
     torch.manual_seed((settings.seed * 1_000_003 + run.step) * ranks.size + ranks.rank)
     run.network.train()
     total = 0.0
     for part in range(settings.grad_accum):
         inputs, targets = run.train_set.batch(np.split(starts, settings.grad_accum)[part])
-        inputs = with_noise(inputs, settings.token_noise)
+        inputs = torch.where(noise[part] < 0, inputs, noise[part])
         inputs, targets = to_device(inputs, run.device), to_device(targets, run.device)
         with ranks.sends_gradients(run.network, wanted=part == settings.grad_accum - 1):
             with autocast(run):

@@ -56,17 +56,17 @@ def test_a_text_shorter_than_a_window_is_refused():
 @pytest.mark.parametrize("order", ["epochs", "random"])
 def test_batches_are_a_pure_function_of_seed_step_and_rank(order):
     windows = ShiftedWindowDataset(np.arange(1000), 8)
-    whole = batch_starts(windows, 8, seed=3, step=5, order=order)
-    assert np.array_equal(whole, batch_starts(windows, 8, seed=3, step=5, order=order))
-    assert not np.array_equal(whole, batch_starts(windows, 8, seed=3, step=6, order=order))
-    assert not np.array_equal(whole, batch_starts(windows, 8, seed=4, step=5, order=order))
-    shares = [batch_starts(windows, 8, seed=3, step=5, rank=rank, ranks=4, order=order) for rank in range(4)]
+    whole = batch_starts(windows, 8, seed=3, step=5, windows=order)
+    assert np.array_equal(whole, batch_starts(windows, 8, seed=3, step=5, windows=order))
+    assert not np.array_equal(whole, batch_starts(windows, 8, seed=3, step=6, windows=order))
+    assert not np.array_equal(whole, batch_starts(windows, 8, seed=4, step=5, windows=order))
+    shares = [batch_starts(windows, 8, seed=3, step=5, rank=rank, ranks=4, windows=order) for rank in range(4)]
     assert np.array_equal(np.concatenate(shares), whole)
 
 
 def test_random_windows_begin_anywhere():
     windows = ShiftedWindowDataset(np.arange(20), 8)
-    starts = [batch_starts(windows, 4, seed=0, step=step, order="random") for step in range(100)]
+    starts = [batch_starts(windows, 4, seed=0, step=step, windows="random") for step in range(100)]
     assert set(np.concatenate(starts)) == set(range(len(windows)))
 
 

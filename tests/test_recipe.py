@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from conftest import tiny_config
-from main import with_noise
 from recipe import PRESETS, Muon, TrainSettings, lr_factor, make_optimizers, orthogonalize
 from tiny_decoder import TinyGPT
 
@@ -21,14 +20,6 @@ def test_the_cosine_falls_to_a_tenth():
     settings = TrainSettings(steps=100, warmup=0.1, schedule="cosine")
     assert lr_factor(10, settings) == 1 and lr_factor(55, settings) == pytest.approx(0.55)
     assert lr_factor(100, settings) == pytest.approx(0.1)
-
-
-def test_noise_replaces_its_share_by_tokens_of_the_batch():
-    torch.manual_seed(0)
-    ids = torch.randint(1000, (100, 100)) * 2  # even ids only
-    noisy = with_noise(ids, 0.2)
-    assert (noisy != ids).float().mean().item() == pytest.approx(0.2, abs=0.02)
-    assert not (noisy % 2).any() and torch.equal(with_noise(ids, 0.0), ids)
 
 
 def test_every_preset_is_valid():
