@@ -81,6 +81,7 @@ def bench_train() -> None:
         for preset, reference, threshold, every in CONTESTS:
             extrapolate = on_cpu and reference == "reference"  # hours on a CPU
             flags = ("--stop-at", "3") if extrapolate else ("--eval-every", "50")
+            flags += () if on_cpu else ("--dtype", "bfloat16")  # as nanoGPT does on a GPU
             ours, theirs = [], []
             for seed in SEEDS:  # taking turns, so that a change of the machine's mood meets both
                 ours.append(train_once(preset, seed, Path(name), "--eval-every", str(every)))
@@ -128,7 +129,7 @@ def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns:
     return 2 * rows * inner * columns / seconds / 1e12
 
 
-# What each preset is without one of its choices.
+# Each preset, changed in one thing.
 ABLATIONS = {
     "tiny": {
         "the recipe": (),
@@ -137,7 +138,7 @@ ABLATIONS = {
         "Muon at half the rate": ("--muon-lr", "0.025"),
         "Muon with momentum 0.95": ("--muon-momentum", "0.95"),
         "AdamW at half the rate": ("--lr", "0.005"),
-        "GPT-2's first weights": ("--init", "gpt2"),
+        "GPT-2's first weights": ("--init", "normal"),
         "windows that begin anywhere": ("--windows", "random"),
         "twice the batch": ("--batch-size", "64"),
         "half the batch": ("--batch-size", "16"),
@@ -156,31 +157,39 @@ ABLATIONS = {
 
 
 def bench_ablate(preset: str) -> None:
-    """Validation loss of a preset without each of its choices, in the same seconds of training, seed by seed."""
-    pilot, variants = 30, ABLATIONS[preset]
+    """What each change of a preset makes of its validation loss in the same seconds of training, seed by seed."""
+    variants = ABLATIONS[preset]
     steps = PRESETS[preset].get("steps", TrainSettings.steps)
     with tempfile.TemporaryDirectory() as name:
 
-        def trained(flags: tuple, seed: int, *more: str) -> dict:
-            return train_once(preset, seed, Path(name), "--eval-every", "1000000", *flags, *more)
+        def lines_of(choice: str, seed: int, every: int, *flags: str) -> list[dict]:
+            return train_once(preset, seed, Path(name), *variants[choice], "--eval-every", str(every), *flags)["lines"]
 
-        # A choice that makes a step cheaper gets more steps, and the other way round.
-        stop = ("--stop-at", str(pilot))
-        cost = {choice: trained(flags, 0, *stop)["seconds_per_step"] for choice, flags in variants.items()}
-        lasts = {choice: [] for choice in variants}
+        # A change that makes a step cheaper is given more steps, and the other way round.
+        pilots = {choice: [] for choice in variants}
+        for _ in SEEDS:
+            for choice in variants:
+                first, second = lines_of(choice, 0, 10, "--stop-at", "20")  # the first steps are slow, and not counted
+                pilots[choice].append(second["train_seconds"] - first["train_seconds"])
+        cost = {choice: statistics.median(seconds) for choice, seconds in pilots.items()}
+        budget = {choice: round(steps * cost["the recipe"] / cost[choice]) for choice in variants}
+        ends = {choice: [] for choice in variants}
         for seed in SEEDS:
-            for choice, flags in variants.items():
-                budget = round(steps * cost["the recipe"] / cost[choice])
-                lasts[choice].append(trained(flags, seed, "--steps", str(budget))["lines"][-1])
+            for choice in variants:
+                ends[choice].append(lines_of(choice, seed, 10**6, "--steps", str(budget[choice]))[-1])
     rows = []
-    for choice, lines in lasts.items():
-        losses, counts = [line["val_loss"] for line in lines], lines[0]["step"]
-        mean, deviation = statistics.mean(losses), statistics.stdev(losses)
-        gain = mean - rows[0][3] if rows else 0.0
+    for choice, lines in ends.items():
+        losses = [line["val_loss"] for line in lines]
+        worse = [line["val_loss"] - whole["val_loss"] for line, whole in zip(lines, ends["the recipe"], strict=True)]
         seconds = spread([line["train_seconds"] for line in lines], digits=1)
-        rows.append([choice, f"{counts:,}", seconds, mean, f"{mean:.4f} ± {deviation:.4f}", f"{gain:+.4f}"])
-    header = [f"`{preset}`, changed in one thing", "steps", "seconds", "val loss, mean ± deviation", "difference"]
-    print_table(header, [row[:3] + row[4:] for row in rows])
+        rows.append([choice, f"{budget[choice]:,}", seconds, with_deviation(losses), with_deviation(worse, "+")])
+    header = [f"`{preset}`, changed in one thing", "steps", "seconds", "val loss", "beside the recipe"]
+    print_table(header, rows)
+
+
+def with_deviation(values: list[float], sign: str = "") -> str:
+    """Mean and standard deviation: `1.8800 ± 0.0100`."""
+    return f"{statistics.mean(values):{sign}.4f} ± {statistics.stdev(values):.4f}"
 
 
 # --- The command -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import texts
 from bench_tools import print_table, seconds_of, take_turns
 from checkpoint import read_content
 from data_setup import ShiftedWindowDataset, split_text, synthetic_text
+from recipe import PRESETS
 from tokenizer import CharTokenizer
 
 LARGE = 10**9  # bytes of the large text
@@ -94,7 +95,7 @@ def rates(sample: str) -> None:
 
 # --- Fine-tuning -------------------------------------------------------------------------------------------------
 
-BASE_STEPS, STEPS = 190, 200
+BASE_STEPS, STEPS = PRESETS["tiny"]["steps"], 200
 # Rates that a few tries, for full and rank 32, found best by this same validation loss.
 METHODS = {
     "full": ("--optimizer", "adamw", "--lr", "2e-3"),

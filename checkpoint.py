@@ -113,7 +113,7 @@ def save_adapter(path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAC
 def model_digest(model: TinyGPT, tokenizer: Tokenizer) -> str:
     """The sha256 of what makes a model this one: shape, vocabulary and weights, those of its adapters left out."""
     shape = {**dataclasses.asdict(model.config), "dropout": None}  # dropout is for training, not for the model
-    del shape["attention_dropout"]
+    del shape["attention_dropout"]  # the same; gone altogether, because the first adapters did not know it
     digest = hashlib.sha256(json.dumps([shape, fingerprint(tokenizer.to_plain())]).encode())
     for name, tensor in sorted(base_weights(model).items()):
         digest.update(name.encode())

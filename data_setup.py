@@ -373,8 +373,8 @@ def noise_tokens(
 ) -> np.ndarray:
     """Tokens to be read in place of the text's in this rank's part of the batch at `step` (B, T); -1: the text's own.
 
-    Each place is hit with probability `share`, by a token from anywhere in the text ("unigram noising", Xie et al. 2017,
-    https://arxiv.org/abs/1703.02573). Drawn for the whole batch, so that it does not matter how that is cut.
+    Each place is hit with probability `share`, by a token from anywhere in the text ("unigram noising", Xie et al.
+    2017, https://arxiv.org/abs/1703.02573). Drawn for the whole batch, so that it does not matter how that is cut.
     """
     random = np.random.default_rng([seed, step, 1])
     hit = random.random((batch_size, dataset.max_seq)) < share

@@ -3,9 +3,8 @@
     W becomes W + B A · alpha / rank        W (out, in), A (rank, in), B (out, rank)
 
 W stays frozen. B starts at zero, so at step 0 the adapted model is its base exactly. The sum is a parametrization
-(`torch.nn.utils.parametrize`) of the weight itself: whoever reads the weight gets the adapted one. That reaches
-`nn.MultiheadAttention`, which never calls its `out_proj` as a module but reads `out_proj.weight`: an adapter wrapped
-around the module would silently never train.
+(`torch.nn.utils.parametrize`) of the weight itself: whoever reads the weight gets the adapted one. That reaches the
+packed q, k, v projection, which is no module that an adapter could be wrapped around, and the fast one-token step.
 
     python main.py --init-from checkpoints/tiny_decoder.pth --lora-rank 8 --data my.txt --out checkpoints/my_lora.pth
     python generate.py --checkpoint checkpoints/tiny_decoder.pth --lora checkpoints/my_lora.pth

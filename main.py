@@ -21,7 +21,7 @@ import cli
 from cli import StopSignal
 from data_setup import batch_starts, consecutive_windows, noise_tokens
 from decode import Reader
-from device import describe_device, keep_freed_memory, to_device
+from device import describe_device, to_device
 from distributed import joined
 from recipe import (
     PRESETS,
@@ -51,7 +51,7 @@ def autocast(run: Run) -> contextlib.AbstractContextManager:
 def compute_gradients(run: Run) -> float:
     """Leave the mean gradient of the whole batch in the weights' `.grad`; returns its mean loss in nats per token."""
     settings, ranks = run.settings, run.ranks
-    # Batch, noise and dropout depend on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would.
+    # All that is random depends on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would.
     starts = batch_starts(
         run.train_set, settings.batch_size, settings.seed, run.step, ranks.rank, ranks.size, settings.windows
     )
@@ -259,7 +259,6 @@ def interruption(run: Run, told: bool, signum: int) -> Exception:
 def main() -> None:
     """The command."""
     with contextlib.ExitStack() as held:
-        keep_freed_memory()
         ranks = held.enter_context(joined())
         run = open_run(parse_flags(), held, ranks)
         announce(run)

@@ -8,7 +8,10 @@ from tiny_decoder import TinyGPT
 
 
 def gpt2_twin(model: TinyGPT):
-    """transformers' GPT2LMHeadModel with these weights. GPT-2's head has no bias: ours must be 0, or is left out."""
+    """transformers' GPT2LMHeadModel with these weights and the exact GELU, which GPT-2 itself approximates.
+
+    GPT-2's head has no bias: ours must be 0, or is left out.
+    """
     import transformers
 
     config = model.config

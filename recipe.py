@@ -39,8 +39,8 @@ class TrainSettings:
     dropout: float = setting(0.0, "probability of zeroing a number while training", group="network", low=0, below=1)
     attention_dropout: float = setting(0.0, "the same for attention weights", group="network", low=0, below=1)
     init: str = setting(
-        "sinusoid", "first weights: sinusoid (Xavier, and positions that know their neighbours) or gpt2 (all noise)",
-        group="network", choices=("sinusoid", "gpt2"),
+        "sinusoid", "first weights: sinusoid (Xavier, and positions like their neighbours) or normal (GPT-2's noise)",
+        group="network", choices=("sinusoid", "normal"),
     )  # fmt: skip
 
     steps: int = setting(1400, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
@@ -112,11 +112,12 @@ class TrainSettings:
         return LoRAConfig(self.lora_rank, self.lora_alpha, targets, self.lora_dropout) if self.lora_rank else None
 
 
-# What nanoGPT's config/train_shakespeare_char.py, as published, and the variant for CPUs in its README have in common.
-# Unlike ours, its head shares the token embedding's weights, and nothing has a bias.
+# What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
+# which it uses on CPUs. Unlike ours, its head shares the token embedding's weights, nothing has a bias, and it takes
+# the validation loss from random windows.
 NANOGPT = dict(
-    init="gpt2", windows="random", token_noise=0.0, optimizer="adamw", lr=1e-3, schedule="cosine",
-    dtype="float32", eval_every=250,
+    dropout=0.0, attention_dropout=0.0, init="normal", windows="random", token_noise=0.0, optimizer="adamw", lr=1e-3,
+    weight_decay=0.1, schedule="cosine", clip=1.0, eval_every=250, dtype="float32",
 )  # fmt: skip
 
 # What each preset changes of the defaults above.
@@ -186,7 +187,7 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, steps: i
     """
     x = updates.to(dtype)
     tall = x.size(-2) > x.size(-1)
-    x = (x.mT if tall else x).contiguous()  # products with a transposed matrix cost twice as much
+    x = (x.mT if tall else x).contiguous()  # left transposed, it would slow down every product
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT

@@ -15,7 +15,7 @@ from torch import nn
 import cli
 from checkpoint import adapt, load_checkpoint, model_from_weights, save_adapter, save_checkpoint
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
-from device import check_memory, pick_device, pick_dtype
+from device import check_memory, keep_freed_memory, pick_device, pick_dtype
 from distributed import ALONE, Ranks
 from lora import adapter_optimizer, adapter_weights, add_adapters
 from recipe import (
@@ -142,8 +142,8 @@ def start_run(settings: TrainSettings, device: torch.device, ranks: Ranks = ALON
     )
     check_memory(least_memory(settings, tokenizer.vocab_size), device)
     model = TinyGPT(config)
-    if settings.init == "gpt2":
-        model.init_gpt2()
+    if settings.init == "normal":
+        model.init_normal()
     return assemble_run(settings, device, corpus, tokenizer, model, ranks)
 
 
@@ -162,7 +162,7 @@ def start_fine_tuning(settings: TrainSettings, given: dict, device: torch.device
     """
     base = load_checkpoint(Path(settings.init_from))
     fixed = {name: getattr(base.model.config, name) for name in ("max_seq", "embed_dim", "num_heads", "num_layers")}
-    for name, value in {**fixed, "tokenizer": "its own"}.items():
+    for name, value in {**fixed, "tokenizer": "its own", "init": "its own"}.items():
         if name in given and given[name] != value:
             raise ValueError(
                 f"{cli.flag_of(name)} {given[name]} contradicts {settings.init_from} ({value}): leave it out"
@@ -213,6 +213,8 @@ def assemble_run(
     with ranks.one_per_machine_first("tokens"):
         train_tokens, val_tokens = (encode_split(tokenizer, part, TOKEN_FOLDER) for part in (corpus.train, corpus.val))
     ranks.require_same("number of tokens", str(len(train_tokens)))
+    if device.type == "cpu":
+        keep_freed_memory()
     return Run(
         settings=settings,
         device=device,
@@ -251,6 +253,10 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
         loaded = loaded or load_training(copy)
     state = loaded.training
     try:
+        if missing := {field.name for field in dataclasses.fields(TrainSettings)} - state["settings"].keys():
+            raise ValueError(
+                f"{', '.join(sorted(missing))} missing: another version of TinyGPT saved it; resume with that"
+            )
         saved = TrainSettings(**state["settings"])
         if saved.max_seq > loaded.model.config.max_seq:
             raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")

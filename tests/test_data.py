@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import data_setup
-from data_setup import Choice, Download, ShiftedWindowDataset, batch_starts, fetch, load_corpus
+from data_setup import Choice, Download, ShiftedWindowDataset, batch_starts, fetch, load_corpus, noise_tokens
 from texts import read_blocks
 
 TEXT = b"Speak, I charge thee, speak!\n" * 40
@@ -62,6 +62,20 @@ def test_batches_are_a_pure_function_of_seed_step_and_rank(order):
     assert not np.array_equal(whole, batch_starts(windows, 8, seed=4, step=5, windows=order))
     shares = [batch_starts(windows, 8, seed=3, step=5, rank=rank, ranks=4, windows=order) for rank in range(4)]
     assert np.array_equal(np.concatenate(shares), whole)
+
+
+def test_noise_takes_its_share_and_is_drawn_for_the_whole_batch():
+    """Tokens of the text in its own proportions, -1 elsewhere; a rank's part is a part of the whole."""
+    tokens = np.repeat([7, 9], [900, 100])
+    windows = ShiftedWindowDataset(tokens, 8)
+    whole = noise_tokens(windows, 1000, 0.2, seed=3, step=5)
+    assert whole.shape == (1000, 8) and set(np.unique(whole)) == {-1, 7, 9}
+    assert (whole >= 0).mean() == pytest.approx(0.2, abs=0.02)
+    assert (whole == 9).sum() / (whole >= 0).sum() == pytest.approx(0.1, abs=0.03)
+    shares = [noise_tokens(windows, 1000, 0.2, 3, 5, rank, 4) for rank in range(4)]
+    assert np.array_equal(np.concatenate(shares), whole)
+    assert not np.array_equal(whole, noise_tokens(windows, 1000, 0.2, seed=3, step=6))
+    assert (noise_tokens(windows, 10, 0.0, seed=3, step=5) == -1).all()
 
 
 def test_random_windows_begin_anywhere():

@@ -31,7 +31,7 @@ def test_mask_is_a_buffer_but_not_in_checkpoints(tiny_model):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_later_token_changes_no_earlier_logit(tiny_model, training, grad):
-    """Every route through nn.MultiheadAttention (training, evaluation, its inference shortcuts) must be causal."""
+    """In training and in evaluation, with and without gradients."""
     tiny_model.train(training)
     with torch.set_grad_enabled(grad):
         ids = random_ids(tiny_model, 2, 6)
@@ -81,11 +81,28 @@ def test_attention_is_that_of_its_parent(time):
 
 @pytest.mark.parametrize("time", [512, 513])
 def test_attention_weights_are_dropped_in_training_only(time):
+    """With values of 1 a result is the sum of the weights that were kept: 1 in all, or, dropped, not always 1."""
     torch.manual_seed(0)
     attention = CausalSelfAttention(8, 2, dropout=0.5, batch_first=True)
-    x, mask = torch.randn(1, time, 8), causal_mask(time)
-    assert not torch.equal(attention(x, mask), attention(x, mask))
-    assert torch.equal(attention.eval()(x, mask), attention(x, mask))
+    with torch.no_grad():
+        attention.in_proj_weight[16:], attention.in_proj_bias[16:] = 0, 1
+        attention.out_proj.weight.copy_(torch.eye(8))
+        x, mask = torch.randn(1, time, 8), causal_mask(time)
+        sums = attention(x, mask)[0].view(time, 2, 4)  # a head's four results are the same sum
+        torch.testing.assert_close(sums, sums[:, :, :1].expand_as(sums))
+        assert set(sums[0].unique().tolist()) <= {0.0, 2.0}, "the first token's only weight is dropped or doubled"
+        assert sums.std() > 0.01 and sums[64:].mean().item() == pytest.approx(1, abs=0.05)
+        torch.testing.assert_close(attention.eval()(x, mask), torch.ones(1, time, 8))
+
+
+def test_attention_in_bfloat16_is_close_to_float32():
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(32, 2, batch_first=True)
+    x, mask = torch.randn(2, 16, 32), causal_mask(16)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = attention(x, mask)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), attention(x, mask), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("time", [1, 2, 5, 6])
@@ -172,13 +189,12 @@ def test_gpt2_initial_weights():
     """N(0, 0.02²), and the ends of the 2 x 8 branches by 1 / sqrt(16) less; biases and norms as ever."""
     torch.manual_seed(0)
     model = TinyGPT(TinyGPTConfig(100, max_seq=100, embed_dim=64, num_heads=2, num_layers=8))
-    model.init_gpt2()
-    for name, p in model.named_parameters():
-        if p.ndim == 2:
-            end = name.endswith(("out_proj.weight", "mlp.2.weight"))
-            assert p.std().item() == pytest.approx(0.005 if end else 0.02, rel=0.05), name
-        else:
-            assert (p == ("norm.weight" in name)).all(), name
+    model.init_normal()
+    matrices = {name: p.std().item() for name, p in model.named_parameters() if p.ndim == 2}
+    shrunk = {name for name, std in matrices.items() if std == pytest.approx(0.005, rel=0.05)}
+    assert all(std == pytest.approx(0.02, rel=0.05) for name, std in matrices.items() if name not in shrunk)
+    assert shrunk == {f"blocks.{i}.{end}.weight" for i in range(8) for end in ("attention.out_proj", "mlp.2")}
+    assert all((p == ("norm.weight" in name)).all() for name, p in model.named_parameters() if p.ndim == 1)
 
 
 @pytest.mark.parametrize("max_seq, embed_dim", [(256, 64), (64, 7), (1, 1)])

@@ -157,7 +157,7 @@ CHANGED = {
     "data": "synthetic", "tokenizer": "other.json", "preset": "base", "max_seq": 16, "embed_dim": 16, "num_heads": 1,
     "num_layers": 2, "dropout": 0.3, "batch_size": 8, "grad_accum": 2, "optimizer": "adamw",
     "weight_decay": 0.5, "warmup": 0.5, "clip": 3.0, "seed": 5, "dtype": "bfloat16", "attention_dropout": 0.3,
-    "init": "gpt2", "windows": "random", "token_noise": 0.5, "muon_momentum": 0.5,
+    "init": "normal", "windows": "random", "token_noise": 0.5, "muon_momentum": 0.5,
 }  # fmt: skip
 
 

@@ -343,6 +343,7 @@ STATE_EDITS = {
     "a NaN loss": (lambda c: c["training"].update(best_loss=float("nan")), "best_loss"),
     "endless seconds": (lambda c: c["training"].update(train_seconds=float("inf")), "train_seconds"),
     "another corpus": (lambda c: c["training"].update(corpus_sha256="0" * 64), "no longer the text"),
+    "another version's settings": (lambda c: c["training"]["settings"].pop("token_noise"), "token_noise missing"),
     "an unknown setting": (lambda c: c["training"]["settings"].update(colour="red"), "colour"),
     "a setting of another type": (lambda c: c["training"]["settings"].update(steps="4"), "--steps"),
     "a setting out of range": (lambda c: c["training"]["settings"].update(lr=-1.0), "--lr"),

@@ -70,7 +70,7 @@ def test_the_weight_is_w_plus_b_a_alpha_over_rank(targets):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_every_path_sees_the_adapters(training, context):
-    """Training, the inference fast path of nn.MultiheadAttention, and the cached decode give the same logits."""
+    """Training, evaluation and the cached decode give the same logits."""
     model, merged = trained(), trained()
     merge_adapters(merged)
     model.train(training)

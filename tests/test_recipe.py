@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from conftest import tiny_config
-from recipe import PRESETS, Muon, TrainSettings, lr_factor, make_optimizers, orthogonalize
+from main import evaluate, train_step
+from recipe import PRESETS, Muon, TrainSettings, lr_factor, make_optimizers, noise_share, orthogonalize
 from tiny_decoder import TinyGPT
+from training_run import start_run
 
 
 def test_the_rate_rises_then_falls_to_zero():
@@ -22,9 +24,67 @@ def test_the_cosine_falls_to_a_tenth():
     assert lr_factor(100, settings) == pytest.approx(0.1)
 
 
+def test_the_noise_falls_to_nothing():
+    settings = TrainSettings(steps=100, token_noise=0.2)
+    assert [noise_share(step, settings) for step in (0, 50, 100)] == [0.2, 0.1, 0.0]
+
+
 def test_every_preset_is_valid():
     for preset, changes in PRESETS.items():
         TrainSettings(**{"preset": preset, **changes})
+
+
+@pytest.mark.parametrize(
+    "preset, shape",
+    [("reference", (256, 384, 6, 6, 64, 5000, 0.2, 100)), ("reference-cpu", (64, 128, 4, 4, 12, 2000, 0.0, 100))],
+)
+def test_the_references_are_nanogpts_and_do_not_follow_our_defaults(preset, shape):
+    """nanoGPT's config/train_shakespeare_char.py, and the flags for CPUs in its README."""
+    s = TrainSettings(**PRESETS[preset])
+    assert shape[:4] == (s.max_seq, s.embed_dim, s.num_heads, s.num_layers)
+    assert shape[4:] == (s.batch_size, s.steps, s.dropout, s.warmup * s.steps)
+    assert s.attention_dropout == s.dropout and s.token_noise == 0 and s.grad_accum == 1
+    assert (s.optimizer, s.lr, s.weight_decay, s.clip, s.schedule) == ("adamw", 1e-3, 0.1, 1.0, "cosine")
+    assert (s.init, s.windows, s.dtype) == ("normal", "random", "float32")
+    with_defaults = {name for name in ("dropout", "attention_dropout", "weight_decay", "clip", "token_noise", "warmup",
+                     "init", "windows", "optimizer", "lr", "schedule", "dtype")} - PRESETS[preset].keys()  # fmt: skip
+    assert not with_defaults
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"init": "normal"}, {"windows": "random"}, {"token_noise": 0.5}, {"attention_dropout": 0.5}, {"dropout": 0.5},
+        {"optimizer": "adamw"}, {"muon_lr": 0.1}, {"muon_momentum": 0.5}, {"lr": 0.1}, {"clip": 0.01}, {"seed": 1},
+    ],
+)  # fmt: skip
+def test_every_choice_of_the_recipe_reaches_the_training(change):
+    """Two steps with the choice changed leave other weights than two without; two without leave the same."""
+
+    def weights(**changes) -> torch.Tensor:
+        shape = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4, steps=8, token_noise=0.0)
+        settings = TrainSettings(**{"data": "synthetic", "dtype": "float32", **shape, **changes})
+        run = start_run(settings, torch.device("cpu"))
+        train_step(run), train_step(run)
+        return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(**change), weights())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset, steps", [("tiny", 60), ("small", 30)])
+def test_ten_seeds_learn_and_none_diverges(preset, steps):
+    """The rates at their highest, whatever the seed: the loss falls, never below the floor, and the spread is small."""
+    losses = []
+    for seed in range(10):
+        settings = TrainSettings(**{**PRESETS[preset], "preset": preset, "data": "synthetic", "seed": seed})
+        run = start_run(settings, torch.device("cpu"))
+        for _ in range(steps):
+            train_step(run)
+        losses.append(evaluate(run))
+        assert run.corpus.floor < losses[-1]
+    assert max(losses) < 2.0 and max(losses) - min(losses) < 0.3, losses
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
