@@ -71,8 +71,10 @@ class SampleSettings:
         1, "tokens that a full window jumps at a time: 1 is exact, more is faster with a shorter view", group="machine",
         low=1, high=2**14,
     )  # fmt: skip
-    weights: str = setting("float32", "precision of the weights; int8 is faster and close", group="machine",
-                           choices=WEIGHTS)  # fmt: skip
+    weights: str = setting(
+        "float32", "precision of the weights for each further token; int8 is faster and close", group="machine",
+        choices=WEIGHTS,
+    )  # fmt: skip
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu", group="machine")
 
     def __post_init__(self):

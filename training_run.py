@@ -91,6 +91,18 @@ def choose_settings(given: dict, device: torch.device) -> TrainSettings:
     return TrainSettings(**{**PRESETS.get(preset, {}), **given, "preset": preset})
 
 
+def refuse_unused(given: dict, settings: TrainSettings) -> None:
+    """ValueError that names a given flag which would do nothing beside the others."""
+    unused, beside = (), ""
+    if settings.lora_rank:
+        unused, beside = ("optimizer", "muon_lr", "muon_momentum", "weight_decay"), "--lora-rank, which takes AdamW"
+    elif settings.optimizer == "adamw":
+        unused, beside = ("muon_lr", "muon_momentum"), "--optimizer adamw"
+    for name in unused:
+        if name in given:
+            raise ValueError(f"{cli.flag_of(name)} does nothing beside {beside}: leave it out")
+
+
 def open_run(given: dict, held: contextlib.ExitStack, ranks: Ranks) -> Run:
     """The new or resumed run that the flags ask for; `held` keeps others from writing its files."""
     paths = RunPaths(Path(given.get("out", TrainSettings.out)))
@@ -106,6 +118,7 @@ def open_run(given: dict, held: contextlib.ExitStack, ranks: Ranks) -> Run:
         return run
     device = ranks.pick_device(pick_device(given.get("device", AUTO)))
     settings = choose_settings(given, device)
+    refuse_unused(given, settings)
     if settings.init_from:
         run = start_fine_tuning(settings, given, device, ranks)
     else:
