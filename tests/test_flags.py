@@ -141,7 +141,7 @@ def test_abbreviations_and_strangers_are_refused(in_process, tmp_path, script, a
         (["--embed-dim", 16384, "--num-layers", 1024, "--num-heads", 1], ["GiB", "--embed-dim"]),
         (["--max-seq", 2000], ["--max-seq"]),
         (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw"]),
-        (["--init-from", "a.pth", "--lora-rank", 2, "--weight-decay", 1], ["--weight-decay does nothing", "--lora-rank"]),
+        (["--init-from", "a", "--lora-rank", 2, "--weight-decay", 1], ["--weight-decay does nothing", "--lora-rank"]),
     ],
 )
 def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, arguments, words):
