@@ -133,15 +133,11 @@ def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns:
 ABLATIONS = {
     "tiny": {
         "the recipe": (),
-        "AdamW for the blocks' matrices too": ("--optimizer", "adamw"),
-        "the same at a third of the rate": ("--optimizer", "adamw", "--lr", "0.0033"),
-        "Muon at half the rate": ("--muon-lr", "0.025"),
+        "AdamW for all, at a third of its rate": ("--optimizer", "adamw", "--lr", "0.0033"),
         "Muon with momentum 0.95": ("--muon-momentum", "0.95"),
-        "AdamW at half the rate": ("--lr", "0.005"),
         "GPT-2's first weights": ("--init", "normal"),
         "windows that begin anywhere": ("--windows", "random"),
         "twice the batch": ("--batch-size", "64"),
-        "half the batch": ("--batch-size", "16"),
         "cosine to a tenth": ("--schedule", "cosine"),
         "no warm-up": ("--warmup", "0"),
         "no weight decay": ("--weight-decay", "0"),
