@@ -123,7 +123,7 @@ NANOGPT = dict(
 # What each preset changes of the defaults above.
 PRESETS = {
     "tiny": dict(
-        max_seq=64, embed_dim=192, num_heads=4, num_layers=2, batch_size=32, steps=180, eval_every=18,
+        max_seq=64, embed_dim=192, num_heads=4, num_layers=2, batch_size=32, steps=200, eval_every=20,
         token_noise=0.0, lr=0.01, muon_lr=0.05, muon_momentum=0.85,
     ),
     "small": {},
