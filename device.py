@@ -45,8 +45,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed, for the next step to use again. Only glibc can; elsewhere nothing happens.
 
-    Left alone it hands large blocks back to the system, which fills them with zeros when they are asked for again: in
-    each step of `small` 15,000 pages, a tenth of its time. The peak of that run is 562 MB either way.
+    Left alone it hands large blocks back to the system, which fills them with zeros when they are asked for again:
+    15,000 pages in each step of `small`. The peak of that run is 562 MB either way.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
