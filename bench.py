@@ -1,6 +1,6 @@
 """Benchmarks: each prints a table of figures measured here and now. Compare figures of one run, not of two machines.
 
-Timings vary with the machine's mood, so every figure is a median of several rounds in which the contestants take turns.
+Timings vary with the machine's mood, so most figures are medians of several rounds in which the contestants take turns.
 """
 
 import json

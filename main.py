@@ -86,7 +86,7 @@ def train_step(run: Run) -> float:
         rate = settings.lr * lr_factor(run.step, settings)
         raise FloatingPointError(
             f"step {run.step}: the loss is {total}, the gradient's norm {norm}; nothing was updated. "
-            f"Try a smaller --lr (now {rate:.4g}, {settings.lr:g} at its peak) or --dtype float32"
+            f"Try a smaller --lr (now {rate:.4g}, {settings.lr:g} at its peak) and --muon-lr, or --dtype float32"
         )
     set_learning_rates(run.optimizers, lr_factor(run.step, settings))
     for optimizer in run.optimizers:
