@@ -58,7 +58,7 @@ class TrainSettings:
         group="training", choices=("epochs", "random"),
     )  # fmt: skip
     token_noise: float = setting(
-        0.08, "first probability of reading a random token, not the text's; falls in a line to zero (0 with --init-from)",
+        0.08, "first probability of reading a random token instead; falls in a line to zero (0 with --init-from)",
         group="training", low=0, below=1,
     )  # fmt: skip
     optimizer: str = setting(
