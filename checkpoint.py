@@ -139,6 +139,7 @@ def all_tensors(content: dict) -> dict[str, Tensor]:
     training = content.get("training", {})
     tensors = {f"tensor {name!r}": tensor for name, tensor in content["weights"].items()}
     tensors |= {f"tensor {name!r}": tensor for name, tensor in training.get("adapter", {}).items()}
+    tensors |= {f"average {name!r}": tensor for name, tensor in training.get("average", {}).items()}
     for number, optimizer in enumerate(training.get("optimizers", [])):
         for index, entry in optimizer.items():
             tensors.update({f"tensor {name!r} of optimizer {number}, {index}": t for name, t in entry.items()})

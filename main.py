@@ -93,6 +93,8 @@ def train_step(run: Run) -> float:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     run.step += 1
+    if run.average:
+        run.average.update(run.step)
     return total
 
 
@@ -161,47 +163,53 @@ def comparable_losses(run: Run, val_loss: float) -> dict[str, float]:
     }
 
 
-def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
-    """Evaluate, write the metrics line, save the best model and the training state, and only then print the step."""
+def metrics_line(run: Run, train_loss: float, val_loss: float, seconds_per_step: float) -> dict[str, float]:
+    """What `NAME.metrics.jsonl` says about the step."""
     settings = run.settings
-    val_loss = evaluate(run)
-    if not math.isfinite(val_loss):
-        raise FloatingPointError(
-            f"step {run.step}: the validation loss is {val_loss}. Try a smaller --lr (now {settings.lr})"
-        )
-    speed = settings.batch_size * settings.max_seq / seconds_per_step
-    better = val_loss < run.best_loss
-    comparable = comparable_losses(run, val_loss)
-    line = {
+    return {
         "step": run.step,
         "tokens": run.step * settings.batch_size * settings.max_seq,
         "train_seconds": round(run.train_seconds, 3),
         "train_loss": float(train_loss),
         "val_loss": val_loss,
         "lr": settings.lr * lr_factor(run.step - 1, settings),
-        "tokens_per_second": round(speed, 1),
-        **comparable,
+        "tokens_per_second": round(settings.batch_size * settings.max_seq / seconds_per_step, 1),
+        **comparable_losses(run, val_loss),
     }
-    if better:
-        run.best_loss, run.best_step = val_loss, run.step
-    if run.ranks.first:
-        with open(run.paths.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+
+
+def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
+    """Evaluate, write the metrics line, save the best model and the training state, and only then print the step."""
+    with run.weights_to_keep():
+        val_loss = evaluate(run)
+        if not math.isfinite(val_loss):
+            raise FloatingPointError(
+                f"step {run.step}: the validation loss is {val_loss}. Try a smaller --lr (now {run.settings.lr})"
+            )
+        better = val_loss < run.best_loss
         if better:
-            save_best(run)
+            run.best_loss, run.best_step = val_loss, run.step
+        line = metrics_line(run, train_loss, val_loss, seconds_per_step)
+        if run.ranks.first:
+            with open(run.paths.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if better:
+                save_best(run)
+        sample = sample_text(run, 120)
     save_training(run)
     floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
     mark = " *" if better else ""
     units = "".join(
-        f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, value in comparable.items()
+        f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}"
+        for name, value in comparable_losses(run, val_loss).items()
     )
     tqdm.write(
         f"step {run.step:5d} | train {train_loss:.4f} | val {val_loss:.4f}{units}{floor}{mark} | "
-        f"{speed:,.0f} tokens/s | {run.train_seconds:.0f} s"
+        f"{line['tokens_per_second']:,.0f} tokens/s | {run.train_seconds:.0f} s"
     )
-    tqdm.write("    " + sample_text(run, 120).strip().replace("\n", "\n    "))
+    tqdm.write("    " + sample.strip().replace("\n", "\n    "))
     rise = val_loss - run.best_loss
     if rise > OVERFITTING and not run.overfitting_said:
         run.overfitting_said = True

@@ -1,6 +1,8 @@
 """The training recipe: every setting with its default, the presets, the optimizers and the schedule."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +60,8 @@ class TrainSettings:
         group="training", choices=("epochs", "random"),
     )  # fmt: skip
     token_noise: float = setting(
-        0.08, "first probability of reading a random token instead; falls in a line to zero (0 with --init-from)",
-        group="training", low=0, below=1,
+        0.08, "probability of reading a random token instead; falls in a line to zero unless the rate is constant (0 "
+        "with --init-from)", group="training", low=0, below=1,
     )  # fmt: skip
     optimizer: str = setting(
         "muon", "muon (for the hidden matrices; AdamW for the rest) or adamw (for all)", group="training",
@@ -71,8 +73,12 @@ class TrainSettings:
     weight_decay: float = setting(0.1, "decoupled decay of the matrices", group="training", low=0, high=100)
     warmup: float = setting(0.02, "share of the steps in which the rate rises", group="training", low=0, high=1)
     schedule: str = setting(
-        "linear", "how the rate falls: linear, to zero, or cosine, to a tenth of its peak", group="training",
-        choices=("linear", "cosine"),
+        "linear", "how the rate falls: linear, to zero; cosine, to a tenth of its peak; constant, not at all",
+        group="training", choices=("linear", "cosine", "constant"),
+    )  # fmt: skip
+    average: float = setting(
+        0.0, "keep a moving average of the weights, of which each step leaves this share as it was (0: none)",
+        group="training", low=0, below=1,
     )  # fmt: skip
     clip: float = setting(1.0, "largest norm of the gradient; a larger one is scaled down", group="training", above=0)
     eval_every: int = setting(140, "steps between evaluations", group="training", low=1, high=10**9)
@@ -117,7 +123,7 @@ class TrainSettings:
 # the validation loss from random windows.
 NANOGPT = dict(
     dropout=0.0, attention_dropout=0.0, init="normal", windows="random", token_noise=0.0, optimizer="adamw", lr=1e-3,
-    weight_decay=0.1, schedule="cosine", clip=1.0, eval_every=250, dtype="float32",
+    weight_decay=0.1, schedule="cosine", average=0.0, clip=1.0, eval_every=250, dtype="float32",
 )  # fmt: skip
 
 # What each preset changes of the defaults above.
@@ -131,8 +137,8 @@ PRESETS = {
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250
     ),
     "best": dict(
-        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, batch_size=8, steps=4500, eval_every=250,
-        token_noise=0.15,
+        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, batch_size=8, steps=7000, eval_every=500,
+        token_noise=0.1, schedule="constant", average=0.998,
     ),
     "reference": NANOGPT | dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, attention_dropout=0.2,
@@ -147,7 +153,8 @@ PRESETS = {
 def lr_factor(step: int, settings: TrainSettings) -> float:
     """The learning rate at `step` as a share of its peak: a linear rise (warm-up), then the schedule's fall.
 
-    Falling all the way to zero lets the last steps settle; the cosine to a tenth is the field's older habit.
+    Falling all the way to zero lets the last steps settle; the cosine to a tenth is the field's older habit. A constant
+    rate is for runs that average their weights, which settles them too, and keeps them from learning the text by heart.
     """
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
@@ -155,16 +162,16 @@ def lr_factor(step: int, settings: TrainSettings) -> float:
     progress = min(1.0, (step - warmup) / max(1, settings.steps - warmup))  # 0 after the warm-up, 1 at the end
     if settings.schedule == "cosine":
         return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
-    return 1 - progress
+    return 1.0 if settings.schedule == "constant" else 1 - progress
 
 
 def noise_share(step: int, settings: TrainSettings) -> float:
     """The share of input tokens that are replaced at `step`: noise for the long middle, the clean text at the end.
 
     A text that is never twice the same is harder to learn by heart; the noise costs the first steps something, and
-    kept to the last step it would leave the model too cautious.
+    kept to the last step it would leave the model too cautious. Under a constant rate it stays: no step is the last.
     """
-    return settings.token_noise * (1 - step / settings.steps)
+    return settings.token_noise * (1.0 if settings.schedule == "constant" else 1 - step / settings.steps)
 
 
 def least_memory(settings: TrainSettings, vocab_size: int) -> int:
@@ -286,6 +293,49 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: object, step: int
             shapes |= {(index, name): torch.Size() if name == "step" else p.shape for name in KEPT[type(optimizer)]}
     check_tensors({(index, name): t for index, entry in saved.items() for name, t in entry.items()}, shapes)
     optimizer.load_state_dict({"state": saved, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class WeightAverage:
+    """The exponential moving average of what a model trains (Polyak & Juditsky 1992; for language models of small texts
+    Merity et al. 2017, https://arxiv.org/abs/1708.02182).
+
+    Weights that still move differ from step to step in what they know by heart; their mean keeps what they share.
+    """
+
+    def __init__(self, model: nn.Module, keep: float):
+        """keep: the share of the average that a step leaves as it was, so it reaches back 1 / (1 - keep) steps."""
+        self.keep = keep
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.averages = {name: p.detach().clone() for name, p in self.trained.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps; the first steps are forgotten sooner."""
+        keep = min(self.keep, step / (step + 10))
+        torch._foreach_lerp_(list(self.averages.values()), list(self.trained.values()), 1 - keep)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it, the model's weights are the average."""
+        moving = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.put(self.averages)
+        try:
+            yield
+        finally:
+            self.put(moving)
+
+    @torch.no_grad()
+    def put(self, values: dict[str, Tensor]) -> None:
+        for name, p in self.trained.items():
+            p.copy_(values[name])
+
+    def restore(self, saved: object) -> None:
+        """Take over a saved average. Raises ValueError if its tensors do not fit the weights."""
+        if not isinstance(saved, dict):
+            raise ValueError("the average of the weights is missing")
+        check_tensors(saved, {name: p.shape for name, p in self.trained.items()})
+        for name, average in self.averages.items():
+            average.copy_(saved[name])
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

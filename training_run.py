@@ -22,6 +22,7 @@ from recipe import (
     AUTO,
     PRESETS,
     TrainSettings,
+    WeightAverage,
     least_memory,
     make_optimizers,
     restore_optimizer,
@@ -62,8 +63,10 @@ class Run:
     saved_in: Path | None = None  # the file that holds the newest whole training state
     saved_step: int = 0
     network: nn.Module = field(init=False)  # the model, compiled and wrapped as needed; the weights are the model's
+    average: WeightAverage | None = field(init=False)
 
     def __post_init__(self):
+        self.average = WeightAverage(self.model, self.settings.average) if self.settings.average else None
         network = torch.compile(self.model) if self.compiled else self.model
         self.network = self.ranks.wrap(network, self.device)
 
@@ -74,6 +77,10 @@ class Run:
             return self.settings.compile
         tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang")))
         return self.device.type == "cuda" and bool(tools)
+
+    def weights_to_keep(self) -> contextlib.AbstractContextManager:
+        """Within it, the model's weights are those to evaluate and to save as the best: the average if there is one."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
 
     @property
     def paths(self) -> RunPaths:
@@ -296,6 +303,11 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
             restore_optimizer(optimizer, kept, state["step"])
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: its optimizer state: {error}") from None
+    try:
+        if run.average:
+            run.average.restore(state.get("average"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from None
     run.saved_in, run.saved_step = path, state["step"]
     run.step, run.train_seconds = state["step"], state["train_seconds"]
     run.best_loss, run.best_step = state["best_loss"], state["best_step"]
@@ -359,6 +371,8 @@ def save_training(run: Run) -> None:
     }
     if run.settings.lora_rank:
         state["adapter"] = {name: tensor.cpu() for name, tensor in adapter_weights(run.model).items()}
+    if run.average:
+        state["average"] = {name: tensor.cpu() for name, tensor in run.average.averages.items()}
     previous = run.paths.previous if run.saved_in == run.paths.last else None  # a damaged one must not push out a whole
     if run.ranks.first:
         save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state, previous)

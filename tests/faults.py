@@ -26,7 +26,8 @@ from run_files import RunPaths, load_newest
 OUT = RunPaths(Path("checkpoints/tiny_decoder.pth"))
 # A network and a corpus so small that a run of a few steps takes a fraction of a second.
 NETWORK = ["--max-seq", 8, "--embed-dim", 8, "--num-heads", 2, "--num-layers", 1, "--batch-size", 4]
-SMALL_RUN = ["--data", "text.txt", *NETWORK, "--device", "cpu", "--dtype", "float32", "--dropout", "0.1"]
+SMALL_RUN = ["--data", "text.txt", *NETWORK, "--device", "cpu", "--dtype", "float32"]
+SMALL_RUN += ["--dropout", "0.1", "--average", "0.5"]
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 8
 
 

@@ -360,6 +360,10 @@ STATE_EDITS = {
     "a NaN moment": (lambda c: c["training"]["optimizers"][0][0]["exp_avg"].fill_(torch.nan), "not finite"),
     "momentum in words": (lambda c: c["training"]["optimizers"][1][0].update(momentum="high"), "momentum"),
     "no momentum": (lambda c: c["training"]["optimizers"][1].clear(), "momentum"),
+    "no average": (lambda c: c["training"].pop("average"), "average of the weights is missing"),
+    "an average without a tensor": (lambda c: c["training"]["average"].pop("head.bias"), "'head.bias' is missing"),
+    "a misshapen average": (lambda c: c["training"]["average"].update({"head.bias": torch.zeros(2)}), "'head.bias'"),
+    "a NaN average": (lambda c: c["training"]["average"]["head.bias"].fill_(torch.nan), "not finite"),
 }
 
 

@@ -17,7 +17,7 @@ from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, environment
 from recipe import TrainSettings
 
 OUT = "checkpoints/tiny_decoder.pth"
-SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--eval-every", "6"]
+SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--average", "0.8", "--eval-every", "6"]
 
 
 def state_of(folder) -> dict:

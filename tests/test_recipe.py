@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from checkpoint import TRAINING, load_checkpoint
 from conftest import tiny_config
-from main import evaluate, train_step
-from recipe import PRESETS, Muon, TrainSettings, lr_factor, make_optimizers, noise_share, orthogonalize
+from main import evaluate, report, train_step
+from recipe import PRESETS, Muon, TrainSettings, WeightAverage, lr_factor, make_optimizers, noise_share, orthogonalize
 from tiny_decoder import TinyGPT
 from training_run import start_run
 
@@ -29,6 +30,51 @@ def test_the_noise_falls_to_nothing():
     assert [noise_share(step, settings) for step in (0, 50, 100)] == [0.2, 0.1, 0.0]
 
 
+def test_a_constant_rate_stays_and_so_does_the_noise():
+    settings = TrainSettings(steps=100, warmup=0.1, schedule="constant", token_noise=0.2)
+    assert [lr_factor(step, settings) for step in (0, 9, 50, 99)] == [0.1, 1, 1, 1]
+    assert [noise_share(step, settings) for step in (0, 50, 100)] == [0.2, 0.2, 0.2]
+
+
+def test_the_average_follows_its_formula_and_is_put_in_place_for_a_while():
+    model = torch.nn.Linear(1, 1, bias=False)
+    seen, expected = [1.0, 5.0, 2.0, -3.0], 7.0
+    model.weight.data.fill_(expected)
+    average = WeightAverage(model, 0.2)
+    for step, value in enumerate(seen, start=1):
+        model.weight.data.fill_(value)
+        average.update(step)
+        keep = min(0.2, step / (step + 10))  # at first less than 0.2
+        expected = keep * expected + (1 - keep) * value
+    assert average.averages["weight"].item() == pytest.approx(expected)
+    with pytest.raises(KeyError), average.in_place():
+        assert model.weight.item() == average.averages["weight"].item()
+        raise KeyError
+    assert model.weight.item() == -3
+
+
+def test_the_average_is_of_what_is_trained_alone():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    assert set(WeightAverage(model, 0.9).averages) == {"1.weight", "1.bias"}
+
+
+def test_validation_and_the_best_model_are_of_the_average(tmp_path):
+    out, shape = str(tmp_path / "m.pth"), dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4)
+    settings = TrainSettings(data="synthetic", average=0.9, steps=8, out=out, dtype="float32", **shape)
+    run = start_run(settings, torch.device("cpu"))
+    for _ in range(8):
+        train_step(run)
+    report(run, 0.0, 1.0)
+    saved, state = load_checkpoint(tmp_path / "m.pth"), load_checkpoint(tmp_path / "m.last.pth", TRAINING)
+    for name, p in run.model.named_parameters():
+        assert torch.equal(saved.model.state_dict()[name], run.average.averages[name])
+        assert torch.equal(state.model.state_dict()[name], p) and not torch.equal(p, run.average.averages[name])
+    moving = evaluate(run)
+    with run.average.in_place():
+        assert evaluate(run) == run.best_loss != moving
+
+
 def test_every_preset_is_valid():
     for preset, changes in PRESETS.items():
         TrainSettings(**{"preset": preset, **changes})
@@ -43,11 +89,12 @@ def test_the_references_are_nanogpts_and_do_not_follow_our_defaults(preset, shap
     s = TrainSettings(**PRESETS[preset])
     assert shape[:4] == (s.max_seq, s.embed_dim, s.num_heads, s.num_layers)
     assert shape[4:] == (s.batch_size, s.steps, s.dropout, s.warmup * s.steps)
-    assert s.attention_dropout == s.dropout and s.token_noise == 0 and s.grad_accum == 1
+    assert s.attention_dropout == s.dropout and s.token_noise == s.average == 0 and s.grad_accum == 1
     assert (s.optimizer, s.lr, s.weight_decay, s.clip, s.schedule) == ("adamw", 1e-3, 0.1, 1.0, "cosine")
     assert (s.init, s.windows, s.dtype) == ("normal", "random", "float32")
     with_defaults = {name for name in ("dropout", "attention_dropout", "weight_decay", "clip", "token_noise", "warmup",
-                     "init", "windows", "optimizer", "lr", "schedule", "dtype")} - PRESETS[preset].keys()  # fmt: skip
+                     "average", "init", "windows", "optimizer", "lr", "schedule",
+                     "dtype")} - PRESETS[preset].keys()  # fmt: skip
     assert not with_defaults
 
 
