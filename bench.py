@@ -137,7 +137,6 @@ CHOICES = {
     "no warm-up": ("--warmup", "0"),
     "no weight decay": ("--weight-decay", "0"),
     "no clipping": ("--clip", "1e9"),
-    "Muon with momentum 0.95": ("--muon-momentum", "0.95"),
     "float32": ("--dtype", "float32"),
 }
 # Each preset, changed in one thing.
@@ -145,12 +144,12 @@ ABLATIONS = {
     "tiny": CHOICES
     | {
         "AdamW for all, at a third of its rate": ("--optimizer", "adamw", "--lr", "0.0033"),
+        "Muon with momentum 0.95": ("--muon-momentum", "0.95"),
         "twice the batch": ("--batch-size", "64"),
     },
     "small": CHOICES
     | {
         "AdamW for all, at a third of its rate": ("--optimizer", "adamw", "--lr", "0.002"),
-        "twice the batch": ("--batch-size", "32"),
         "no noise in the input": ("--token-noise", "0"),
     },
 }

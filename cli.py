@@ -233,7 +233,8 @@ def run(command: Callable[[], int | None]) -> typing.NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        message = "error: not enough memory for this; try smaller sizes (--batch-size, --max-seq, --embed-dim)"
+        smaller = "--batch-size, --max-seq or --embed-dim in training, --num-samples or --beams in sampling"
+        message = f"error: not enough memory for this; try a smaller {smaller}"
     if message:
         with contextlib.suppress(OSError):
             print(message, file=sys.stderr)

@@ -60,8 +60,8 @@ class TrainSettings:
         group="training", choices=("epochs", "random"),
     )  # fmt: skip
     token_noise: float = setting(
-        0.08, "probability of reading a random token instead; falls in a line to zero unless the rate is constant (0 "
-        "with --init-from)", group="training", low=0, below=1,
+        0.08, "probability of reading a random token instead; falls to zero while the rate falls (0 with --init-from)",
+        group="training", low=0, below=1,
     )  # fmt: skip
     optimizer: str = setting(
         "muon", "muon (for the hidden matrices; AdamW for the rest) or adamw (for all)", group="training",
@@ -73,9 +73,10 @@ class TrainSettings:
     weight_decay: float = setting(0.1, "decoupled decay of the matrices", group="training", low=0, high=100)
     warmup: float = setting(0.02, "share of the steps in which the rate rises", group="training", low=0, high=1)
     schedule: str = setting(
-        "linear", "how the rate falls: linear, to zero; cosine, to a tenth of its peak; constant, not at all",
-        group="training", choices=("linear", "cosine", "constant"),
+        "linear", "how the rate falls: linear, to zero, or cosine, to a tenth of its peak", group="training",
+        choices=("linear", "cosine"),
     )  # fmt: skip
+    decay: float = setting(1.0, "share of the steps, the last ones, in which it falls", group="training", low=0, high=1)
     average: float = setting(
         0.0, "keep a moving average of the weights, of which each step leaves this share as it was (0: none)",
         group="training", low=0, below=1,
@@ -123,7 +124,7 @@ class TrainSettings:
 # the validation loss from random windows.
 NANOGPT = dict(
     dropout=0.0, attention_dropout=0.0, init="normal", windows="random", token_noise=0.0, optimizer="adamw", lr=1e-3,
-    weight_decay=0.1, schedule="cosine", average=0.0, clip=1.0, eval_every=250, dtype="float32",
+    weight_decay=0.1, schedule="cosine", decay=1.0, average=0.0, clip=1.0, eval_every=250, dtype="float32",
 )  # fmt: skip
 
 # What each preset changes of the defaults above.
@@ -137,8 +138,8 @@ PRESETS = {
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250
     ),
     "best": dict(
-        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, batch_size=8, steps=7000, eval_every=500,
-        token_noise=0.1, schedule="constant", average=0.998,
+        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, batch_size=8, steps=5600, warmup=0.025,
+        decay=0.55, eval_every=500, token_noise=0.1, average=0.998,
     ),
     "reference": NANOGPT | dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, attention_dropout=0.2,
@@ -151,27 +152,28 @@ PRESETS = {
 
 
 def lr_factor(step: int, settings: TrainSettings) -> float:
-    """The learning rate at `step` as a share of its peak: a linear rise (warm-up), then the schedule's fall.
+    """The learning rate at `step` as a share of its peak: a linear rise (warm-up), the peak, then the schedule's fall.
 
-    Falling all the way to zero lets the last steps settle; the cosine to a tenth is the field's older habit. A constant
-    rate is for runs that average their weights, which settles them too, and keeps them from learning the text by heart.
+    Falling all the way to zero lets the last steps settle; the cosine to a tenth is the field's older habit.
     """
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
         return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, settings.steps - warmup))  # 0 after the warm-up, 1 at the end
+    start = max(warmup, round((1 - settings.decay) * settings.steps))
+    progress = min(1.0, max(0, step - start) / max(1, settings.steps - start))  # 0 until the fall, 1 at the end
     if settings.schedule == "cosine":
         return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
-    return 1.0 if settings.schedule == "constant" else 1 - progress
+    return 1 - progress
 
 
 def noise_share(step: int, settings: TrainSettings) -> float:
     """The share of input tokens that are replaced at `step`: noise for the long middle, the clean text at the end.
 
     A text that is never twice the same is harder to learn by heart; the noise costs the first steps something, and
-    kept to the last step it would leave the model too cautious. Under a constant rate it stays: no step is the last.
+    kept to the last step it would leave the model too cautious.
     """
-    return settings.token_noise * (1.0 if settings.schedule == "constant" else 1 - step / settings.steps)
+    fall = settings.decay * settings.steps
+    return settings.token_noise * min(1.0, (settings.steps - step) / max(fall, 1))
 
 
 def least_memory(settings: TrainSettings, vocab_size: int) -> int:

@@ -159,7 +159,7 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
 
 def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
     """With --max-restarts the run goes on by itself and ends with the bits of an undisturbed one."""
-    steps = [*PLAIN, "--dropout", "0.1", "--steps", "8", "--eval-every", "4"]
+    steps = [*PLAIN, "--dropout", "0.1", "--average", "0.5", "--steps", "8", "--eval-every", "4"]
     script = folder / "faulty.py"
     script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank="1", fault=FAULTS["dies"]), encoding="utf-8")
     done = torchrun(folder, *steps, "--out", "killed.pth", script=script, launch=("--max-restarts", "3"))

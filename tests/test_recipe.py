@@ -30,10 +30,12 @@ def test_the_noise_falls_to_nothing():
     assert [noise_share(step, settings) for step in (0, 50, 100)] == [0.2, 0.1, 0.0]
 
 
-def test_a_constant_rate_stays_and_so_does_the_noise():
-    settings = TrainSettings(steps=100, warmup=0.1, schedule="constant", token_noise=0.2)
-    assert [lr_factor(step, settings) for step in (0, 9, 50, 99)] == [0.1, 1, 1, 1]
-    assert [noise_share(step, settings) for step in (0, 50, 100)] == [0.2, 0.2, 0.2]
+def test_the_rate_and_the_noise_fall_in_the_last_steps_alone():
+    settings = TrainSettings(steps=100, warmup=0.1, decay=0.2, token_noise=0.2)
+    assert [lr_factor(step, settings) for step in (0, 9, 50, 80, 90, 100)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0])
+    assert [noise_share(step, settings) for step in (0, 50, 80, 90, 100)] == pytest.approx([0.2, 0.2, 0.2, 0.1, 0])
+    settings = TrainSettings(steps=100, decay=0.0, token_noise=0.2)  # never: the run may go on for as long as one likes
+    assert [lr_factor(step, settings) for step in (50, 99)] == [1, 1] and noise_share(99, settings) == 0.2
 
 
 def test_the_average_follows_its_formula_and_is_put_in_place_for_a_while():
@@ -91,9 +93,9 @@ def test_the_references_are_nanogpts_and_do_not_follow_our_defaults(preset, shap
     assert shape[4:] == (s.batch_size, s.steps, s.dropout, s.warmup * s.steps)
     assert s.attention_dropout == s.dropout and s.token_noise == s.average == 0 and s.grad_accum == 1
     assert (s.optimizer, s.lr, s.weight_decay, s.clip, s.schedule) == ("adamw", 1e-3, 0.1, 1.0, "cosine")
-    assert (s.init, s.windows, s.dtype) == ("normal", "random", "float32")
+    assert (s.init, s.windows, s.dtype, s.decay) == ("normal", "random", "float32", 1)
     with_defaults = {name for name in ("dropout", "attention_dropout", "weight_decay", "clip", "token_noise", "warmup",
-                     "average", "init", "windows", "optimizer", "lr", "schedule",
+                     "decay", "average", "init", "windows", "optimizer", "lr", "schedule",
                      "dtype")} - PRESETS[preset].keys()  # fmt: skip
     assert not with_defaults
 
