@@ -131,7 +131,7 @@ def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns:
 # What the default recipe and `tiny` have in common, each choice taken away.
 CHOICES = {
     "the recipe": (),
-    "GPT-2's first weights": ("--init", "normal"),
+    "positions that start as sinusoids": ("--init", "sinusoid"),
     "windows that begin anywhere": ("--windows", "random"),
     "cosine to a tenth": ("--schedule", "cosine"),
     "no warm-up": ("--warmup", "0"),
@@ -150,7 +150,7 @@ ABLATIONS = {
     "small": CHOICES
     | {
         "AdamW for all, at a third of its rate": ("--optimizer", "adamw", "--lr", "0.002"),
-        "no noise in the input": ("--token-noise", "0"),
+        "noise in the input": ("--token-noise", "0.08"),
     },
 }
 

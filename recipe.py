@@ -41,11 +41,11 @@ class TrainSettings:
     dropout: float = setting(0.0, "probability of zeroing a number while training", group="network", low=0, below=1)
     attention_dropout: float = setting(0.0, "the same for attention weights", group="network", low=0, below=1)
     init: str = setting(
-        "sinusoid", "first weights: sinusoid (Xavier, and positions like their neighbours) or normal (GPT-2's noise)",
-        group="network", choices=("sinusoid", "normal"),
+        "normal", "first weights: normal (GPT-2's) or sinusoid (Xavier's, and positions like their neighbours)",
+        group="network", choices=("normal", "sinusoid"),
     )  # fmt: skip
 
-    steps: int = setting(1400, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
+    steps: int = setting(1200, "optimizer steps in all; the schedule ends there", group="training", low=1, high=10**9)
     stop_at: int | None = setting(
         None,
         "stop after this step and save; --resume goes on (default: run to the end)",
@@ -60,7 +60,7 @@ class TrainSettings:
         group="training", choices=("epochs", "random"),
     )  # fmt: skip
     token_noise: float = setting(
-        0.08, "probability of reading a random token instead; falls to zero while the rate falls (0 with --init-from)",
+        0.0, "probability of reading a random token instead; falls to zero while the rate falls (0 with --init-from)",
         group="training", low=0, below=1,
     )  # fmt: skip
     optimizer: str = setting(
@@ -82,7 +82,7 @@ class TrainSettings:
         group="training", low=0, below=1,
     )  # fmt: skip
     clip: float = setting(1.0, "largest norm of the gradient; a larger one is scaled down", group="training", above=0)
-    eval_every: int = setting(140, "steps between evaluations", group="training", low=1, high=10**9)
+    eval_every: int = setting(120, "steps between evaluations", group="training", low=1, high=10**9)
     seed: int = setting(1337, "of initial weights, batches and dropout", group="training", low=0, high=2**31)
 
     lora_rank: int | None = setting(
@@ -131,15 +131,15 @@ NANOGPT = dict(
 PRESETS = {
     "tiny": dict(
         max_seq=64, embed_dim=192, num_heads=4, num_layers=2, batch_size=32, steps=200, eval_every=20,
-        token_noise=0.0, lr=0.01, muon_lr=0.05, muon_momentum=0.85,
+        lr=0.01, muon_lr=0.05, muon_momentum=0.85,
     ),
     "small": {},
     "base": dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250
     ),
     "best": dict(
-        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, batch_size=8, steps=5600, warmup=0.025,
-        decay=0.55, eval_every=500, token_noise=0.1, average=0.998,
+        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, init="sinusoid", batch_size=8, steps=5600,
+        warmup=0.025, decay=0.55, eval_every=500, token_noise=0.1, average=0.998,
     ),
     "reference": NANOGPT | dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, attention_dropout=0.2,

@@ -217,34 +217,34 @@ class TinyGPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Xavier (Glorot & Bengio 2010) for the projections; small embeddings and head, so the first loss is ln V.
+        """GPT-2's first weights (Radford et al. 2019): N(0, 0.02²), so small that the first loss is ln V.
 
-        The positions start as sinusoids, not as noise: neighbours are alike from the first step on, and the slow first
-        part of training, in which attention finds out who is next to whom, all but disappears.
+        2 x num_layers branches add to the residual stream: shrink the end of each, so that their sum stays as small.
+        """
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                nn.init.normal_(p, std=0.02)
+                if name.endswith(("out_proj.weight", "mlp.2.weight")):
+                    p /= math.sqrt(2 * self.config.num_layers)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    @torch.no_grad()
+    def init_sinusoid(self) -> None:
+        """Other first weights: positions as sinusoids, larger embeddings, Xavier (Glorot & Bengio 2010) for the rest.
+
+        Neighbours are alike from the first step on, and the slow first part of training, in which attention finds out
+        who is next to whom, all but disappears.
         """
         nn.init.normal_(self.token_embedding.weight, std=0.1)
         self.position_embedding.weight.copy_(0.1 * sinusoids(self.config.max_seq, self.config.embed_dim))
         for block in self.blocks:
             for third in block.attention.in_proj_weight.chunk(3):  # q, k and v: three square matrices in one
                 nn.init.xavier_uniform_(third)
-            for linear in (block.attention.out_proj, block.mlp[0], block.mlp[2]):
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
-            nn.init.zeros_(block.attention.in_proj_bias)
-            # 2 x num_layers branches add to the residual stream: shrink each, so that their sum starts near size 1.
+            for weight in (block.attention.out_proj.weight, block.mlp[0].weight, block.mlp[2].weight):
+                nn.init.xavier_uniform_(weight)
             for branch_end in (block.attention.out_proj, block.mlp[2]):
                 branch_end.weight /= math.sqrt(2 * self.config.num_layers)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
-
-    @torch.no_grad()
-    def init_normal(self) -> None:
-        """GPT-2's way in place of ours (Radford et al. 2019): N(0, 0.02²), the ends of the branches smaller."""
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                nn.init.normal_(p, std=0.02)
-                if name.endswith(("out_proj.weight", "mlp.2.weight")):
-                    p /= math.sqrt(2 * self.config.num_layers)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) of int64, 1 <= T <= max_seq -> logits (B, T, V).

@@ -162,8 +162,8 @@ def start_run(settings: TrainSettings, device: torch.device, ranks: Ranks = ALON
     )
     check_memory(least_memory(settings, tokenizer.vocab_size), device)
     model = TinyGPT(config)
-    if settings.init == "normal":
-        model.init_normal()
+    if settings.init == "sinusoid":
+        model.init_sinusoid()
     return assemble_run(settings, device, corpus, tokenizer, model, ranks)
 
 

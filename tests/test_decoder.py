@@ -175,10 +175,12 @@ def test_loss_flattens_batch_and_time():
         next_token_loss(logits, targets[:, :2])
 
 
-def test_projections_start_with_xavier():
+def test_the_other_first_weights_are_sinusoids_and_xavier():
     """Glorot & Bengio's bound is sqrt(6 / (fan_in + fan_out)); q, k and v count as three square matrices."""
     torch.manual_seed(0)
     model = TinyGPT(TinyGPTConfig(11, max_seq=8, embed_dim=64, num_heads=2, num_layers=1))
+    model.init_sinusoid()
+    assert torch.equal(model.position_embedding.weight, 0.1 * sinusoids(8, 64))
     block = model.blocks[0]
     assert block.attention.in_proj_weight.abs().max().item() == pytest.approx(math.sqrt(6 / 128), rel=0.01)
     assert block.mlp[0].weight.abs().max().item() == pytest.approx(math.sqrt(6 / 320), rel=0.01)
@@ -189,7 +191,6 @@ def test_gpt2_initial_weights():
     """N(0, 0.02²), and the ends of the 2 x 8 branches by 1 / sqrt(16) less; biases and norms as ever."""
     torch.manual_seed(0)
     model = TinyGPT(TinyGPTConfig(100, max_seq=100, embed_dim=64, num_heads=2, num_layers=8))
-    model.init_normal()
     matrices = {name: p.std().item() for name, p in model.named_parameters() if p.ndim == 2}
     shrunk = {name for name, std in matrices.items() if std == pytest.approx(0.005, rel=0.05)}
     assert all(std == pytest.approx(0.02, rel=0.05) for name, std in matrices.items() if name not in shrunk)

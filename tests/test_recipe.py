@@ -103,7 +103,7 @@ def test_the_references_are_nanogpts_and_do_not_follow_our_defaults(preset, shap
 @pytest.mark.parametrize(
     "change",
     [
-        {"init": "normal"}, {"windows": "random"}, {"token_noise": 0.5}, {"attention_dropout": 0.5}, {"dropout": 0.5},
+        {"init": "sinusoid"}, {"windows": "random"}, {"token_noise": 0.5}, {"attention_dropout": 0.5}, {"dropout": 0.5},
         {"optimizer": "adamw"}, {"muon_lr": 0.1}, {"muon_momentum": 0.5}, {"lr": 0.1}, {"clip": 0.01}, {"seed": 1},
     ],
 )  # fmt: skip
