@@ -128,29 +128,32 @@ def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns:
     return 2 * rows * inner * columns / seconds / 1e12
 
 
-# What the default recipe and `tiny` have in common, each choice taken away.
-CHOICES = {
-    "the recipe": (),
-    "positions that start as sinusoids": ("--init", "sinusoid"),
-    "windows that begin anywhere": ("--windows", "random"),
-    "cosine to a tenth": ("--schedule", "cosine"),
-    "no warm-up": ("--warmup", "0"),
-    "no weight decay": ("--weight-decay", "0"),
-    "no clipping": ("--clip", "1e9"),
-    "float32": ("--dtype", "float32"),
-}
 # Each preset, changed in one thing.
 ABLATIONS = {
-    "tiny": CHOICES
-    | {
+    "tiny": {
+        "the recipe": (),
         "AdamW for all, at a third of its rate": ("--optimizer", "adamw", "--lr", "0.0033"),
         "Muon with momentum 0.95": ("--muon-momentum", "0.95"),
+        "GPT-2's first weights": ("--init", "normal"),
+        "windows side by side": ("--windows", "epochs"),
         "twice the batch": ("--batch-size", "64"),
+        "cosine to a tenth": ("--schedule", "cosine"),
+        "no warm-up": ("--warmup", "0"),
+        "no weight decay": ("--weight-decay", "0"),
+        "no clipping": ("--clip", "1e9"),
+        "float32": ("--dtype", "float32"),
     },
-    "small": CHOICES
-    | {
+    "small": {
+        "the recipe": (),
         "AdamW for all, at a third of its rate": ("--optimizer", "adamw", "--lr", "0.002"),
+        "positions that start as sinusoids": ("--init", "sinusoid"),
+        "windows that begin anywhere": ("--windows", "random"),
         "noise in the input": ("--token-noise", "0.08"),
+        "cosine to a tenth": ("--schedule", "cosine"),
+        "no warm-up": ("--warmup", "0"),
+        "no weight decay": ("--weight-decay", "0"),
+        "no clipping": ("--clip", "1e9"),
+        "float32": ("--dtype", "float32"),
     },
 }
 

@@ -130,8 +130,8 @@ NANOGPT = dict(
 # What each preset changes of the defaults above.
 PRESETS = {
     "tiny": dict(
-        max_seq=64, embed_dim=192, num_heads=4, num_layers=2, batch_size=32, steps=200, eval_every=20,
-        lr=0.01, muon_lr=0.05, muon_momentum=0.85,
+        max_seq=64, embed_dim=192, num_heads=3, num_layers=2, init="sinusoid", batch_size=32, steps=180, eval_every=20,
+        windows="random", lr=0.01, muon_lr=0.05, muon_momentum=0.85, weight_decay=0.2,
     ),
     "small": {},
     "base": dict(
