@@ -37,7 +37,9 @@ TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 MOST_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may not know
 
 # What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = frozenset({"steps", "stop_at", "eval_every", "lr", "muon_lr", "resume", "out", "device", "compile"})
+ADJUSTABLE = frozenset(
+    {"steps", "stop_at", "eval_every", "lr", "muon_lr", "decay", "resume", "out", "device", "compile"}
+)
 
 
 @dataclass

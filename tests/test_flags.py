@@ -30,7 +30,7 @@ COMMANDS = {
 ZERO = {
     "dropout", "weight_decay", "warmup", "seed", "max_new_tokens", "temperature", "top_k", "min_p", "beams",
     "length_penalty", "pause", "lora_dropout", "lora_rank", "attention_dropout", "token_noise",
-    "muon_momentum",
+    "muon_momentum", "decay", "average",
 }  # fmt: skip
 NEGATIVE = {"length_penalty"}
 WORDS = ["", "x", "nan", "inf", "-inf", "1e999", "0x10", "1,5", "None"]
@@ -159,7 +159,7 @@ CHANGED = {
     "data": "synthetic", "tokenizer": "other.json", "preset": "base", "max_seq": 16, "embed_dim": 16, "num_heads": 1,
     "num_layers": 2, "dropout": 0.3, "batch_size": 8, "grad_accum": 2, "optimizer": "adamw",
     "weight_decay": 0.5, "warmup": 0.5, "clip": 3.0, "seed": 5, "dtype": "bfloat16", "attention_dropout": 0.3,
-    "init": "normal", "windows": "random", "token_noise": 0.5, "muon_momentum": 0.5,
+    "init": "sinusoid", "windows": "random", "token_noise": 0.5, "muon_momentum": 0.5, "average": 0.9,
 }  # fmt: skip
 
 
