@@ -139,7 +139,7 @@ PRESETS = {
     ),
     "best": dict(
         max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, init="sinusoid", batch_size=8, steps=5600,
-        warmup=0.025, decay=0.55, eval_every=500, token_noise=0.1, average=0.995,
+        warmup=0.025, decay=0.55, eval_every=500, token_noise=0.1, average=0.998,
     ),
     "reference": NANOGPT | dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, attention_dropout=0.2,
