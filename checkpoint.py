@@ -306,7 +306,8 @@ def check_plain(found: dict) -> None:
 def check_training(state: object) -> None:
     """Raise ValueError unless `state` has every field of a training state, each of its kind and in its range.
 
-    The settings and the optimizers' tensors are checked where they are used: TrainSettings, `recipe.restore_optimizer`.
+    The settings and the tensors are checked where they are used: TrainSettings, `restore_optimizer` and `WeightAverage`
+    in recipe.py.
     """
     check_fields(state, TRAINING_FIELDS)
     check_plain(state["settings"])

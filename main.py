@@ -174,7 +174,6 @@ def metrics_line(run: Run, train_loss: float, val_loss: float, seconds_per_step:
         "val_loss": val_loss,
         "lr": settings.lr * lr_factor(run.step - 1, settings),
         "tokens_per_second": round(settings.batch_size * settings.max_seq / seconds_per_step, 1),
-        **comparable_losses(run, val_loss),
     }
 
 
@@ -189,7 +188,8 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
         better = val_loss < run.best_loss
         if better:
             run.best_loss, run.best_step = val_loss, run.step
-        line = metrics_line(run, train_loss, val_loss, seconds_per_step)
+        comparable = comparable_losses(run, val_loss)
+        line = metrics_line(run, train_loss, val_loss, seconds_per_step) | comparable
         if run.ranks.first:
             with open(run.paths.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -197,13 +197,13 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
                 os.fsync(file.fileno())
             if better:
                 save_best(run)
-        sample = sample_text(run, 120)
     save_training(run)
+    with run.weights_to_keep():
+        sample = sample_text(run, 120)
     floor = f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
     mark = " *" if better else ""
     units = "".join(
-        f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}"
-        for name, value in comparable_losses(run, val_loss).items()
+        f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, value in comparable.items()
     )
     tqdm.write(
         f"step {run.step:5d} | train {train_loss:.4f} | val {val_loss:.4f}{units}{floor}{mark} | "

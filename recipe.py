@@ -76,9 +76,9 @@ class TrainSettings:
         "linear", "how the rate falls: linear, to zero, or cosine, to a tenth of its peak", group="training",
         choices=("linear", "cosine"),
     )  # fmt: skip
-    decay: float = setting(1.0, "share of the steps, the last ones, in which it falls", group="training", low=0, high=1)
+    decay: float = setting(1.0, "share of the steps, the last ones, in which rate and noise fall (0: never)", group="training", low=0, high=1)
     average: float = setting(
-        0.0, "keep a moving average of the weights, of which each step leaves this share as it was (0: none)",
+        0.0, "validate and keep a moving average of the weights, of which a step leaves this share as it was (0: none)",
         group="training", low=0, below=1,
     )  # fmt: skip
     clip: float = setting(1.0, "largest norm of the gradient; a larger one is scaled down", group="training", above=0)
@@ -151,29 +151,37 @@ PRESETS = {
 }  # fmt: skip
 
 
+def warmup_steps(settings: TrainSettings) -> int:
+    """The steps in which the rate rises."""
+    return max(1, round(settings.warmup * settings.steps))
+
+
+def fall_progress(step: int, settings: TrainSettings) -> float:
+    """How far the fall of rate and noise has come: 0 until it begins, 1 at the end."""
+    start = max(warmup_steps(settings), round((1 - settings.decay) * settings.steps))
+    return min(1.0, max(0, step - start) / max(1, settings.steps - start))
+
+
 def lr_factor(step: int, settings: TrainSettings) -> float:
     """The learning rate at `step` as a share of its peak: a linear rise (warm-up), the peak, then the schedule's fall.
 
     Falling all the way to zero lets the last steps settle; the cosine to a tenth is the field's older habit.
     """
-    warmup = max(1, round(settings.warmup * settings.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    start = max(warmup, round((1 - settings.decay) * settings.steps))
-    progress = min(1.0, max(0, step - start) / max(1, settings.steps - start))  # 0 until the fall, 1 at the end
+    if step < warmup_steps(settings):
+        return (step + 1) / warmup_steps(settings)
+    progress = fall_progress(step, settings)
     if settings.schedule == "cosine":
         return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
     return 1 - progress
 
 
 def noise_share(step: int, settings: TrainSettings) -> float:
-    """The share of input tokens that are replaced at `step`: noise for the long middle, the clean text at the end.
+    """The share of input tokens that are replaced at `step`: it falls to zero while the rate falls.
 
-    A text that is never twice the same is harder to learn by heart; the noise costs the first steps something, and
-    kept to the last step it would leave the model too cautious.
+    A text that is never twice the same is harder to learn by heart; noise that is kept to the last step would leave the
+    model too cautious.
     """
-    fall = settings.decay * settings.steps
-    return settings.token_noise * min(1.0, (settings.steps - step) / max(fall, 1))
+    return settings.token_noise * (1 - fall_progress(step, settings))
 
 
 def least_memory(settings: TrainSettings, vocab_size: int) -> int:
@@ -305,16 +313,17 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, keep: float):
-        """keep: the share of the average that a step leaves as it was, so it reaches back 1 / (1 - keep) steps."""
+        """keep: the share of the average that a step leaves as it was; it reaches back some 1 / (1 - keep) steps."""
         self.keep = keep
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {name: p.detach().clone() for name, p in self.trained.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps; the first steps are forgotten sooner."""
+        """Take in the weights after `step` steps. It never reaches back more than some tenth of the run so far."""
         keep = min(self.keep, step / (step + 10))
-        torch._foreach_lerp_(list(self.averages.values()), list(self.trained.values()), 1 - keep)
+        for name, average in self.averages.items():
+            average.lerp_(self.trained[name], 1 - keep)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

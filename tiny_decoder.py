@@ -231,7 +231,7 @@ class TinyGPT(nn.Module):
 
     @torch.no_grad()
     def init_sinusoid(self) -> None:
-        """Other first weights: positions as sinusoids, larger embeddings, Xavier (Glorot & Bengio 2010) for the rest.
+        """Other first weights: positions as sinusoids, larger embeddings, Xavier (Glorot & Bengio 2010) for the blocks.
 
         Neighbours are alike from the first step on, and the slow first part of training, in which attention finds out
         who is next to whom, all but disappears.

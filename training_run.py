@@ -38,7 +38,7 @@ MOST_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may no
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = frozenset(
-    {"steps", "stop_at", "eval_every", "lr", "muon_lr", "decay", "resume", "out", "device", "compile"}
+    {"steps", "stop_at", "eval_every", "lr", "muon_lr", "warmup", "decay", "resume", "out", "device", "compile"}
 )
 
 
@@ -68,9 +68,9 @@ class Run:
     average: WeightAverage | None = field(init=False)
 
     def __post_init__(self):
-        self.average = WeightAverage(self.model, self.settings.average) if self.settings.average else None
         network = torch.compile(self.model) if self.compiled else self.model
-        self.network = self.ranks.wrap(network, self.device)
+        self.network = self.ranks.wrap(network, self.device)  # all ranks have rank 0's weights from here on
+        self.average = WeightAverage(self.model, self.settings.average) if self.settings.average else None
 
     @property
     def compiled(self) -> bool:

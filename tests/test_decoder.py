@@ -157,10 +157,12 @@ def test_config_is_frozen():
         tiny_config().max_seq = 7
 
 
+@pytest.mark.parametrize("init", ["init_weights", "init_sinusoid"])
 @pytest.mark.parametrize("vocab_size, embed_dim", [(67, 32), (67, 256), (1000, 64)])
-def test_first_loss_is_that_of_guessing(vocab_size, embed_dim):
+def test_first_loss_is_that_of_guessing(vocab_size, embed_dim, init):
     torch.manual_seed(0)
     model = TinyGPT(TinyGPTConfig(vocab_size, max_seq=32, embed_dim=embed_dim, num_heads=4, num_layers=4))
+    getattr(model, init)()
     ids = random_ids(model, 8, 33)
     loss = next_token_loss(model(ids[:, :-1]), ids[:, 1:])
     assert loss.item() == pytest.approx(math.log(vocab_size), rel=0.03)

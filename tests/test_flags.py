@@ -158,7 +158,7 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, argume
 CHANGED = {
     "data": "synthetic", "tokenizer": "other.json", "preset": "base", "max_seq": 16, "embed_dim": 16, "num_heads": 1,
     "num_layers": 2, "dropout": 0.3, "batch_size": 8, "grad_accum": 2, "optimizer": "adamw",
-    "weight_decay": 0.5, "warmup": 0.5, "clip": 3.0, "seed": 5, "dtype": "bfloat16", "attention_dropout": 0.3,
+    "weight_decay": 0.5, "clip": 3.0, "seed": 5, "dtype": "bfloat16", "attention_dropout": 0.3,
     "init": "sinusoid", "windows": "random", "token_noise": 0.5, "muon_momentum": 0.5, "average": 0.9,
 }  # fmt: skip
 

@@ -280,7 +280,7 @@ def losses(tmp_path, name):
 def test_fine_tune_sample_and_merge(run, tmp_path):
     base_bytes = (tmp_path / "base.pth").read_bytes()
     tuning = ["--init-from", "base.pth", "--data", "second.txt", "--batch-size", "4", "--steps", "40"]
-    adapters = [*tuning, "--lora-rank", "4", "--eval-every", "10"]
+    adapters = [*tuning, "--lora-rank", "4", "--average", "0.5", "--eval-every", "10"]
     out = run("main.py", *adapters, "--out", "lora.pth")
     assert "generate.py --checkpoint base.pth --lora lora.pth" in out
     assert "adapter  rank 4" in out and "0.00% of the characters" in out

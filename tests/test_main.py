@@ -219,7 +219,7 @@ def test_resume_without_a_run_and_against_it(in_process):
     code, _, errors = in_process("main.py", "--resume")
     assert code == 2
     assert_one_error_line(errors, "complete at step 4", "--steps")
-    code, output, _ = in_process("main.py", "--resume", "--steps", 6)
+    code, output, _ = in_process("main.py", "--resume", "--steps", 6, "--decay", 0.5)
     assert code == 0 and "step     6" in output
 
 

@@ -26,8 +26,8 @@ def test_the_cosine_falls_to_a_tenth():
 
 
 def test_the_noise_falls_to_nothing():
-    settings = TrainSettings(steps=100, token_noise=0.2)
-    assert [noise_share(step, settings) for step in (0, 50, 100)] == [0.2, 0.1, 0.0]
+    settings = TrainSettings(steps=101, warmup=0, token_noise=0.2)
+    assert [noise_share(step, settings) for step in (0, 1, 51, 101)] == [0.2, 0.2, 0.1, 0.0]
 
 
 def test_the_rate_and_the_noise_fall_in_the_last_steps_alone():
@@ -111,7 +111,7 @@ def test_every_choice_of_the_recipe_reaches_the_training(change):
     """Two steps with the choice changed leave other weights than two without; two without leave the same."""
 
     def weights(**changes) -> torch.Tensor:
-        shape = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4, steps=8, token_noise=0.0)
+        shape = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4, steps=8)
         settings = TrainSettings(**{"data": "synthetic", "dtype": "float32", **shape, **changes})
         run = start_run(settings, torch.device("cpu"))
         train_step(run), train_step(run)
