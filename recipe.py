@@ -76,7 +76,10 @@ class TrainSettings:
         "linear", "how the rate falls: linear, to zero, or cosine, to a tenth of its peak", group="training",
         choices=("linear", "cosine"),
     )  # fmt: skip
-    decay: float = setting(1.0, "share of the steps, the last ones, in which rate and noise fall (0: never)", group="training", low=0, high=1)
+    decay: float = setting(
+        1.0, "share of the steps, the last ones, in which rate and noise fall (0: never)", group="training",
+        low=0, high=1,
+    )  # fmt: skip
     average: float = setting(
         0.0, "validate and keep a moving average of the weights, of which a step leaves this share as it was (0: none)",
         group="training", low=0, below=1,
