@@ -303,13 +303,10 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
     try:
         for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
             restore_optimizer(optimizer, kept, state["step"])
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: its optimizer state: {error}") from None
-    try:
         if run.average:
             run.average.restore(state.get("average"))
     except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from None
+        raise ValueError(f"{path} cannot be used: its optimizers or average: {error}") from None
     run.saved_in, run.saved_step = path, state["step"]
     run.step, run.train_seconds = state["step"], state["train_seconds"]
     run.best_loss, run.best_step = state["best_loss"], state["best_step"]
