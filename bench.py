@@ -21,16 +21,19 @@ from bench_data import bench_data, bench_lora
 from bench_decode import bench_decode, bench_decode_loss
 from bench_scale import bench_scale
 from bench_tools import machine, print_table, take_turns
+from device import pick_device
 from recipe import PRESETS, TrainSettings
 from run_files import RunPaths
 
 # --- Training ----------------------------------------------------------------------------------------------------
 
 SEEDS = (1, 2, 3)
+ON_CPU = not torch.cuda.is_available()
 # preset, preset of the reference, validation loss to reach, steps between our evaluations
-CONTESTS = (("tiny", "reference-cpu", 1.88, 10), ("small", "reference", 1.4697, 50))
+CONTESTS = (("tiny", "reference-cpu", 1.88, 10), ("small" if ON_CPU else "base", "reference", 1.4697, 50))
 # nanoGPT's GPU recipe is at its best after about so many steps; on a CPU they are extrapolated from a few.
 REFERENCE_STEPS = 1750
+REFERENCE_FLAGS = () if ON_CPU else ("--dtype", "bfloat16")  # as nanoGPT does on a GPU
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -74,13 +77,12 @@ def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
 
 def bench_train() -> None:
     """Seconds to a validation loss, ours against nanoGPT's published recipe, seed by seed."""
-    on_cpu = not torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as name:
         rows = []
         for preset, reference, threshold, every in CONTESTS:
-            extrapolate = on_cpu and reference == "reference"  # hours on a CPU
+            extrapolate = ON_CPU and reference == "reference"  # hours on a CPU
             flags = ("--eval-every", "1", "--stop-at", "3") if extrapolate else ("--eval-every", "50")
-            flags += () if on_cpu else ("--dtype", "bfloat16")  # as nanoGPT does on a GPU
+            flags += REFERENCE_FLAGS
             ours, theirs = [], []
             for seed in SEEDS:  # taking turns, so that a change of the machine's mood meets both
                 ours.append(train_once(preset, seed, Path(name), "--eval-every", str(every)))
@@ -105,14 +107,16 @@ def bench_train() -> None:
 def print_throughput(folder: Path) -> None:
     """Tokens per second and memory of the 6 x 384 model: our `base` recipe and the reference, on the same device."""
     rows = []
-    for preset in ("base", "reference"):
-        run = train_once(preset, 0, folder, "--eval-every", "1", "--stop-at", "4")
+    for preset, flags in (("base", ()), ("reference", REFERENCE_FLAGS)):
+        run = train_once(preset, 0, folder, "--eval-every", "1", "--stop-at", "4", *flags)
         settings = TrainSettings(**PRESETS[preset])
         tokens = settings.batch_size * settings.max_seq
         # Per token: 6 operations a weight (2 forward, 4 backward), and 6 T C a layer for causal attention.
         width, layers = settings.embed_dim, settings.num_layers
         operations = tokens * (6 * 12 * layers * width**2 + 6 * layers * settings.max_seq * width)
-        memory = f"{run['peak'] / 2**30:.2f} GiB" if run["peak"] else "unknown"
+        memory = (
+            f"{run['peak'] / 2**30:.2f} GiB" if run["peak"] and ON_CPU else "unknown"
+        )  # the process's, not the GPU's
         seconds = seconds_per_step(run)
         rate = operations / seconds / 1e12
         rows.append([preset, f"{tokens / seconds:,.0f}", f"{rate:.2f}", memory])
@@ -123,8 +127,15 @@ def print_throughput(folder: Path) -> None:
 
 def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns: int = 1536) -> float:
     """TFLOP/s of the model's largest product by itself."""
-    a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
-    seconds = take_turns({"product": lambda: torch.nn.functional.linear(a, b)}, rounds=20)["product"]
+    device = pick_device("auto")
+    a, b = (torch.randn(n, inner, device=device, dtype=dtype) for n in (rows, columns))
+
+    def product() -> None:
+        torch.nn.functional.linear(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    seconds = take_turns({"product": product}, rounds=20)["product"]
     return 2 * rows * inner * columns / seconds / 1e12
 
 

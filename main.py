@@ -84,9 +84,10 @@ def train_step(run: Run) -> float:
     norm = clip_gradients(run.model, settings.clip)
     if not math.isfinite(total) or not math.isfinite(norm):
         rate = settings.lr * lr_factor(run.step, settings)
+        muon = " and --muon-lr" if len(run.optimizers) > 1 else ""
         raise FloatingPointError(
             f"step {run.step}: the loss is {total}, the gradient's norm {norm}; nothing was updated. "
-            f"Try a smaller --lr (now {rate:.4g}, {settings.lr:g} at its peak) and --muon-lr, or --dtype float32"
+            f"Try a smaller --lr (now {rate:.4g}, {settings.lr:g} at its peak){muon}, or --dtype float32"
         )
     set_learning_rates(run.optimizers, lr_factor(run.step, settings))
     for optimizer in run.optimizers:
@@ -188,6 +189,7 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
         better = val_loss < run.best_loss
         if better:
             run.best_loss, run.best_step = val_loss, run.step
+            run.overfitting_said = False
         comparable = comparable_losses(run, val_loss)
         line = metrics_line(run, train_loss, val_loss, seconds_per_step) | comparable
         if run.ranks.first:
@@ -214,8 +216,8 @@ def report(run: Run, train_loss: float, seconds_per_step: float) -> None:
     if rise > OVERFITTING and not run.overfitting_said:
         run.overfitting_said = True
         tqdm.write(
-            f"NOTE: validation is {rise:.3f} above its best, at step {run.best_step}: the model learns its text by "
-            "heart. The best weights are kept; try more text, more --dropout or fewer --steps"
+            f"NOTE: validation is {rise:.3f} above its best, at step {run.best_step}, whose weights are kept. If it "
+            "goes on rising, the model learns its text by heart: try more text, more --dropout or fewer --steps"
         )
 
 

@@ -141,8 +141,8 @@ PRESETS = {
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250
     ),
     "best": dict(
-        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.1, init="sinusoid", batch_size=8, steps=5600,
-        warmup=0.025, decay=0.55, eval_every=500, token_noise=0.1, average=0.998,
+        max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.15, init="sinusoid", batch_size=8, steps=8400,
+        decay=0.4, eval_every=400, token_noise=0.1, average=0.998,
     ),
     "reference": NANOGPT | dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, attention_dropout=0.2,

@@ -37,9 +37,9 @@ TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 MOST_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may not know
 
 # What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = frozenset(
-    {"steps", "stop_at", "eval_every", "lr", "muon_lr", "warmup", "decay", "resume", "out", "device", "compile"}
-)
+ADJUSTABLE = frozenset((
+    "steps", "stop_at", "eval_every", "lr", "muon_lr", "warmup", "decay", "resume", "out", "device", "dtype", "compile",
+))  # fmt: skip
 
 
 @dataclass
@@ -231,6 +231,8 @@ def assemble_run(
 ) -> Run:
     """A run at step 0 around a model, on its device, with the corpus encoded and the optimizers made."""
     check_split(settings, ranks)
+    dtype = pick_dtype(settings.dtype, device)
+    settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))  # resuming must not choose again
     model = model.to(device)
     with ranks.one_per_machine_first("tokens"):
         train_tokens, val_tokens = (encode_split(tokenizer, part, TOKEN_FOLDER) for part in (corpus.train, corpus.val))
@@ -240,7 +242,7 @@ def assemble_run(
     return Run(
         settings=settings,
         device=device,
-        dtype=pick_dtype(settings.dtype, device),
+        dtype=dtype,
         corpus=corpus,
         tokenizer=tokenizer,
         model=model,
@@ -285,6 +287,7 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: its settings: {error}") from None
     settings = settings_to_resume(saved, given, path, paths)
+    refuse_unused(given, settings)
     corpus = shared_corpus(settings.data, ranks)
     if corpus.sha256 != state["corpus_sha256"]:
         raise ValueError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")

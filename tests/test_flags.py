@@ -158,7 +158,7 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, argume
 CHANGED = {
     "data": "synthetic", "tokenizer": "other.json", "preset": "base", "max_seq": 16, "embed_dim": 16, "num_heads": 1,
     "num_layers": 2, "dropout": 0.3, "batch_size": 8, "grad_accum": 2, "optimizer": "adamw",
-    "weight_decay": 0.5, "clip": 3.0, "seed": 5, "dtype": "bfloat16", "attention_dropout": 0.3,
+    "weight_decay": 0.5, "clip": 3.0, "seed": 5, "schedule": "cosine", "attention_dropout": 0.3,
     "init": "sinusoid", "windows": "random", "token_noise": 0.5, "muon_momentum": 0.5, "average": 0.9,
 }  # fmt: skip
 
@@ -190,9 +190,27 @@ def test_bad_values_are_named_on_resume_too(unfinished, tmp_path, in_process):
 
 def test_every_setting_is_either_adjustable_or_compared():
     names = {field.name for field in dataclasses.fields(TrainSettings)}
-    assert names - training_run.ADJUSTABLE <= CHANGED.keys() | {"schedule"} | {
-        n for n in names if n.startswith(("lora", "init"))
-    }
+    assert names - training_run.ADJUSTABLE <= CHANGED.keys() | {n for n in names if n.startswith(("lora", "init"))}
+
+
+def test_a_flag_that_would_do_nothing_is_refused_on_resume_too(tmp_path, in_process):
+    folder = write_corpus(tmp_path)
+    run_here(folder, *SMALL_RUN, "--optimizer", "adamw", "--steps", 4, "--stop-at", 2)
+    code, _, errors = in_process("main.py", "--resume", "--muon-lr", 0.1)
+    assert code == 2
+    assert_one_error_line(errors, "--muon-lr does nothing", "--optimizer adamw")
+
+
+def test_the_precision_is_chosen_once_unless_a_flag_says_otherwise(tmp_path, monkeypatch):
+    """A run begun with `auto` goes on in what that stood for, on a machine too that would have chosen otherwise."""
+    for hardware_has_it, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=hardware_has_it: {"avx512_bf16": has})
+        if hardware_has_it:
+            run_here(write_corpus(tmp_path), *SMALL_RUN, "--dtype", "auto", "--steps", 4, "--stop-at", 2)
+            monkeypatch.chdir(tmp_path)
+        assert training_run.resume_run({}).dtype == torch.bfloat16
+        assert training_run.resume_run({"dtype": "auto"}).dtype == expected
+        assert training_run.resume_run({"dtype": "float32"}).dtype == torch.float32
 
 
 # --- An output that cannot be written ----------------------------------------------------------------------------

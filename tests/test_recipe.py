@@ -94,6 +94,8 @@ def test_the_references_are_nanogpts_and_do_not_follow_our_defaults(preset, shap
     assert s.attention_dropout == s.dropout and s.token_noise == s.average == 0 and s.grad_accum == 1
     assert (s.optimizer, s.lr, s.weight_decay, s.clip, s.schedule) == ("adamw", 1e-3, 0.1, 1.0, "cosine")
     assert (s.init, s.windows, s.dtype, s.decay) == ("normal", "random", "float32", 1)
+    (adamw,) = make_optimizers(TinyGPT(tiny_config()), s)
+    assert all(group["betas"] == (0.9, 0.99) for group in adamw.param_groups)
     with_defaults = {name for name in ("dropout", "attention_dropout", "weight_decay", "clip", "token_noise", "warmup",
                      "decay", "average", "init", "windows", "optimizer", "lr", "schedule",
                      "dtype")} - PRESETS[preset].keys()  # fmt: skip
@@ -104,17 +106,19 @@ def test_the_references_are_nanogpts_and_do_not_follow_our_defaults(preset, shap
     "change",
     [
         {"init": "sinusoid"}, {"windows": "random"}, {"token_noise": 0.5}, {"attention_dropout": 0.5}, {"dropout": 0.5},
-        {"optimizer": "adamw"}, {"muon_lr": 0.1}, {"muon_momentum": 0.5}, {"lr": 0.1}, {"clip": 0.01}, {"seed": 1},
+        {"optimizer": "adamw"}, {"muon_lr": 0.1}, {"muon_momentum": 0.5}, {"weight_decay": 9.0}, {"lr": 0.1},
+        {"warmup": 0.5}, {"schedule": "cosine"}, {"decay": 0.5}, {"clip": 0.01}, {"dtype": "bfloat16"}, {"seed": 1},
     ],
 )  # fmt: skip
 def test_every_choice_of_the_recipe_reaches_the_training(change):
-    """Two steps with the choice changed leave other weights than two without; two without leave the same."""
+    """Three steps with the choice changed leave other weights than three without; three without leave the same."""
 
     def weights(**changes) -> torch.Tensor:
         shape = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4, steps=8)
         settings = TrainSettings(**{"data": "synthetic", "dtype": "float32", **shape, **changes})
         run = start_run(settings, torch.device("cpu"))
-        train_step(run), train_step(run)
+        for _ in range(3):
+            train_step(run)
         return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
     assert torch.equal(weights(), weights())
@@ -153,15 +157,16 @@ def test_orthogonalize_keeps_the_singular_vectors():
     assert (core - core.diag().diag()).abs().max() < 0.1
 
 
-def test_muon_equals_pytorchs_on_single_matrices():
+@pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
+def test_muon_equals_pytorchs_on_single_matrices(shape):
     """torch.optim.Muon is the oracle; it takes the same momentum, iteration and scale for a matrix by itself."""
     torch.manual_seed(0)
-    start = torch.randn(8, 8)
+    start = torch.randn(shape)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     own = Muon([ours], lr=0.1, momentum=0.95, weight_decay=0.1)
     reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1, nesterov=True)
     for _ in range(3):
-        gradient = torch.randn(8, 8)
+        gradient = torch.randn(shape)
         for parameter, optimizer in ((ours, own), (theirs, reference)):
             parameter.grad = gradient.clone()
             optimizer.step()

@@ -1,0 +1,27 @@
+"""The arithmetic behind the benchmarks' tables."""
+
+import math
+
+from bench import seconds_per_step, seconds_to, spread
+
+RUN = {
+    "lines": [
+        {"step": 10, "train_seconds": 9.0, "val_loss": 2.0},
+        {"step": 20, "train_seconds": 11.0, "val_loss": 1.5},
+        {"step": 40, "train_seconds": 15.0, "val_loss": 1.6},
+    ]
+}
+
+
+def test_seconds_to_a_loss_are_those_of_the_first_evaluation_at_or_below_it():
+    assert [seconds_to(RUN, loss) for loss in (2.1, 2.0, 1.99, 1.5, 1.4)] == [9.0, 9.0, 11.0, 11.0, math.inf]
+
+
+def test_the_slow_first_steps_are_left_out_of_a_steps_seconds():
+    assert seconds_per_step(RUN) == (15 - 9) / 30
+
+
+def test_the_spread_is_median_and_range():
+    assert spread([9.0, 7.0, 8.0], " s") == "8 (7 to 9) s"
+    assert spread([1.25, 1.0, 2000.0], digits=1) == "1.2 (1.0 to 2,000.0)"
+    assert spread([1.0, math.inf, math.inf]) == "2 of 3 never reached it"
