@@ -159,7 +159,8 @@ def load_checkpoint(path: Path, kind: str = MODEL) -> Checkpoint:
     if content["kind"] == ADAPTER:
         raise ValueError(f"{path} is an adapter: name its base here, and the adapter with --lora")
     if content["kind"] != kind:
-        raise ValueError(f"{path} is a {content['kind']} checkpoint, and a {kind} checkpoint is needed")
+        hint = {MODEL: "give NAME.pth, not NAME.last.pth", TRAINING: "it lies in NAME.last.pth"}[kind]
+        raise ValueError(f"{path} is a {content['kind']} checkpoint, and a {kind} checkpoint is needed: {hint}")
     try:
         config = TinyGPTConfig(**content["config"])
         tokenizer = tokenizer_from_plain(content["tokenizer"])

@@ -71,7 +71,7 @@ class TrainSettings:
     muon_lr: float = setting(0.02, "Muon's peak learning rate", group="training", above=0, high=100)
     muon_momentum: float = setting(0.9, "Muon's momentum", group="training", low=0, below=1)
     weight_decay: float = setting(0.1, "decoupled decay of the matrices", group="training", low=0, high=100)
-    warmup: float = setting(0.02, "share of the steps in which the rate rises", group="training", low=0, high=1)
+    warmup: int = setting(24, "first steps, in which the rate rises to its peak", group="training", low=0, high=10**9)
     schedule: str = setting(
         "linear", "how the rate falls: linear, to zero, or cosine, to a tenth of its peak", group="training",
         choices=("linear", "cosine"),
@@ -134,34 +134,29 @@ NANOGPT = dict(
 PRESETS = {
     "tiny": dict(
         max_seq=64, embed_dim=192, num_heads=3, num_layers=2, init="sinusoid", batch_size=32, steps=180, eval_every=20,
-        windows="random", lr=0.01, muon_lr=0.05, muon_momentum=0.85, weight_decay=0.2,
+        windows="random", lr=0.01, muon_lr=0.05, muon_momentum=0.85, weight_decay=0.2, warmup=4,
     ),
     "small": {},
     "base": dict(
-        embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, eval_every=250
+        embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, steps=2000, warmup=40, eval_every=250
     ),
     "best": dict(
         max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.15, init="sinusoid", batch_size=8, steps=8400,
-        decay=0.4, eval_every=400, token_noise=0.1, average=0.998,
+        warmup=168, decay=0.4, eval_every=400, token_noise=0.1, average=0.998,
     ),
     "reference": NANOGPT | dict(
         embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2, attention_dropout=0.2,
-        steps=5000, warmup=0.02,
+        steps=5000, warmup=100,
     ),
     "reference-cpu": NANOGPT | dict(
-        max_seq=64, embed_dim=128, num_heads=4, num_layers=4, batch_size=12, steps=2000, warmup=0.05
+        max_seq=64, embed_dim=128, num_heads=4, num_layers=4, batch_size=12, steps=2000, warmup=100
     ),
 }  # fmt: skip
 
 
-def warmup_steps(settings: TrainSettings) -> int:
-    """The steps in which the rate rises."""
-    return max(1, round(settings.warmup * settings.steps))
-
-
 def fall_progress(step: int, settings: TrainSettings) -> float:
     """How far the fall of rate and noise has come: 0 until it begins, 1 at the end."""
-    start = max(warmup_steps(settings), round((1 - settings.decay) * settings.steps))
+    start = max(1, settings.warmup, round((1 - settings.decay) * settings.steps))
     return min(1.0, max(0, step - start) / max(1, settings.steps - start))
 
 
@@ -170,8 +165,8 @@ def lr_factor(step: int, settings: TrainSettings) -> float:
 
     Falling all the way to zero lets the last steps settle; the cosine to a tenth is the field's older habit.
     """
-    if step < warmup_steps(settings):
-        return (step + 1) / warmup_steps(settings)
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
     progress = fall_progress(step, settings)
     if settings.schedule == "cosine":
         return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2

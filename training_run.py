@@ -106,7 +106,8 @@ def refuse_unused(given: dict, settings: TrainSettings) -> None:
     if settings.lora_rank:
         unused, beside = ("optimizer", "muon_lr", "muon_momentum", "weight_decay"), "--lora-rank, which takes AdamW"
     elif settings.optimizer == "adamw":
-        unused, beside = ("muon_lr", "muon_momentum"), "--optimizer adamw"
+        by_preset = "" if "optimizer" in given else f" (of --preset {settings.preset})"
+        unused, beside = ("muon_lr", "muon_momentum"), f"--optimizer adamw{by_preset}"
     for name in unused:
         if name in given:
             raise ValueError(f"{cli.flag_of(name)} does nothing beside {beside}: leave it out")
@@ -119,7 +120,7 @@ def open_run(given: dict, held: contextlib.ExitStack, ranks: Ranks) -> Run:
     check_output(paths)
     ranks.require_same("command line", repr(given))
     if given.get("resume") or restarted(paths, ranks):
-        if ranks.first and paths.best.parent.is_dir():  # otherwise there is nothing to resume, and resume_run says so
+        if ranks.first and (paths.last.exists() or paths.previous.exists()):  # else resume_run says what is missing
             held.enter_context(lock_output(paths))
         run = resume_run(given, ranks)
         if ranks.first:
@@ -269,7 +270,7 @@ def check_split(settings: TrainSettings, ranks: Ranks) -> None:
 def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
     """The run whose training state lies beside --out, as it was after its last saved step.
 
-    Raises ValueError that names every flag that contradicts the saved run.
+    Raises ValueError that names a flag that contradicts the saved run.
     """
     paths = RunPaths(Path(given.get("out", TrainSettings.out)))
     loaded, path = load_newest(paths) if ranks.first else (None, paths.last)
@@ -296,6 +297,8 @@ def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
         raise ValueError(f"{path} cannot be used: its vocabulary is not that of {settings.data}")
     if state["step"] >= settings.steps:
         raise ValueError(f"the run in {path} is complete at step {state['step']}: give a larger --steps to go on")
+    if settings.stop_at and state["step"] >= settings.stop_at:
+        raise ValueError(f"the run in {path} is at step {state['step']} already: give a larger --stop-at, or none")
     try:
         if settings.lora_rank:
             adapt(loaded.model, settings.lora_config(), state.get("adapter"))
@@ -385,10 +388,11 @@ def where_kept(run: Run) -> str:
     """What a user still has after a failure."""
     if not run.saved_in:
         return "nothing of this run was saved yet"
-    earlier = "" if run.best_step or not run.paths.best.exists() else f" ({run.paths.best} is still the earlier run's)"
+    best = run.paths.best
+    hint = f" ({best} is still the earlier run's)" if best.exists() else f" ({best} comes with the first evaluation)"
     return (
         f"saved at step {run.saved_step} of {run.settings.steps}; go on with: {next_command(run, 'main.py --resume')}"
-        f"{earlier}"
+        f"{'' if run.best_step else hint}"
     )
 
 

@@ -193,6 +193,23 @@ def test_every_setting_is_either_adjustable_or_compared():
     assert names - training_run.ADJUSTABLE <= CHANGED.keys() | {n for n in names if n.startswith(("lora", "init"))}
 
 
+def test_a_stop_that_is_behind_the_run_is_named(unfinished, tmp_path, in_process):
+    copy_of(unfinished, tmp_path)
+    before = files_of(tmp_path)
+    code, _, errors = in_process("main.py", "--resume", "--stop-at", 1)
+    assert code == 2
+    assert_one_error_line(errors, "at step 2 already", "--stop-at")
+    assert files_of(tmp_path) == before
+
+
+def test_a_resume_of_nothing_leaves_nothing(tmp_path, in_process):
+    (tmp_path / "checkpoints").mkdir()
+    code, _, errors = in_process("main.py", "--resume")
+    assert code == 2
+    assert_one_error_line(errors, "no such file")
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
 def test_a_flag_that_would_do_nothing_is_refused_on_resume_too(tmp_path, in_process):
     folder = write_corpus(tmp_path)
     run_here(folder, *SMALL_RUN, "--optimizer", "adamw", "--steps", 4, "--stop-at", 2)

@@ -87,7 +87,7 @@ TRAIN = {
     "--num-heads": one_of(1, 2, 3), "--num-layers": one_of(1, 2), "--dropout": one_of(0, 0.5, 0.99),
     "--steps": one_of(1, 2, 3), "--stop-at": one_of(1, 2, 9), "--batch-size": one_of(1, 3, 4),
     "--grad-accum": one_of(1, 2, 4), "--optimizer": one_of("adamw", "muon"), "--lr": one_of(1e-30, 0.01, 1, 100),
-    "--muon-lr": one_of(1e-9, 0.02, 50), "--weight-decay": one_of(0, 1, 100), "--warmup": one_of(0, 0.5, 1),
+    "--muon-lr": one_of(1e-9, 0.02, 50), "--weight-decay": one_of(0, 1, 100), "--warmup": one_of(0, 2, 10**9),
     "--decay": one_of(0, 0.5, 1), "--average": one_of(0, 0.5, 0.99), "--init": one_of("normal", "sinusoid"),
     "--clip": one_of(1e-30, 1, 1e30), "--eval-every": one_of(1, 2, 1000), "--seed": one_of(0, 2**31),
     "--dtype": one_of("float32", "bfloat16", "auto"), "--device": one_of("cpu", "auto", "cuda:9"),

@@ -12,7 +12,7 @@ from training_run import start_run
 
 
 def test_the_rate_rises_then_falls_to_zero():
-    settings = TrainSettings(steps=100, warmup=0.1)
+    settings = TrainSettings(steps=100, warmup=10)
     factors = [lr_factor(step, settings) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1
     assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
@@ -20,7 +20,7 @@ def test_the_rate_rises_then_falls_to_zero():
 
 
 def test_the_cosine_falls_to_a_tenth():
-    settings = TrainSettings(steps=100, warmup=0.1, schedule="cosine")
+    settings = TrainSettings(steps=100, warmup=10, schedule="cosine")
     assert lr_factor(10, settings) == 1 and lr_factor(55, settings) == pytest.approx(0.55)
     assert lr_factor(100, settings) == pytest.approx(0.1)
 
@@ -31,7 +31,7 @@ def test_the_noise_falls_to_nothing():
 
 
 def test_the_rate_and_the_noise_fall_in_the_last_steps_alone():
-    settings = TrainSettings(steps=100, warmup=0.1, decay=0.2, token_noise=0.2)
+    settings = TrainSettings(steps=100, warmup=10, decay=0.2, token_noise=0.2)
     assert [lr_factor(step, settings) for step in (0, 9, 50, 80, 90, 100)] == pytest.approx([0.1, 1, 1, 1, 0.5, 0])
     assert [noise_share(step, settings) for step in (0, 50, 80, 90, 100)] == pytest.approx([0.2, 0.2, 0.2, 0.1, 0])
     settings = TrainSettings(steps=100, decay=0.0, token_noise=0.2)  # never: the run may go on for as long as one likes
@@ -90,7 +90,7 @@ def test_the_references_are_nanogpts_and_do_not_follow_our_defaults(preset, shap
     """nanoGPT's config/train_shakespeare_char.py, and the flags for CPUs in its README."""
     s = TrainSettings(**PRESETS[preset])
     assert shape[:4] == (s.max_seq, s.embed_dim, s.num_heads, s.num_layers)
-    assert shape[4:] == (s.batch_size, s.steps, s.dropout, s.warmup * s.steps)
+    assert shape[4:] == (s.batch_size, s.steps, s.dropout, s.warmup)
     assert s.attention_dropout == s.dropout and s.token_noise == s.average == 0 and s.grad_accum == 1
     assert (s.optimizer, s.lr, s.weight_decay, s.clip, s.schedule) == ("adamw", 1e-3, 0.1, 1.0, "cosine")
     assert (s.init, s.windows, s.dtype, s.decay) == ("normal", "random", "float32", 1)
@@ -107,14 +107,14 @@ def test_the_references_are_nanogpts_and_do_not_follow_our_defaults(preset, shap
     [
         {"init": "sinusoid"}, {"windows": "random"}, {"token_noise": 0.5}, {"attention_dropout": 0.5}, {"dropout": 0.5},
         {"optimizer": "adamw"}, {"muon_lr": 0.1}, {"muon_momentum": 0.5}, {"weight_decay": 9.0}, {"lr": 0.1},
-        {"warmup": 0.5}, {"schedule": "cosine"}, {"decay": 0.5}, {"clip": 0.01}, {"dtype": "bfloat16"}, {"seed": 1},
+        {"warmup": 4}, {"schedule": "cosine"}, {"decay": 0.5}, {"clip": 0.01}, {"dtype": "bfloat16"}, {"seed": 1},
     ],
 )  # fmt: skip
 def test_every_choice_of_the_recipe_reaches_the_training(change):
     """Three steps with the choice changed leave other weights than three without; three without leave the same."""
 
     def weights(**changes) -> torch.Tensor:
-        shape = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4, steps=8)
+        shape = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4, steps=8, warmup=0)
         settings = TrainSettings(**{"data": "synthetic", "dtype": "float32", **shape, **changes})
         run = start_run(settings, torch.device("cpu"))
         for _ in range(3):
