@@ -143,7 +143,7 @@ def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns:
 ABLATIONS = {
     "tiny": {
         "the recipe": (),
-        "AdamW for all, at a third of its rate": ("--optimizer", "adamw", "--lr", "0.0033"),
+        "AdamW for all, at a rate of 0.0017": ("--optimizer", "adamw", "--lr", "0.0017"),
         "Muon with momentum 0.95": ("--muon-momentum", "0.95"),
         "GPT-2's first weights": ("--init", "normal"),
         "windows side by side": ("--windows", "epochs"),
@@ -156,7 +156,7 @@ ABLATIONS = {
     },
     "small": {
         "the recipe": (),
-        "AdamW for all, at a third of its rate": ("--optimizer", "adamw", "--lr", "0.002"),
+        "AdamW for all, at a rate of 0.002": ("--optimizer", "adamw", "--lr", "0.002"),
         "positions that start as sinusoids": ("--init", "sinusoid"),
         "windows that begin anywhere": ("--windows", "random"),
         "noise in the input": ("--token-noise", "0.08"),
