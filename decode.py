@@ -21,9 +21,10 @@ def product(weight: Tensor, bias: Tensor, weights: str) -> Callable[[Tensor], Te
 
     A single row on a CPU goes through numpy: on an AMD processor its OpenBLAS reads a matrix from memory twice as fast
     as the MKL behind PyTorch. int8 keeps one scale per output (weight-only quantization, absmax / 127) and multiplies
-    in bfloat16.
+    in bfloat16; PyTorch's kernel for it takes 16 inputs at a time and runs beyond the end of any other number, so such
+    matrices stay float32.
     """
-    if weights == "float32":
+    if weights == "float32" or weight.size(1) % 16:
         if weight.device.type != "cpu":
             return lambda x: F.linear(x, weight, bias)
         matrix = weight.detach().numpy()
