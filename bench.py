@@ -114,9 +114,8 @@ def print_throughput(folder: Path) -> None:
         # Per token: 6 operations a weight (2 forward, 4 backward), and 6 T C a layer for causal attention.
         width, layers = settings.embed_dim, settings.num_layers
         operations = tokens * (6 * 12 * layers * width**2 + 6 * layers * settings.max_seq * width)
-        memory = (
-            f"{run['peak'] / 2**30:.2f} GiB" if run["peak"] and ON_CPU else "unknown"
-        )  # the process's, not the GPU's
+        # On a GPU the process's memory says nothing.
+        memory = f"{run['peak'] / 2**30:.2f} GiB" if run["peak"] and ON_CPU else "unknown"
         seconds = seconds_per_step(run)
         rate = operations / seconds / 1e12
         rows.append([preset, f"{tokens / seconds:,.0f}", f"{rate:.2f}", memory])

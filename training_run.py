@@ -106,7 +106,7 @@ def refuse_unused(given: dict, settings: TrainSettings) -> None:
     if settings.lora_rank:
         unused, beside = ("optimizer", "muon_lr", "muon_momentum", "weight_decay"), "--lora-rank, which takes AdamW"
     elif settings.optimizer == "adamw":
-        by_preset = "" if "optimizer" in given else f" (of --preset {settings.preset})"
+        by_preset = f" (of --preset {settings.preset})" if "optimizer" in PRESETS[settings.preset] else ""
         unused, beside = ("muon_lr", "muon_momentum"), f"--optimizer adamw{by_preset}"
     for name in unused:
         if name in given:

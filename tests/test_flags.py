@@ -140,7 +140,8 @@ def test_abbreviations_and_strangers_are_refused(in_process, tmp_path, script, a
         (["--max-seq", 16384, "--batch-size", 1048576], ["GiB", "--batch-size"]),
         (["--embed-dim", 16384, "--num-layers", 1024, "--num-heads", 1], ["GiB", "--embed-dim"]),
         (["--max-seq", 2000], ["--max-seq"]),
-        (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw"]),
+        (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw: leave"]),
+        (["--preset", "reference", "--muon-lr", 0.1], ["--muon-lr does nothing", "(of --preset reference)"]),
         (["--init-from", "a", "--lora-rank", 2, "--weight-decay", 1], ["--weight-decay does nothing", "--lora-rank"]),
     ],
 )
@@ -215,7 +216,7 @@ def test_a_flag_that_would_do_nothing_is_refused_on_resume_too(tmp_path, in_proc
     run_here(folder, *SMALL_RUN, "--optimizer", "adamw", "--steps", 4, "--stop-at", 2)
     code, _, errors = in_process("main.py", "--resume", "--muon-lr", 0.1)
     assert code == 2
-    assert_one_error_line(errors, "--muon-lr does nothing", "--optimizer adamw")
+    assert_one_error_line(errors, "--muon-lr does nothing", "--optimizer adamw: leave")  # and not of its preset
 
 
 def test_the_precision_is_chosen_once_unless_a_flag_says_otherwise(tmp_path, monkeypatch):
