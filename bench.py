@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-import cli
-from bench_data import bench_data, bench_lora
-from bench_decode import bench_decode, bench_decode_loss
-from bench_scale import bench_scale
-from bench_tools import machine, print_table, take_turns
-from device import pick_device
+from benchmarks.data import bench_data, bench_lora
+from benchmarks.decode import bench_decode, bench_decode_loss
+from benchmarks.scale import bench_scale
+from benchmarks.tools import machine, print_table, take_turns
 from recipe import PRESETS, TrainSettings
-from run_files import RunPaths
+from support import command as cli
+from support.device import pick_device
+from training.state import RunPaths
 
 # --- Training ----------------------------------------------------------------------------------------------------
 

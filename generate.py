@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-import cli
-from beam import beam_search
-from checkpoint import apply_adapter, load_checkpoint
-from cli import setting
-from decode import WEIGHTS, FastStep, Reader
-from device import pick_device
-from explain import Explainer
-from lora import merge_adapters
+from formats.checkpoint import apply_adapter, load_checkpoint
 from sampler import Sampling, generate, row_generators
-from text_stream import TextStream
+from sampling.beam import beam_search
+from sampling.decode import WEIGHTS, FastStep, Reader
+from sampling.explain import Explainer
+from sampling.text_stream import TextStream
+from support import command as cli
+from support.command import setting
+from support.device import pick_device
+from training.lora import merge_adapters
 
 
 @dataclass(frozen=True)

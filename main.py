@@ -17,12 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import cli
-from cli import StopSignal
 from data_setup import batch_starts, consecutive_windows, noise_tokens
-from decode import Reader
-from device import describe_device, to_device
-from distributed import joined
 from recipe import (
     PRESETS,
     TrainSettings,
@@ -32,9 +27,14 @@ from recipe import (
     set_learning_rates,
 )
 from sampler import Sampling, generate, row_generators
+from sampling.decode import Reader
+from support import command as cli
+from support.command import StopSignal
+from support.device import describe_device, to_device
 from tiny_decoder import next_token_loss
 from tokenizer import CharTokenizer
-from training_run import Run, next_command, open_run, save_best, save_training, where_kept
+from training.distributed import joined
+from training.run import Run, next_command, open_run, save_best, save_training, where_kept
 
 # How far above its best the validation loss may rise, in nats per token, before a note says so.
 OVERFITTING = 0.02

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import cli
-from checkpoint import check_tensors
-from cli import setting
-from device import pick_dtype
-from lora import TARGETS, LoRAConfig
+from formats.checkpoint import check_tensors
+from support import command as cli
+from support.command import setting
+from support.device import pick_dtype
 from tiny_decoder import TinyGPT
+from training.lora import TARGETS, LoRAConfig
 
 AUTO = "auto"
 

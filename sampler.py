@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decode import Reader
+from sampling.decode import Reader
 
 
 @dataclass(frozen=True)

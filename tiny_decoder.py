@@ -20,6 +20,8 @@ from torch.nn import functional as F
 class TinyGPTConfig:
     """The shape of the network. Names follow `nn.MultiheadAttention`.
 
+    The defaults have biases, the exact GELU and a head of its own. With `gelu="tanh", tie_embeddings=True` the network
+    is GPT-2's; with `bias=False, tie_embeddings=True` it is nanoGPT's. The head never has a bias.
     Raises ValueError that names the field if a value is out of range.
     """
 
@@ -30,16 +32,14 @@ class TinyGPTConfig:
     num_layers: int
     dropout: float = 0.0  # probability of zeroing, on the embeddings and both residual branches
     attention_dropout: float = 0.0  # the same on the attention weights
+    bias: bool = True  # whether linear layers and norms, except the head, have a bias
+    gelu: str = "exact"  # or "tanh", GPT-2's approximation
+    tie_embeddings: bool = False  # whether the head uses the token embedding's weights
 
     def __post_init__(self):
         # The upper bounds keep a damaged or hostile checkpoint from asking for more memory than any machine has.
-        for name, most in (
-            ("vocab_size", 2**24),
-            ("max_seq", 2**14),
-            ("embed_dim", 2**14),
-            ("num_heads", 2**10),
-            ("num_layers", 2**10),
-        ):
+        bounds = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
+        for name, most in bounds.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
@@ -49,99 +49,100 @@ class TinyGPTConfig:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be a number from 0 up to, not including, 1, not {value!r}")
+        for name in ("bias", "tie_embeddings"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.gelu not in ("exact", "tanh"):
+            raise ValueError(f'gelu must be "exact" or "tanh", not {self.gelu!r}')
+
+
+class LayerCache:
+    """The keys and values of one layer, (B, nh, max_seq, hs) each, of which the first `length` slots are filled."""
+
+    def __init__(self, shape: tuple[int, int, int, int], like: Tensor):
+        # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add k and v (B, nh, T, hs) behind the filled slots; returns all keys and values so far."""
+        start, self.length = self.length, self.length + k.size(2)
+        self.keys[:, :, start : self.length] = k
+        self.values[:, :, start : self.length] = v
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 class KVCache:
-    """The keys and values of every layer, (B, nh, max_seq, hs) each, allocated once.
+    """The keys and values of every layer for a batch of texts, so that a new token does not read the others again.
 
-    Slot p of a row belongs to the row's position p; lengths[b] slots of row b are filled, and what lies beyond them
-    is never looked at. Positions are learned and added to the embeddings, so a key is bound to its position: when the
-    window moves, every key changes, and the cache has to be filled anew (set `lengths` to zeros).
+    All rows share the slot that is written next. Shorter texts are padded on the left: the first `padding[b]` slots of
+    row b are never looked at, and its positions count from there. Positions are learned and added to the embeddings,
+    so a key is bound to its position: when a window moves, the cache must be filled anew.
     """
 
     def __init__(self, model: "TinyGPT", batch_size: int):
         config, like = model.config, model.position_embedding.weight
-        shape = (2, batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
-        # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
-        self.layers = [like.new_zeros(shape) for _ in range(config.num_layers)]  # keys, then values
-        self.max_seq = config.max_seq
-        self.lengths = [0] * batch_size
+        shape = (batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
+        self.layers = [LayerCache(shape, like) for _ in range(config.num_layers)]
+        self.padding: Tensor | None = None  # (B,), or None if no row is padded
 
-    def clear(self) -> None:
-        """Forget all tokens."""
-        self.lengths = [0] * len(self.lengths)
+    @property
+    def length(self) -> int:
+        """How many slots are filled, padding included."""
+        return self.layers[0].length
+
+    def clear(self, padding: list[int]) -> None:
+        """Forget all tokens; what comes next has so many slots of padding at the left of each row."""
+        for layer in self.layers:
+            layer.length = 0
+        self.padding = torch.tensor(padding, device=self.layers[0].keys.device) if any(padding) else None
 
     def reorder(self, rows: list[int]) -> None:
         """Row i becomes what row rows[i] was, in place: for beams that fork and die. The batch keeps its size."""
-        used = max(self.lengths)
         for layer in self.layers:
-            layer[:, :, :, :used] = layer[:, rows, :, :used]
-        self.lengths = [self.lengths[row] for row in rows]
-
-    def write(self, layer: int, chunk: "Chunk", k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put k and v (B, nh, T, hs) into the chunk's slots; returns the keys and values up to its end."""
-        keys, values = self.layers[layer][0], self.layers[layer][1]
-        for cached, new in ((keys, k), (values, v)):
-            if isinstance(chunk.slots, slice):
-                cached[:, :, chunk.slots] = new
-            else:
-                cached[chunk.rows, :, chunk.slots] = new.transpose(1, 2)
-        return keys[:, :, : chunk.end], values[:, :, : chunk.end]
-
-
-@dataclass
-class Chunk:
-    """Where T new tokens of every row go in a cache, and what each of them may look at."""
-
-    rows: Tensor  # (B, 1): 0 … B - 1
-    slots: slice | Tensor  # one slice if all rows are equally long, else (B, T)
-    end: int  # the first slot that no row reaches
-    mask: Tensor | None  # additive, (T, end) or (B, 1, T, end); None if everything may be looked at
-    last: Tensor | None = None  # (B, 1): the index in 0 … T - 1 of the only token that a block shall answer for
+            for kept in (layer.keys, layer.values):
+                kept[:, :, : layer.length] = kept[rows, :, : layer.length]
+        self.padding = None if self.padding is None else self.padding[rows]
 
 
 class CausalSelfAttention(nn.MultiheadAttention):
     """Every position gathers values from itself and the positions before it, weighted by how well its query fits keys.
 
-    Weights, their names and the result are those of `nn.MultiheadAttention(…, batch_first=True)`; what it does is
-    written out below, to be read, and because a training step on a CPU is a tenth faster this way.
+    Of `nn.MultiheadAttention(…, batch_first=True)` it uses the parameters, their names and initial values, and
+    `out_proj`; a test holds its result equal to the parent's, called with `attn_mask`. The arithmetic is written out
+    here, to be read, and so that a cache can stand in for the keys and values of earlier tokens.
     """
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, C), mask the first T rows and columns of `causal_mask` -> (B, T, C)."""
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C).
+
+        mask: additive; without a cache the first T rows and columns of `causal_mask`. With a cache, x comes after the
+        tokens that it holds, and mask is (T, slots) or (B, 1, T, slots), or None where everything may be looked at.
+        """
         q, k, v = (self.heads(t) for t in F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
+        if cache is not None:
+            k, v = cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
-        if x.device.type == "cpu" and x.size(1) <= 512:
-            # softmax(q k^T / sqrt(hs) + mask) v, in so many words. The fused kernel below does the same without holding
-            # the (T, T) weights; on CPUs it trains more slowly, but past 512 tokens the weights would cost too much.
-            scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=q.size(-1) ** -0.5)
-            weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B nh, T, T)
-            h = torch.bmm(weights, v.flatten(0, 1)).view_as(q)
+        if cache is not None:
+            h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        elif q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) <= 512:
+            h = self.attend(q, k, v, mask, dropout)  # on a CPU in bfloat16 faster to train than the fused kernel
         else:
             h = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        return self.join(h)
-
-    def extend(self, x: Tensor, cache: "KVCache", layer: int, chunk: "Chunk") -> Tensor:
-        """`forward`, without dropout, for tokens that come after those in the cache: x (B, T, C) -> (B, T, C).
-
-        If the chunk asks for the last tokens alone, only their queries are made: (B, 1, C).
-        """
-        c, weight, bias = x.size(-1), self.in_proj_weight, self.in_proj_bias  # read once: it may be a parametrization
-        if chunk.last is None:
-            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
-        else:
-            q = F.linear(x[chunk.rows, chunk.last], weight[:c], bias[:c])
-            k, v = F.linear(x, weight[c:], bias[c:]).chunk(2, dim=-1)
-        keys, values = cache.write(layer, chunk, self.heads(k), self.heads(v))
-        return self.join(F.scaled_dot_product_attention(self.heads(q), keys, values, attn_mask=chunk.mask))
+        return self.out_proj(h.transpose(1, 2).flatten(2))  # heads side by side again, and mixed
 
     def heads(self, t: Tensor) -> Tensor:
         """Cut the width into heads: (B, T, C) -> (B, nh, T, hs)."""
         return t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def join(self, h: Tensor) -> Tensor:
-        """Put the heads side by side again and mix them: (B, nh, T, hs) -> (B, T, C)."""
-        return self.out_proj(h.transpose(1, 2).flatten(2))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+        """softmax(q kᵀ / sqrt(hs) + mask) v in plain products, all (B, nh, T, hs).
+
+        The fused kernel gives the same without holding the (B nh, T, T) weights in memory.
+        """
+        scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=q.size(-1) ** -0.5)
+        weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B nh, T, T)
+        return torch.bmm(weights, v.flatten(0, 1)).view_as(q)
 
 
 class DecoderBlock(nn.Module):
@@ -149,33 +150,23 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: TinyGPTConfig):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.embed_dim)
+        width, bias = config.embed_dim, config.bias
+        self.attention_norm = nn.LayerNorm(width, bias=bias)
         self.attention = CausalSelfAttention(
-            config.embed_dim, config.num_heads, dropout=config.attention_dropout, batch_first=True
+            width, config.num_heads, dropout=config.attention_dropout, bias=bias, batch_first=True
         )
-        self.mlp_norm = nn.LayerNorm(config.embed_dim)
+        self.mlp_norm = nn.LayerNorm(width, bias=bias)
         self.mlp = nn.Sequential(
-            nn.Linear(config.embed_dim, 4 * config.embed_dim),
-            nn.GELU(),  # the exact one: on CPUs it is faster than the tanh approximation of GPT-2
-            nn.Linear(4 * config.embed_dim, config.embed_dim),
+            nn.Linear(width, 4 * width, bias=bias),
+            nn.GELU("none" if config.gelu == "exact" else "tanh"),
+            nn.Linear(4 * width, width, bias=bias),
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, C), mask (T, T) additive -> (B, T, C)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C), mask and cache as in `CausalSelfAttention.forward` -> (B, T, C)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-    def extend(self, x: Tensor, cache: "KVCache", layer: int, chunk: "Chunk") -> Tensor:
-        """`forward`, without dropout, for tokens that come after those in the cache: x (B, T, C) -> (B, T, C).
-
-        If the chunk asks for the last tokens alone, only these come out: (B, 1, C).
-        """
-        h = self.attention.extend(self.attention_norm(x), cache, layer, chunk)
-        if chunk.last is not None:
-            x = x[chunk.rows, chunk.last]
-        x = x + h
-        return x + self.mlp(self.mlp_norm(x))
 
 
 def causal_mask(max_seq: int) -> Tensor:
@@ -184,8 +175,8 @@ def causal_mask(max_seq: int) -> Tensor:
     `tril` marks what a token may see. `nn.MultiheadAttention` reads a boolean mask the other way round (True =
     blocked), so the mask is made additive, which means the same everywhere.
     """
-    may_look = torch.tril(torch.ones(max_seq, max_seq)).bool()
-    return torch.zeros(max_seq, max_seq).masked_fill(~may_look, -math.inf)
+    may_look = torch.tril(torch.ones(max_seq, max_seq, dtype=torch.bool, device="cpu"))
+    return torch.zeros(max_seq, max_seq, device="cpu").masked_fill(~may_look, -math.inf)
 
 
 def sinusoids(max_seq: int, embed_dim: int) -> Tensor:
@@ -193,33 +184,43 @@ def sinusoids(max_seq: int, embed_dim: int) -> Tensor:
 
     The wavelengths form a geometric series from 2 pi to 4 max_seq, so no two positions in the window look alike.
     """
-    waves = -(-embed_dim // 2)  # half of embed_dim, rounded up
+    waves = math.ceil(embed_dim / 2)
     frequencies = (2 * max_seq / math.pi) ** (-torch.arange(waves) / waves)
     angles = torch.arange(max_seq)[:, None] * frequencies  # (max_seq, waves)
     return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :embed_dim]
 
 
 class TinyGPT(nn.Module):
-    """The whole decoder: ids (B, T) -> logits (B, T, V), where logits[:, t] predicts the token at t + 1."""
+    """The whole decoder: ids (B, T) -> logits (B, T, V), where logits[:, t] predicts the token at t + 1.
+
+    A new model's embeddings are zero: call `init_weights`, or load weights, before it is used.
+    """
 
     def __init__(self, config: TinyGPTConfig):
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.embed_dim)
-        self.position_embedding = nn.Embedding(config.max_seq, config.embed_dim)
+        width = config.embed_dim
+        self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
+        self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(config.max_seq, width), freeze=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(config.embed_dim)
-        self.head = nn.Linear(config.embed_dim, config.vocab_size)
+        self.final_norm = nn.LayerNorm(width, bias=config.bias)
+        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        self.tie()
         self.register_buffer("causal_mask", causal_mask(config.max_seq), persistent=False)
-        if self.head.weight.device.type != "meta":  # there, only the shapes are wanted
-            self.init_weights()
+
+    def tie(self) -> None:
+        """Let the head use the token embedding's weights, if the config says so; needed again after
+        `load_state_dict(…, assign=True)`, which puts a new parameter in each place."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
 
     @torch.no_grad()
-    def init_weights(self) -> None:
+    def init_weights(self) -> "TinyGPT":
         """GPT-2's first weights (Radford et al. 2019): N(0, 0.02²), so small that the first loss is ln V.
 
         2 x num_layers branches add to the residual stream: shrink the end of each, so that their sum stays as small.
+        Returns the model.
         """
         for name, p in self.named_parameters():
             if p.ndim == 2:
@@ -228,14 +229,16 @@ class TinyGPT(nn.Module):
                     p /= math.sqrt(2 * self.config.num_layers)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+        return self
 
     @torch.no_grad()
-    def init_sinusoid(self) -> None:
+    def init_sinusoid(self) -> "TinyGPT":
         """Other first weights: positions as sinusoids, larger embeddings, Xavier (Glorot & Bengio 2010) for the blocks.
 
         Neighbours are alike from the first step on, and the slow first part of training, in which attention finds out
-        who is next to whom, all but disappears.
+        who is next to whom, all but disappears. Returns the model.
         """
+        self.init_weights()
         nn.init.normal_(self.token_embedding.weight, std=0.1)
         self.position_embedding.weight.copy_(0.1 * sinusoids(self.config.max_seq, self.config.embed_dim))
         for block in self.blocks:
@@ -245,75 +248,44 @@ class TinyGPT(nn.Module):
                 nn.init.xavier_uniform_(weight)
             for branch_end in (block.attention.out_proj, block.mlp[2]):
                 branch_end.weight /= math.sqrt(2 * self.config.num_layers)
+        return self
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) of int64, 1 <= T <= max_seq -> logits (B, T, V).
+    def forward(self, ids: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+        """ids (B, T) of int64, 0 <= id < V -> logits (B, T, V), or (B, 1, V) after the last token with last_only.
 
         With a cache, the ids come after the tokens that it holds, and are added to it.
-        Raises ValueError if the shape is wrong, the window is empty or too long, or an id is outside the vocabulary.
+        Raises ValueError if the shape is wrong or the tokens do not fit into max_seq.
         """
-        self.check_ids(ids)
-        if cache is not None:
-            return self.head(self.final_norm(self.extend(ids, cache, [ids.size(1)] * ids.size(0), last_only=False)))
-        positions = torch.arange(ids.size(1), device=ids.device)
-        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
-        mask = self.causal_mask[: ids.size(1), : ids.size(1)]
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.head(self.final_norm(x))
-
-    def next_logits(self, ids: Tensor, cache: KVCache, lengths: list[int] | None = None) -> Tensor:
-        """Logits (B, V) after the last of ids (B, T), which are added to the cache: all that generation needs.
-
-        In a ragged batch only the first lengths[b] of ids[b] are tokens, the rest is padding: the causal mask keeps it
-        from the tokens before it, and later tokens take its slots. Raises ValueError like `forward`.
-        """
-        self.check_ids(ids)
-        x = self.extend(ids, cache, lengths or [ids.size(1)] * ids.size(0), last_only=True)
-        return self.head(self.final_norm(x))[:, 0]
-
-    def extend(self, ids: Tensor, cache: KVCache, lengths: list[int], last_only: bool) -> Tensor:
-        """Add lengths[b] of ids[b] to the cache -> the residual stream (B, T, C), or (B, 1, C) at the last tokens."""
-        starts, time = cache.lengths, ids.size(1)
-        end = max(starts) + time
-        if len(starts) != ids.size(0) or end > cache.max_seq:
-            raise ValueError(f"ids {tuple(ids.shape)} do not fit behind {starts} tokens in a cache of {cache.max_seq}")
-        chunk = self.place_chunk(starts, time, end, ids.device)
-        positions = self.position_embedding.weight[chunk.slots]
-        x = self.token_embedding(ids) + positions
-        cache.lengths = [start + length for start, length in zip(starts, lengths, strict=True)]
-        for layer, block in enumerate(self.blocks[:-1]):
-            x = block.extend(x, cache, layer, chunk)
-        if last_only:  # nothing reads the other tokens' output of the last block
-            chunk.last = torch.tensor(lengths, device=ids.device)[:, None] - 1
-            reached = torch.tensor(cache.lengths, device=ids.device) - 1
-            chunk.mask = self.causal_mask[reached, None, None, :end]
-        return self.blocks[-1].extend(x, cache, len(self.blocks) - 1, chunk)
-
-    def place_chunk(self, starts: list[int], time: int, end: int, device: torch.device) -> Chunk:
-        """The chunk of `time` tokens behind starts[b] tokens of row b."""
-        rows = torch.arange(len(starts), device=device)[:, None]
-        if min(starts) == max(starts):
-            slots = slice(starts[0], end)
-            return Chunk(rows, slots, end, None if time == 1 else self.causal_mask[slots, :end])
-        slots = torch.tensor(starts, device=device)[:, None] + torch.arange(time, device=device)  # (B, T)
-        return Chunk(rows, slots, end, self.causal_mask[slots, :end][:, None])
-
-    def check_ids(self, ids: Tensor) -> None:
-        """Raise ValueError if `forward` cannot take these ids."""
+        start = cache.length if cache is not None else 0
+        end = start + ids.size(-1)
         if ids.ndim != 2 or ids.numel() == 0:
             raise ValueError(f"ids must have shape (batch, time), neither of them 0, not {tuple(ids.shape)}")
-        if ids.size(1) > self.config.max_seq:
-            raise ValueError(f"{ids.size(1)} tokens do not fit into max_seq {self.config.max_seq}: feed the last ones")
-        if torch.compiler.is_compiling():
-            return  # a look at the values would split the compiled graph
-        low, high = (int(end) for end in ids.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size} tokens")
+        if end > self.config.max_seq:
+            raise ValueError(f"{end} tokens do not fit into max_seq {self.config.max_seq}: feed the last ones")
+        positions = torch.arange(start, end, device=ids.device)
+        mask = self.causal_mask[start:end, :end]
+        if cache is not None:
+            if cache.padding is not None:
+                positions, mask = self.skip_padding(positions, mask, cache.padding)
+            elif ids.size(1) == 1:
+                mask = None
+        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
+        for block, layer in zip(self.blocks, cache.layers if cache else [None] * len(self.blocks), strict=True):
+            x = block(x, mask, layer)
+        return self.head(self.final_norm(x[:, -1:] if last_only else x))
+
+    def skip_padding(self, positions: Tensor, mask: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (B, T) and mask (B, 1, T, slots) of rows whose first padding[b] slots hold no token.
+
+        The padding itself has position 0 and sees only itself: a query that sees nothing would give NaN, which the
+        next layer would hand on to the real tokens as 0 times NaN.
+        """
+        slots = torch.arange(mask.size(1), device=mask.device)
+        hidden = (slots < padding[:, None])[:, None] & (slots != positions[:, None])  # (B, T, slots)
+        return (positions - padding[:, None]).clamp(min=0), mask.masked_fill(hidden, -math.inf)[:, None]
 
     def num_parameters(self) -> int:
-        """How many numbers training adjusts."""
+        """How many numbers training adjusts; a tied weight counts once."""
         return sum(p.numel() for p in self.parameters())
 
 

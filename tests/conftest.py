@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
+from support import command as cli
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 try:

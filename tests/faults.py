@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-import cli
-from checkpoint import load_checkpoint
-from run_files import RunPaths, load_newest
+from formats.checkpoint import load_checkpoint
+from support import command as cli
+from training.state import RunPaths, load_newest
 
 OUT = RunPaths(Path("checkpoints/tiny_decoder.pth"))
 # A network and a corpus so small that a run of a few steps takes a fraction of a second.

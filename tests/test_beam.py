@@ -5,9 +5,9 @@ from itertools import product
 import pytest
 import torch
 
-from beam import beam_search
 from conftest import tiny_config
-from decode import Reader
+from sampling.beam import beam_search
+from sampling.decode import Reader
 from tiny_decoder import TinyGPT
 
 VOCABULARY, HORIZON, PROMPT = 4, 4, [1, 2, 3]

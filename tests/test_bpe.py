@@ -5,15 +5,15 @@ import math
 
 import pytest
 
-from checkpoint import load_checkpoint
 from conftest import SMALL_NETWORK, assert_one_error_line, environment
+from corpora.texts import encode_split
 from data_setup import split_text, synthetic_text
-from texts import encode_split
+from formats.checkpoint import load_checkpoint
 from tokenizer import UnknownCharacterWarning, tokenizer_from_plain
 
 library = pytest.importorskip("tokenizers")
 
-from bpe import BPETokenizer, byte_symbols, cut_between_words  # noqa: E402
+from corpora.bpe import BPETokenizer, byte_symbols, cut_between_words  # noqa: E402
 
 TEXT = synthetic_text(30_000)[0]
 TOKENIZER = BPETokenizer.train([TEXT], 400)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from conftest import tiny_config
-from decode import FastStep, Reader
+from sampling.decode import FastStep, Reader
 from tiny_decoder import KVCache, TinyGPT
 
 LENGTHS = (1, 4, 3)  # of the rows of a ragged batch

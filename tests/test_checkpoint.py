@@ -7,8 +7,8 @@ import zipfile
 import pytest
 import torch
 
-from checkpoint import FORMAT, MODEL, TRAINING, load_checkpoint, save_checkpoint, write_atomically
 from conftest import tiny_config
+from formats.checkpoint import FORMAT, MODEL, TRAINING, load_checkpoint, save_checkpoint, write_atomically
 from tiny_decoder import TinyGPT
 from tokenizer import CharTokenizer
 

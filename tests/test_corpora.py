@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-import texts
 from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, environment
+from corpora import texts
+from corpora.texts import Split, Stretch, encode_split, is_token_file, measure, read_blocks
 from data_setup import ShiftedWindowDataset, consecutive_windows, load_corpus, split_documents, split_text
-from texts import Split, Stretch, encode_split, is_token_file, measure, read_blocks
 from tokenizer import CharTokenizer
 
 MIXED = "One, tŵo, 三, 🙂.\r\nnext\rlast\n"
@@ -207,7 +207,7 @@ def test_consecutive_windows_go_once_through_everything(count, tmp_path):
 MEMORY_SCRIPT = """
 from pathlib import Path
 import numpy as np
-import texts
+from corpora import texts
 from data_setup import ShiftedWindowDataset, split_text
 from tokenizer import CharTokenizer
 

@@ -9,9 +9,6 @@ import time
 import pytest
 import torch
 
-import durable
-import run_files
-from checkpoint import load_checkpoint, save_checkpoint
 from conftest import assert_one_error_line
 from faults import (
     OUT,
@@ -29,8 +26,11 @@ from faults import (
     train,
     write_corpus,
 )
-from run_files import RunPaths, keep_earlier_run, load_newest, trim_metrics
+from formats.checkpoint import load_checkpoint, save_checkpoint
+from support import durable
 from tokenizer import CharTokenizer
+from training import state as run_files
+from training.state import RunPaths, keep_earlier_run, load_newest, trim_metrics
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast")
 RUN = [*SMALL_RUN, "--steps", 3, "--eval-every", 1]

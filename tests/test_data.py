@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import data_setup
+from corpora.texts import read_blocks
 from data_setup import Choice, Download, ShiftedWindowDataset, batch_starts, fetch, load_corpus, noise_tokens
-from texts import read_blocks
 
 TEXT = b"Speak, I charge thee, speak!\n" * 40
 

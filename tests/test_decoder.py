@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.peers import gpt2_twin
 from conftest import tiny_config
-from peers import gpt2_twin
 from tiny_decoder import CausalSelfAttention, TinyGPT, TinyGPTConfig, causal_mask, next_token_loss, sinusoids
 
 

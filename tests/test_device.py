@@ -10,7 +10,7 @@ from conftest import ROOT, environment
 
 COUNT = """
 import resource, torch
-from device import keep_freed_memory
+from support.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import data_setup
-from checkpoint import TRAINING, load_checkpoint
 from conftest import ROOT, environment
-from distributed import ALONE, Ranks
+from formats.checkpoint import TRAINING, load_checkpoint
 from main import evaluate
 from recipe import TrainSettings
-from training_run import check_split, resume_run
+from training.distributed import ALONE, Ranks
+from training.run import check_split, resume_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and process groups")
 

@@ -9,22 +9,22 @@ import typing
 import pytest
 import torch
 
-import cli
 import data_setup
 import generate
-import gutenberg
 import main
-import training_run
 from conftest import ROOT, assert_one_error_line
+from corpora import gutenberg
 from faults import OUT, SMALL_RUN, Child, copy_of, files_of, run_here, train, write_corpus
 from recipe import TrainSettings
+from support import command as cli
+from training import run as training_run
 
 # Every command whose flags are a settings class: script, what stands before the flags, the class.
 COMMANDS = {
     "main.py": ((), "recipe.TrainSettings"),
     "generate.py": ((), "generate.SampleSettings"),
     "tokenizer.py": (("train",), "tokenizer.TrainSettings"),
-    "data_setup.py": (("gutenberg",), "gutenberg.FetchSettings"),
+    "data_setup.py": (("gutenberg",), "corpora.gutenberg.FetchSettings"),
 }
 # The flags for which zero or a negative number makes sense.
 ZERO = {
@@ -40,7 +40,7 @@ HUGE = {int: ["9" * 40, "9" * 5000, "1.5", "1e3", "-" + "9" * 40], float: ["-1e3
 def flags():
     """(script, flag, value) for every flag of every command and every bad value."""
     for script, (before, path) in COMMANDS.items():
-        module, name = path.split(".")
+        module, name = path.rsplit(".", 1)
         settings = getattr(importlib.import_module(module), name)
         hints = typing.get_type_hints(settings)
         for field in dataclasses.fields(settings):

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
 import data_setup
-from checkpoint import check_training, load_checkpoint
 from faults import OUT, SMALL_RUN, copy_of, files_of, run_here, write_corpus
+from formats.checkpoint import check_training, load_checkpoint
+from support import command as cli
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies

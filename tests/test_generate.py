@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from checkpoint import save_checkpoint
 from conftest import ROOT, assert_one_error_line, environment
-from explain import Explainer
+from formats.checkpoint import save_checkpoint
+from sampling.explain import Explainer
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
 

@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import gutenberg
 from conftest import SMALL_NETWORK, assert_one_error_line
+from corpora import gutenberg
+from corpora.gutenberg import FetchSettings, fetch_books, read_manifest, strip_licence
 from data_setup import load_corpus
-from gutenberg import FetchSettings, fetch_books, read_manifest, strip_licence
 
 HEADER = "\ufeffThe Project Gutenberg eBook of {0}\r\n\r\nTitle: {0}\r\nAuthor: Nobody\r\n\r\n"
 START = "*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\r\n\r\n"

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint import FORMAT, fingerprint, load_checkpoint
 from conftest import assert_one_error_line
 from faults import NETWORK, OUT, SMALL_RUN, TEXT, copy_of, files_of, flip_a_bit, run_here, write_corpus
-from run_files import RunPaths
+from formats.checkpoint import FORMAT, fingerprint, load_checkpoint
+from training.state import RunPaths
 
 # What each command is given, and which file it reads.
 FLAGS = [flag for flag in SMALL_RUN if flag not in NETWORK]  # a fine-tuned model has its base's shape
@@ -25,11 +25,11 @@ COMMANDS = {
     "resume": (OUT.last, ["main.py", "--resume"]),
     "sample": (OUT.best, ["generate.py", "--max-new-tokens", 3]),
     "train": (OUT.best, ["main.py", *FLAGS, "--init-from", OUT.best, "--steps", 1, "--out", "tuned.pth"]),
-    "merge": (OUT.best, ["lora.py", "merge", OUT.best, "adapter.pth", "merged.pth"]),
+    "merge": (OUT.best, ["training/lora.py", "merge", OUT.best, "adapter.pth", "merged.pth"]),
 }
 ADAPTER_COMMANDS = {
     "sample": (Path("adapter.pth"), ["generate.py", "--lora", "adapter.pth", "--max-new-tokens", 3]),
-    "merge": (Path("adapter.pth"), ["lora.py", "merge", OUT.best, "adapter.pth", "merged.pth"]),
+    "merge": (Path("adapter.pth"), ["training/lora.py", "merge", OUT.best, "adapter.pth", "merged.pth"]),
 }
 commands = pytest.mark.parametrize("command", COMMANDS)
 adapter_commands = pytest.mark.parametrize("command", ADAPTER_COMMANDS)

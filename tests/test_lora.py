@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 
-from checkpoint import Checkpoint, apply_adapter, load_checkpoint, model_digest, save_adapter, save_checkpoint
 from conftest import SMALL_NETWORK, assert_one_error_line, tiny_config
-from lora import (
+from formats.checkpoint import Checkpoint, apply_adapter, load_checkpoint, model_digest, save_adapter, save_checkpoint
+from tiny_decoder import KVCache, TinyGPT, next_token_loss
+from tokenizer import CharTokenizer
+from training.lora import (
     TARGETS,
     LoRAConfig,
     adapter_optimizer,
@@ -18,8 +20,6 @@ from lora import (
     base_weights,
     merge_adapters,
 )
-from tiny_decoder import KVCache, TinyGPT, next_token_loss
-from tokenizer import CharTokenizer
 
 ALL = tuple(TARGETS)
 CONFIG = LoRAConfig(rank=3, alpha=6.0, targets=ALL)
@@ -297,7 +297,7 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
     # Sampled with its adapter or merged, the model writes the same.
-    run("lora.py", "merge", "base.pth", "lora.pth", "merged.pth")
+    run("training/lora.py", "merge", "base.pth", "lora.pth", "merged.pth")
     ids = torch.arange(8)[None]
     merged = load_checkpoint(tmp_path / "merged.pth").model.eval()
     torch.testing.assert_close(merged(ids), one.eval()(ids), atol=1e-5, rtol=0)
@@ -312,7 +312,7 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
     load_checkpoint(tmp_path / "full.pth")
 
     # The wrong base changes nothing.
-    err = run("lora.py", "merge", "full.pth", "lora.pth", "bad.pth", code=2)
+    err = run("training/lora.py", "merge", "full.pth", "lora.pth", "bad.pth", code=2)
     assert_one_error_line(err, "lora.pth is for another base")
     assert not (tmp_path / "bad.pth").exists()
     assert_one_error_line(run("generate.py", "--checkpoint", "full.pth", "--lora", "lora.pth", code=2), "another base")

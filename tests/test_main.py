@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import main
-import training_run
-from checkpoint import TRAINING, load_checkpoint
 from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, environment
+from formats.checkpoint import TRAINING, load_checkpoint
 from recipe import TrainSettings
+from training import run as training_run
 
 OUT = "checkpoints/tiny_decoder.pth"
 SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--average", "0.8", "--eval-every", "6"]

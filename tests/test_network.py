@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import data_setup
-import download
 from conftest import assert_one_error_line
-from download import Download, fetch
+from corpora import download
+from corpora.download import Download, fetch
 from faults import Child
 
 BODY = b"Speak, I charge thee, speak!\n" * 400
@@ -214,7 +214,7 @@ def test_death_of_the_disk_in_mid_download(url, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("durable.os.fsync", full)
+    monkeypatch.setattr("support.durable.os.fsync", full)
     with pytest.raises(OSError, match="text.txt: No space left on device"):
         fetch(source(url + "good"), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from decode import Reader
-from peers import save_for_ctranslate2
+from benchmarks.peers import save_for_ctranslate2
 from sampler import Sampling, generate, row_generators
+from sampling.decode import Reader
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from checkpoint import TRAINING, load_checkpoint
 from conftest import tiny_config
+from formats.checkpoint import TRAINING, load_checkpoint
 from main import evaluate, report, train_step
 from recipe import PRESETS, Muon, TrainSettings, WeightAverage, lr_factor, make_optimizers, noise_share, orthogonalize
 from tiny_decoder import TinyGPT
-from training_run import start_run
+from training.run import start_run
 
 
 def test_the_rate_rises_then_falls_to_zero():

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from conftest import given, settings, st, tiny_config
-from decode import Reader
 from sampler import (
     Sampling,
     draw,
@@ -20,6 +19,7 @@ from sampler import (
     row_generators,
     uniform_numbers,
 )
+from sampling.decode import Reader
 from tiny_decoder import TinyGPT
 
 # Multiples of 1/4, so that ties are common.

@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from conftest import given, st
-from text_stream import TextStream
+from sampling.text_stream import TextStream
 
 
 class Pieces:

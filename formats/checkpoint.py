@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from durable import write_atomically
-from lora import LoRAConfig, adapter_shapes, adapter_weights, add_adapters, base_weights, load_adapter_weights
+from support.durable import write_atomically
 from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask
 from tokenizer import Tokenizer, tokenizer_from_plain
+from training.lora import LoRAConfig, adapter_shapes, adapter_weights, add_adapters, base_weights, load_adapter_weights
 
 FORMAT = 1
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"

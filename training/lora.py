@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-import cli
+from support import command as cli
 from tiny_decoder import TinyGPT
 
 # The matrices of a block that can be adapted, by short names. q, k and v are one packed matrix.
@@ -155,7 +155,11 @@ def adapter_optimizer(model: TinyGPT, lr: float) -> torch.optim.Optimizer:
 
 def main() -> None:
     """The command: `merge`."""
-    from checkpoint import apply_adapter, load_checkpoint, save_checkpoint  # above this module; only a command may
+    from formats.checkpoint import (  # above this module; only a command may
+        apply_adapter,
+        load_checkpoint,
+        save_checkpoint,
+    )
 
     parser = cli.Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="merge")

@@ -19,9 +19,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise ValueError(f"--device {name}: this machine has no such device; try --device cpu") from None
+        raise UserError(f"--device {name}: this machine has no such device; try --device cpu") from None
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"--device {name}: only cpu, cuda and mps can train or sample")
+        raise UserError(f"--device {name}: only cpu, cuda and mps can train or sample")
     return device
 
 

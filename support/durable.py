@@ -83,6 +83,6 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                raise ValueError(refusal) from None
+                raise UserError(refusal) from None
             raise
         yield

@@ -5,7 +5,6 @@ UTF-8 bytes, and the most frequent pair of neighbours is merged into a new token
 of its own, so no text is ever unknown.
 """
 
-import json
 import re
 import sys
 import warnings
@@ -15,8 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-from tokenizer import BOS, REPLACEMENT, UnknownCharacterWarning, check_decodable, describe_unknown, id_dtype
+from support.command import UserError, one_line, user_errors
+from support.plain import check_fields, parse_json
+from tokenizer import (
+    BOS,
+    REPLACEMENT,
+    CharTokenizer,
+    UnknownCharacterWarning,
+    check_decodable,
+    describe_unknown,
+    id_dtype,
+)
 
 
 def byte_symbols() -> dict[str, int]:
@@ -37,18 +45,12 @@ WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)  # up to the last place where
 
 
 def import_library():
-    """The `tokenizers` package; ValueError that says how to get it if it is not installed."""
+    """The `tokenizers` package; UserError that says how to get it if it is not installed."""
     try:
         import tokenizers
     except ImportError:
-        raise ValueError("byte-level BPE needs a package that is not installed: pip install tokenizers") from None
+        raise UserError("byte-level BPE needs a package that is not installed: pip install tokenizers") from None
     return tokenizers
-
-
-def check_vocab_size(vocab_size: int) -> None:
-    """Raise ValueError if so few tokens cannot be every byte and `<bos>`."""
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(f"--vocab-size must be at least {MIN_VOCAB_SIZE} (every byte and {BOS}), not {vocab_size}")
 
 
 def cut_between_words(blocks: Iterable[str], size: int = 2**16) -> Iterator[str]:
@@ -83,18 +85,18 @@ class BPETokenizer:
         Of the JSON only vocabulary and merges are used. Raises ValueError if they are not those of a byte-level BPE.
         """
         try:
-            model = json.loads(text)["model"]
+            model = parse_json(text)["model"]
             vocabulary, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
             tokens = sorted(vocabulary, key=vocabulary.get)
             if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
                 raise ValueError("its ids are not 0, 1, 2, …")
             self._bytes = [b"" if token == BOS else bytes(BYTE_OF[c] for c in token) for token in tokens]
-        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no byte-level BPE ({type(error).__name__})") from None
         if not vocabulary.keys() >= {BOS, *BYTE_OF}:
             raise ValueError(f"its vocabulary must hold {BOS} and every byte")
         if start not in (BOS, "\n"):
-            raise ValueError(f"a text must start after {BOS} or a newline, not {start!r}")
+            raise ValueError(f"a text must start after {BOS} or a newline, not {start[:20]!r}")
         self.library = byte_level(vocabulary, merges)
         self.start = start
         self.vocab_size = len(tokens)
@@ -104,15 +106,15 @@ class BPETokenizer:
 
     @classmethod
     def load(cls, path: Path, start: str = BOS) -> "BPETokenizer":
-        """The tokenizer in a file. Raises ValueError if it holds none, OSError if it cannot be read."""
+        """The tokenizer in a file. Raises UserError if it holds none, OSError if it cannot be read."""
         if not path.is_file():
-            raise ValueError(f"--tokenizer {path}: no such file; make one with: python tokenizer.py train")
+            raise UserError(f"--tokenizer {path}: no such file; make one with: python train_tokenizer.py")
         try:
-            return cls(path.read_text(encoding="utf-8"), start)
+            text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"--tokenizer {path}: it is no text") from None
-        except ValueError as error:
-            raise ValueError(f"--tokenizer {path}: {error}") from None
+            raise UserError(f"--tokenizer {path}: it is no text") from None
+        with user_errors(f"--tokenizer {path}: "):
+            return cls(text, start)
 
     @classmethod
     def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
@@ -120,7 +122,8 @@ class BPETokenizer:
 
         Raises ValueError if vocab_size cannot hold every byte and `<bos>`.
         """
-        check_vocab_size(vocab_size)
+        if vocab_size < MIN_VOCAB_SIZE:
+            raise ValueError(f"a vocabulary must hold {BOS} and every byte: at least {MIN_VOCAB_SIZE} tokens")
         library = byte_level({}, [])
         trainer = import_library().trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -143,25 +146,21 @@ class BPETokenizer:
             encoded = self.library.encode_batch_fast(batch)
             yield np.concatenate([np.array(one.ids, self.id_dtype) for one in encoded])
 
-    def encode_array(self, text: str, unknown: str = "unk") -> np.ndarray:
+    def encode_array(self, text: str) -> np.ndarray:
         """Ids of a text (T,) as an unsigned array. No character is unknown to a byte-level tokenizer.
 
-        Half a surrogate pair is no character: unknown says what becomes of it, as for `CharTokenizer`; "unk" makes it
-        U+FFFD.
+        Half a surrogate pair is no character: it becomes U+FFFD, with one warning.
         """
         positions = [found.start() for found in LONE_SURROGATE.finditer(text)]
         if positions:
-            message = describe_unknown(text, positions)
-            if unknown == "error":
-                raise ValueError(message)
-            if unknown == "unk":
-                warnings.warn(f"{message}; read as {REPLACEMENT}", UnknownCharacterWarning, stacklevel=2)
-            text = LONE_SURROGATE.sub(REPLACEMENT if unknown == "unk" else "", text)
+            message = f"{describe_unknown(text, positions)}; read as {REPLACEMENT}"
+            warnings.warn(message, UnknownCharacterWarning, stacklevel=2)
+            text = LONE_SURROGATE.sub(REPLACEMENT, text)
         return np.concatenate([np.zeros(0, self.id_dtype), *self.encode_blocks([text])])
 
-    def encode(self, text: str, unknown: str = "unk") -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """`encode_array` as a list of ints."""
-        return self.encode_array(text, unknown).tolist()
+        return self.encode_array(text).tolist()
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of some ids; bytes that are no whole character become U+FFFD, `<bos>` nothing.
@@ -175,7 +174,7 @@ class BPETokenizer:
         return b"".join(self._bytes[i] for i in check_decodable(ids, self.vocab_size))
 
     def to_plain(self) -> dict:
-        """Plain data, from which `tokenizer_from_plain` makes an equal tokenizer."""
+        """Plain data from which `tokenizer_from_plain` makes an equal tokenizer."""
         return {"kind": self.kind, "json": self.to_json(), "start": self.start}
 
     def to_json(self) -> str:
@@ -189,7 +188,21 @@ def byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]):
     try:
         tokenizer = library.Tokenizer(library.models.BPE(vocabulary, merges))
     except Exception as error:  # the library raises no narrower one
-        raise ValueError(f"its merges do not fit its vocabulary ({cli.one_line(error)})") from None
+        raise ValueError(f"its merges do not fit its vocabulary ({one_line(error)})") from None
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
     return tokenizer
+
+
+Tokenizer = CharTokenizer | BPETokenizer
+
+
+def tokenizer_from_plain(plain: dict) -> Tokenizer:
+    """The tokenizer that `to_plain` described. Raises ValueError if the description is damaged or of another kind."""
+    check_fields(plain, {"kind": str, "start": str})
+    kinds = {CharTokenizer.kind: (CharTokenizer, "characters"), BPETokenizer.kind: (BPETokenizer, "json")}
+    if plain["kind"] not in kinds:
+        raise ValueError("the tokenizer is of a kind that this version does not know")
+    make, content = kinds[plain["kind"]]
+    check_fields(plain, {content: str})
+    return make(plain[content], plain["start"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from decode import Reader
+from sampling.decode import Reader
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from durable import remove_leftovers, write_atomically
+from support.durable import remove_leftovers, write_atomically
 
 USER_AGENT = "TinyGPT (a small language model for learners)"
 WHOLE_TIME = 600.0  # seconds that one file may take, however steadily it trickles

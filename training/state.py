@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint import TRAINING, Checkpoint, check_training, load_checkpoint
-from durable import locked, remove_leftovers, sync_folder, write_atomically
+from formats.checkpoint import TRAINING, Checkpoint, check_training, load_checkpoint
+from support.durable import locked, remove_leftovers, sync_folder, write_atomically
 
 
 @dataclass(frozen=True)

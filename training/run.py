@@ -12,12 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-import cli
-from checkpoint import adapt, load_checkpoint, model_from_weights, save_adapter, save_checkpoint
+from corpora.texts import count_unknown, encode_split
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
-from device import check_memory, keep_freed_memory, pick_device, pick_dtype
-from distributed import ALONE, Ranks
-from lora import adapter_optimizer, adapter_weights, add_adapters
+from formats.checkpoint import adapt, load_checkpoint, model_from_weights, save_adapter, save_checkpoint
 from recipe import (
     AUTO,
     PRESETS,
@@ -27,10 +24,21 @@ from recipe import (
     make_optimizers,
     restore_optimizer,
 )
-from run_files import RunPaths, check_output, keep_earlier_run, load_newest, load_training, lock_output, trim_metrics
-from texts import count_unknown, encode_split
+from support import command as cli
+from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, CharTokenizer, Tokenizer
+from training.distributed import ALONE, Ranks
+from training.lora import adapter_optimizer, adapter_weights, add_adapters
+from training.state import (
+    RunPaths,
+    check_output,
+    keep_earlier_run,
+    load_newest,
+    load_training,
+    lock_output,
+    trim_metrics,
+)
 
 TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 
@@ -217,7 +225,7 @@ def choose_tokenizer(settings: TrainSettings, corpus: Corpus) -> Tokenizer:
     """The characters of the corpus's training part, or what --tokenizer names."""
     if settings.tokenizer == CharTokenizer.kind:
         return CharTokenizer.from_blocks(corpus.train.blocks(), BOS if corpus.train.separated else None)
-    from bpe import BPETokenizer  # only here: it needs a package that characters do without
+    from corpora.bpe import BPETokenizer  # only here: it needs a package that characters do without
 
     return BPETokenizer.load(Path(settings.tokenizer), BOS if corpus.train.separated else "\n")
 

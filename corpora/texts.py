@@ -5,7 +5,6 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 (`numpy.memmap`); those of a small one stay in memory.
 """
 
-import codecs
 import hashlib
 import json
 import warnings
@@ -17,50 +16,38 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from durable import write_atomically
-from tokenizer import UNK, Tokenizer, UnknownCharacterWarning
+from corpora.bpe import Tokenizer
+from support.command import UserError
+from support.durable import write_atomically
+from tokenizer import UNK, UnknownCharacterWarning
 
 BLOCK = 2**20  # characters or bytes that are looked at in one go
 IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
 
 
 def read_blocks(source: Path | str) -> Iterator[str]:
-    """The characters of a text (a str) or a UTF-8 file (a Path) in blocks of about BLOCK.
+    """The characters of a text (a str) or a UTF-8 file (a Path) in blocks of BLOCK.
 
-    A file's byte order mark is dropped, CRLF and CR become LF. Raises ValueError that names the file and the byte if
+    A file's byte order mark is dropped, CRLF and CR become LF. Raises UserError that names the file and the byte if
     it is not UTF-8, OSError if it cannot be read.
     """
     if isinstance(source, str):
         yield from (source[i : i + BLOCK] for i in range(0, len(source), BLOCK))
         return
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    position, carriage_return, first = 0, "", True
-    with open(source, "rb") as file:
-        while data := file.read(BLOCK):
-            text = carriage_return + decode_block(decoder, data, position, source)
-            position += len(data)
-            if first and text:
-                text, first = text.removeprefix("\ufeff"), False
-            # A CR at the end may be half of a CRLF: it waits for the next block.
-            carriage_return = "\r" if text.endswith("\r") else ""
-            if text := text.removesuffix("\r"):
-                yield text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-    if end := carriage_return + decode_block(decoder, b"", position, source):
-        yield end.replace("\r", "\n")
-
-
-def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, position: int, path: Path) -> str:
-    """The text of the bytes at `position` of a file; none (b"") means that the file ends here."""
-    waiting = len(decoder.getstate()[0])  # bytes of an unfinished character before these
-    try:
-        return decoder.decode(data, final=not data)
-    except UnicodeDecodeError as error:
-        where, byte = position - waiting + error.start, error.object[error.start]
-        raise ValueError(f"{path} is not UTF-8 text: byte {where} is 0x{byte:02x}; convert it to UTF-8") from None
+    with open(source, encoding="utf-8-sig", newline=None) as file:
+        try:
+            while block := file.read(BLOCK):
+                yield block
+        except UnicodeDecodeError as error:
+            # The bytes that Python tried to decode are the last ones that it has read from the file.
+            position = file.buffer.tell() - len(error.object) + error.start
+            byte = error.object[error.start]
+            what = f"byte {position} is 0x{byte:02x}; convert it to UTF-8"
+            raise UserError(f"{source} is not UTF-8 text: {what}") from None
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TextSpan:
     """The characters from start to stop (not included) of a text or file; start 0 is where the document begins."""
 
     source: Path | str = field(repr=False)
@@ -79,23 +66,23 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Split:
-    """The training or the validation part of a corpus: stretches of text, read anew each time they are asked for.
+    """The training or the validation part of a corpus: spans of text, read anew each time they are asked for.
 
     identity: names exactly this text, for the cache of its ids. separated: it is one of several documents' parts, and
     `<bos>` goes before each document.
     """
 
-    stretches: tuple[Stretch, ...]
+    spans: tuple[TextSpan, ...]
     identity: str
     separated: bool = False
 
     def __len__(self) -> int:
         """How many characters."""
-        return sum(stretch.stop - stretch.start for stretch in self.stretches)
+        return sum(span.stop - span.start for span in self.spans)
 
     def blocks(self) -> Iterator[str]:
-        for stretch in self.stretches:
-            yield from stretch.blocks()
+        for span in self.spans:
+            yield from span.blocks()
 
     def text(self) -> str:
         """All of it in one string."""
@@ -129,10 +116,10 @@ def token_blocks(tokenizer: Tokenizer, split: Split, seen: Callable[[int], objec
             seen(len(block))
             yield block
 
-    for stretch in split.stretches:
-        if split.separated and stretch.start == 0:
+    for span in split.spans:
+        if split.separated and span.start == 0:
             yield np.array([tokenizer.bos_id], tokenizer.id_dtype)
-        yield from tokenizer.encode_blocks(watched(stretch.blocks()))
+        yield from tokenizer.encode_blocks(watched(span.blocks()))
 
 
 def mapped_anew(tokens: np.ndarray) -> np.ndarray:

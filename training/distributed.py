@@ -28,7 +28,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-import cli
+from support import command as cli
 
 # How long a rank waits for the others' part of a sum before it takes them for lost, …
 SILENCE = timedelta(seconds=50)

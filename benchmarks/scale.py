@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-import cli
-from bench_tools import print_table
-from device import pick_device
-from distributed import Ranks, joined
+from benchmarks.tools import print_table
 from main import compute_gradients, train_step
 from recipe import PRESETS, TrainSettings
-from training_run import Run, start_run
+from support import command as cli
+from support.device import pick_device
+from training.distributed import Ranks, joined
+from training.run import Run, start_run
 
 PRESET_NAMES = ("tiny", "small")
 ROUNDS = 3  # times that every way of starting has its turn

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-import texts
-from bench_tools import print_table, seconds_of, take_turns
-from checkpoint import read_content
+from benchmarks.tools import print_table, seconds_of, take_turns
+from corpora import texts
 from data_setup import ShiftedWindowDataset, split_text, synthetic_text
+from formats.checkpoint import read_content
 from recipe import PRESETS
 from tokenizer import CharTokenizer
 
@@ -78,7 +78,7 @@ def large_text(sample: str, folder: Path) -> None:
 
 def rates(sample: str) -> None:
     """Characters per second of both tokenizers, BPE beside the library alone."""
-    from bpe import BPETokenizer, cut_between_words
+    from corpora.bpe import BPETokenizer, cut_between_words
 
     text = sample * (BPE_TEXT // len(sample))
     characters, pairs = CharTokenizer.from_text(text), BPETokenizer.train([sample], VOCAB_SIZE)

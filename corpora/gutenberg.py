@@ -7,19 +7,21 @@ connection at a time, a pause between books; a book that is there is not fetched
 stopped. Project Gutenberg asks heavy users to take one of its mirrors: https://www.gutenberg.org/MIRRORS.ALL
 """
 
+import argparse
 import hashlib
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-import cli
-from cli import setting
-from download import BadAnswer, receive
-from durable import write_atomically
+from corpora.download import BadAnswer, receive
+from support.command import UserError, number, one_line, whole
+from support.durable import write_atomically
+from support.plain import parse_json
 
 MIRROR = "https://www.gutenberg.org"
 BOOKS = (
@@ -53,25 +55,6 @@ START, END = (re.compile(MARKER.format(word), re.MULTILINE | re.IGNORECASE) for 
 
 
 @dataclass(frozen=True)
-class FetchSettings:
-    """Every flag of `data_setup.py gutenberg`."""
-
-    books: tuple[int, ...] = setting(
-        (), f"which books, by their ids (without it: {len(BOOKS)} well-known English ones)", group="gutenberg",
-        low=1, high=10**7,
-    )  # fmt: skip
-    mirror: str = setting(MIRROR, "where from: what comes before /cache/epub/ID/pgID.txt", group="gutenberg")
-    pause: float = setting(
-        2.0, "seconds between two books, and before the first retry", group="gutenberg", low=0, high=3600
-    )
-
-    def __post_init__(self):
-        cli.validate(self)
-        if not self.mirror.startswith(("http://", "https://")):
-            raise ValueError(f"--mirror must be a URL that begins with https:// or http://, not {self.mirror!r}")
-
-
-@dataclass(frozen=True)
 class Book:
     """A line of the manifest."""
 
@@ -86,24 +69,41 @@ class Book:
         return f"{self.id}.txt"
 
 
-def fetch_books(settings: FetchSettings, folder: Path) -> dict[int, Book]:
-    """Fetch what is missing of `settings.books`, and return every book that is in the folder, by id.
+def mirror_url(value: str) -> str:
+    """A flag type: a URL."""
+    if not value.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"must be a URL that begins with https:// or http://, not {value[:40]!r}")
+    return value.rstrip("/")
 
-    Raises OSError if a book cannot be had or has no licence markers; those before it stay.
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `data_setup.py gutenberg`, which are the parameters of `fetch_books`."""
+    group = parser.add_argument_group("gutenberg")
+    default = f"(default: {len(BOOKS)} well-known English ones)"
+    group.add_argument("--books", type=whole(1, 10**7), nargs="+", default=BOOKS, metavar="ID", help=default)
+    group.add_argument("--mirror", type=mirror_url, default=MIRROR, help="what comes before /cache/epub/ID/pgID.txt")
+    group.add_argument("--pause", type=number(0, 3600), default=2.0, help="seconds between books (default: 2)")
+
+
+def fetch_books(folder: Path, books: Sequence[int] = BOOKS, mirror: str = MIRROR, pause: float = 2.0) -> dict:
+    """Fetch what is missing of `books` from `mirror`; return every `Book` that is in the folder, by id.
+
+    pause: seconds between two books, and before the first retry. Raises OSError if a book cannot be fetched or has no
+    licence markers; the books before it stay.
     """
-    books = read_manifest(folder) if (folder / "manifest.json").exists() else {}
-    missing = [number for number in dict.fromkeys(settings.books or BOOKS) if not is_intact(books.get(number), folder)]
-    for i, number in enumerate(tqdm(missing, desc="Project Gutenberg", unit="book", disable=None)):
+    found = read_manifest(folder) if (folder / "manifest.json").exists() else {}
+    missing = [book_id for book_id in dict.fromkeys(books) if not is_intact(found.get(book_id), folder)]
+    for i, book_id in enumerate(tqdm(missing, desc="Project Gutenberg", unit="book", disable=None)):
         if i:
-            time.sleep(settings.pause)
-        title, text = fetch_book(number, settings)
+            time.sleep(pause)
+        title, text = fetch_book(f"{mirror}/cache/epub/{book_id}/pg{book_id}.txt", pause)
         data = text.encode("utf-8")
-        book = Book(number, title, len(text), len(data), hashlib.sha256(data).hexdigest())
+        book = Book(book_id, title, len(text), len(data), hashlib.sha256(data).hexdigest())
         write_atomically(folder / book.file, lambda file, data=data: file.write(data))
-        books[number] = book
-        write_manifest(books, folder)
-        tqdm.write(f"{number:6d}  {len(text):10,} characters  {title}")
-    return books
+        found[book_id] = book
+        write_manifest(found, folder)
+        tqdm.write(f"{book_id:6d}  {len(text):10,} characters  {title}")
+    return found
 
 
 def is_intact(book: Book | None, folder: Path) -> bool:
@@ -112,25 +112,24 @@ def is_intact(book: Book | None, folder: Path) -> bool:
     return bool(path) and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == book.sha256
 
 
-def fetch_book(number: int, settings: FetchSettings) -> tuple[str, str]:
-    """Title and text of a book. What may pass (no answer, a busy server, a text cut short) is tried again, each time
-    after twice the pause; raises OSError after ATTEMPTS attempts, or at once if the server says there is no such book.
+def fetch_book(url: str, pause: float) -> tuple[str, str]:
+    """Title and text of a book. A fault that may pass (no answer, a busy server, a text cut short) is tried again, each
+    time after twice the pause. Raises OSError after ATTEMPTS attempts, or at once if the server has no such book.
     """
-    url = f"{settings.mirror.rstrip('/')}/cache/epub/{number}/pg{number}.txt"
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(ATTEMPTS):
         try:
             return strip_licence(read_whole(url), url)
         except OSError as error:
             gone = isinstance(error, BadAnswer) and 400 <= error.status < 500 and error.status != 429
-            if gone or attempt == ATTEMPTS:
+            if gone or attempt == ATTEMPTS - 1:
                 raise
-            tqdm.write(f"{cli.one_line(error)}: trying again")
-            time.sleep(settings.pause * 2 ** (attempt - 1))
+            tqdm.write(f"{one_line(error)}: trying again")
+            time.sleep(pause * 2**attempt)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def read_whole(url: str) -> str:
-    """The UTF-8 text behind a URL, line ends as LF. Raises OSError if it cannot be had, is too large or not UTF-8."""
+    """The UTF-8 text behind a URL, line ends as LF. Raises OSError if there is none, or more than LARGEST bytes."""
     data = bytearray()
     for piece in receive(url):
         data += piece
@@ -158,17 +157,17 @@ def strip_licence(text: str, url: str) -> tuple[str, str]:
 
 def write_manifest(books: dict[int, Book], folder: Path) -> None:
     """Write the list of the books in the folder, by id."""
-    lines = json.dumps([asdict(books[number]) for number in sorted(books)], indent=1, ensure_ascii=False)
+    lines = json.dumps([asdict(books[book_id]) for book_id in sorted(books)], indent=1, ensure_ascii=False)
     write_atomically(folder / "manifest.json", lambda file: file.write(lines.encode("utf-8")))
 
 
 def read_manifest(folder: Path) -> dict[int, Book]:
-    """The books in the folder by id, in the order of their ids. Raises ValueError if there is no manifest, or none."""
+    """The books in the folder, by id and in that order. Raises UserError if the manifest is missing or damaged."""
     path = folder / "manifest.json"
     if not path.is_file():
-        raise ValueError("--data gutenberg: no books yet; fetch them with: python data_setup.py gutenberg")
+        raise UserError("--data gutenberg: no books yet; fetch them with: python data_setup.py gutenberg")
     try:
-        books = [Book(**line) for line in json.loads(path.read_text(encoding="utf-8"))]
+        books = [Book(**line) for line in parse_json(path.read_text(encoding="utf-8"))]
         return {book.id: book for book in sorted(books, key=lambda book: book.id)}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({cli.one_line(error)}): delete it and fetch the books again") from None
+        raise UserError(f"{path} is damaged ({one_line(error)}): delete it and fetch the books again") from None

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from bench_tools import print_table, seconds_of, take_turns
-from checkpoint import load_checkpoint
+from benchmarks.peers import gpt2_twin, save_for_ctranslate2
+from benchmarks.tools import print_table, seconds_of, take_turns
 from data_setup import load_corpus
-from decode import WEIGHTS, FastStep, Reader
-from peers import gpt2_twin, save_for_ctranslate2
+from formats.checkpoint import load_checkpoint
 from sampler import Sampling, generate, row_generators
+from sampling.decode import WEIGHTS, FastStep, Reader
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 SHAPES = {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from device import describe_device
+from support.device import describe_device
 
 
 def machine() -> str:

@@ -1,0 +1,1 @@
+"""More ways to make text, and to look at how it is made."""

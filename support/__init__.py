@@ -1,0 +1,1 @@
+"""What every command stands on: starting, errors, devices, files that survive a crash."""

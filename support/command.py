@@ -1,0 +1,217 @@
+"""What every command shares: flag types, errors of one line, exit codes, signals.
+
+Exit codes: 0 done, 1 file or I/O trouble (OSError), 2 bad input or flags (UserError), 3 training diverged or the
+model gave non-finite numbers (FloatingPointError), 130 / 143 interrupted by SIGINT / SIGTERM (Interrupted). Any other
+exception is a bug and keeps its traceback.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """What the user gave is wrong; the message says what, and what to do about it."""
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal, after its state was saved; `signum` gives the exit code 128 + signum."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def user_errors(prefix: str = "") -> Iterator[None]:
+    """Turn a ValueError into a UserError that begins with `prefix`.
+
+    For the one call that checks what a user gave: around more, it would hide bugs.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+class StopSignal:
+    """Within it, the first SIGINT or SIGTERM is only noted, so that the step can be finished and saved.
+
+    A second SIGINT raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self):
+        self.signum = 0
+
+    def __enter__(self) -> "StopSignal":
+        self.earlier = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self.earlier.items():
+            signal.signal(signum, handler)
+
+    def note(self, signum: int, _frame) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+# --- Flags -------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser without abbreviations, whose errors are UserErrors, for `run` to print."""
+
+    def __init__(self, description: str, **options):
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags)")
+
+
+def flag_of(name: str) -> str:
+    """`max_seq` -> `--max-seq`."""
+    return "--" + name.replace("_", "-")
+
+
+def text(value: str) -> str:
+    """A flag type: any text but an empty one."""
+    if not value:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return value
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A flag type: a whole number from low to high."""
+
+    def parse(value: str) -> int:
+        try:
+            found = int(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, not {value[:40]!r}") from None
+        check(found, value, low=low, high=high)
+        return found
+
+    return parse
+
+
+def number(
+    low: float | None = None, high: float | None = None, above: float | None = None, below: float | None = None
+) -> Callable[[str], float]:
+    """A flag type: a finite number; low and high are inclusive bounds, above and below exclusive ones."""
+
+    def parse(value: str) -> float:
+        try:
+            found = float(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a number, not {value[:40]!r}") from None
+        if not math.isfinite(found):
+            raise argparse.ArgumentTypeError(f"must be a finite number, not {value[:40]}")
+        check(found, value, low, high, above, below)
+        return found
+
+    return parse
+
+
+def check(found: float, value: str, low=None, high=None, above=None, below=None) -> None:
+    """Raise ArgumentTypeError if a number is outside its bounds."""
+    for wrong, words, bound in (
+        (low is not None and found < low, "at least", low),
+        (above is not None and found <= above, "more than", above),
+        (high is not None and found > high, "at most", high),
+        (below is not None and found >= below, "less than", below),
+    ):
+        if wrong:
+            raise argparse.ArgumentTypeError(f"must be {words} {bound}, not {value[:40]}")
+
+
+# --- Running -----------------------------------------------------------------------------------------------------
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line, control characters (which a file may have put there) spelled out."""
+    words = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
+
+
+def print_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """`warnings.showwarning` for commands: one line on stderr, without the place in the source."""
+    print(f"warning: {one_line(message)}", file=sys.stderr)
+
+
+def open_streams() -> None:
+    """Make stdout and stderr fit to print on: closed ones swallow what is printed, ASCII-only ones show \\u00e9.
+
+    A line appears when it is printed, into a pipe or a file too.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the free number, which some later file would get otherwise
+        if getattr(sys, name) is None and number:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        if hasattr(getattr(sys, name), "reconfigure") and number:
+            getattr(sys, name).reconfigure(errors="backslashreplace", line_buffering=True)
+
+
+def silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush of what could not be written is silent."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is one of the ways in which Python, numpy and PyTorch say that there is not enough memory."""
+    words = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in words
+        or "Storage size calculation overflowed" in words
+    )
+
+
+def run(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command and leave the process with the exit code that its outcome calls for."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    open_streams()
+    warnings.showwarning = print_warning
+    code, message = 1, None
+    try:
+        code = command() or 0
+        sys.stdout.flush()
+    except Interrupted as stop:
+        code, message = 128 + stop.signum, f"interrupted: {stop}"
+    except KeyboardInterrupt:
+        code, message = 128 + signal.SIGINT, "interrupted"
+    except FloatingPointError as error:
+        code, message = 3, f"error: {one_line(error)}"
+    except UserError as error:
+        code, message = 2, f"error: {one_line(error)}"
+    except BrokenPipeError:  # whoever read our output has enough
+        silence_stdout()
+        code = 0
+    except OSError as error:
+        silence_stdout()
+        message = f"error: {one_line(error)}"
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        smaller = "--batch-size, --max-seq or --embed-dim in training, --num-samples or --beams in sampling"
+        message = f"error: not enough memory for this; try a smaller {smaller}"
+    if message:
+        with contextlib.suppress(OSError):
+            print(message, file=sys.stderr)
+    raise SystemExit(code)

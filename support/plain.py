@@ -1,0 +1,27 @@
+"""Plain data from a file that anyone may have written: JSON of bounded size, fields of the expected types."""
+
+import json
+
+MOST_BYTES = 2**24  # of JSON that is parsed at all
+MOST_MARKS = 2**20  # of { [ , : in it: each may become an object that takes a hundred bytes
+
+
+def parse_json(text: str) -> object:
+    """`json.loads` that a small text cannot make take gigabytes or the stack. Raises ValueError if it is no such JSON."""
+    if len(text) > MOST_BYTES or sum(map(text.count, "{[,:")) > MOST_MARKS:
+        raise ValueError("its JSON is too large")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"its JSON is damaged ({error})") from None
+
+
+def check_fields(found: object, kinds: dict[str, type | tuple[type, ...]]) -> None:
+    """Raise ValueError unless `found` is a dictionary in which each of these fields is exactly of (one of) its kinds."""
+    if not isinstance(found, dict):
+        raise ValueError("a part of it is no dictionary")
+    for name, kind in kinds.items():
+        if name not in found or type(found[name]) not in (kind if isinstance(kind, tuple) else (kind,)):
+            raise ValueError(f"its entry {name!r} is missing or wrong")
