@@ -5,8 +5,11 @@ import warnings
 import numpy as np
 import pytest
 
-from conftest import given, st
-from tokenizer import CharTokenizer, UnknownCharacterWarning, tokenizer_from_plain
+from corpora.bpe import tokenizer_from_plain
+from tokenizer import CharTokenizer, UnknownCharacterWarning
+
+hypothesis = pytest.importorskip("hypothesis")
+given, st = hypothesis.given, hypothesis.strategies
 
 TOKENIZER = CharTokenizer.from_text("hello\nworld")
 
@@ -30,7 +33,6 @@ def test_unknown_characters_by_brute_force(known, text):
         warnings.simplefilter("ignore", UnknownCharacterWarning)
         replaced = tokenizer.decode(tokenizer.encode(text))
     assert replaced == "".join(c if c in known else "\ufffd" for c in text)
-    assert tokenizer.decode(tokenizer.encode(text, unknown="skip")) == "".join(c for c in text if c in known)
 
 
 def test_ids_follow_the_special_tokens_in_code_point_order():
@@ -51,13 +53,6 @@ def test_unknown_characters_warn_once_with_names_and_positions():
     for words in ("'é' (U+00E9) at 1", "' ' (U+0020) at 5", "'ö' (U+00F6) at 7"):
         assert words in text
     assert ids[1] == TOKENIZER.unk_id
-
-
-def test_unknown_characters_can_be_an_error():
-    with pytest.raises(ValueError, match="'é' .* at 1"):
-        TOKENIZER.encode("hé", unknown="error")
-    with pytest.raises(ValueError, match="unknown must be"):
-        TOKENIZER.encode("h", unknown="ignore")
 
 
 def test_known_text_does_not_warn():

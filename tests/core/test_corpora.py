@@ -9,8 +9,9 @@ import pytest
 
 from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, environment
 from corpora import texts
-from corpora.texts import Split, Stretch, encode_split, is_token_file, measure, read_blocks
-from data_setup import ShiftedWindowDataset, consecutive_windows, load_corpus, split_documents, split_text
+from corpora.texts import Split, TextSpan, encode_split, is_token_file, measure, read_blocks
+from data_setup import ShiftedWindowDataset, consecutive_windows, load_corpus, split_documents
+from support.command import UserError
 from tokenizer import CharTokenizer
 
 MIXED = "One, tŵo, 三, 🙂.\r\nnext\rlast\n"
@@ -54,17 +55,17 @@ def test_any_block_size_reads_what_python_reads(tmp_path, monkeypatch, size):
 def test_other_encodings_name_file_and_byte(tmp_path, monkeypatch, size, data, where, byte):
     monkeypatch.setattr(texts, "BLOCK", size)
     path = written(tmp_path / "bad.txt", data)
-    with pytest.raises(ValueError, match=rf"bad\.txt is not UTF-8 text: byte {where} is 0x{byte:02x}"):
+    with pytest.raises(UserError, match=rf"bad\.txt is not UTF-8 text: byte {where} is 0x{byte:02x}"):
         list(read_blocks(path))
 
 
-def test_a_stretch_is_a_slice(tmp_path, small_blocks):
+def test_a_span_is_a_slice(tmp_path, small_blocks):
     text = "abcdefgé三🙂xyz"
     path = written(tmp_path / "a.txt", text.encode())
     for start in range(len(text)):
         for stop in range(start, len(text) + 1):
             for source in (text, path):
-                assert "".join(Stretch(source, start, stop).blocks()) == text[start:stop]
+                assert "".join(TextSpan(source, start, stop).blocks()) == text[start:stop]
 
 
 # --- Corpora -----------------------------------------------------------------------------------------------------
@@ -73,7 +74,7 @@ def test_a_stretch_is_a_slice(tmp_path, small_blocks):
 def test_one_text_is_split_by_position(tmp_path, small_blocks):
     text = "0123456789é" * 10
     for source in (text, written(tmp_path / "a.txt", text.encode())):
-        corpus = split_text("a", source)
+        corpus = split_documents("a", [source])
         assert (corpus.train.text(), corpus.val.text()) == (text[:99], text[99:])
         assert (len(corpus.train), len(corpus.val)) == (99, 11)
         assert corpus.val.count_bytes() == len(text[99:].encode())
@@ -109,10 +110,10 @@ def test_the_digest_tells_where_one_document_ends():
 
 
 def test_folders_without_texts_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no \.txt file"):
+    with pytest.raises(UserError, match=r"holds no \.txt file"):
         load_corpus(str(tmp_path))
     written(tmp_path / "a.txt", b"")
-    with pytest.raises(ValueError, match="holds 0 characters"):
+    with pytest.raises(UserError, match="holds 0 characters"):
         load_corpus(str(tmp_path))
 
 
@@ -144,7 +145,7 @@ def large(monkeypatch):
 
 def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small_blocks, monkeypatch):
     text = "0123456789" * 100
-    corpus = split_text("x", text)
+    corpus = split_documents("x", [text])
     tokenizer = CharTokenizer.from_text(text)
     cache = tmp_path / "tokens"
     ids = encode_split(tokenizer, corpus.train, cache)
@@ -154,7 +155,7 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
     with monkeypatch.context() as patch:
         patch.setattr(texts, "token_blocks", None)  # a second start encodes nothing
         assert np.array_equal(encode_split(tokenizer, corpus.train, cache), ids)
-    for changed in (split_text("x", text[:-1] + "X").train, corpus.val):
+    for changed in (split_documents("x", [text[:-1] + "X"]).train, corpus.val):
         encode_split(tokenizer, changed, cache)
     encode_split(CharTokenizer.from_text(text + "é"), corpus.train, cache)
     assert len(list(cache.iterdir())) == 4  # another text, another part, another tokenizer: another file
@@ -165,20 +166,20 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
 
 def test_more_than_65536_tokens_take_uint32(tmp_path, large):
     text = "".join(map(chr, range(32, 0x11000))).encode("utf-8", "ignore").decode()
-    corpus = split_text("x", text)
+    corpus = split_documents("x", [text])
     assert encode_split(CharTokenizer.from_text(text), corpus.train, tmp_path).dtype == np.uint32
 
 
 def test_an_encoding_that_fails_leaves_nothing(tmp_path, large):
-    corpus = split_text("x", written(tmp_path / "a.txt", b"a" * 100))
+    corpus = split_documents("x", [written(tmp_path / "a.txt", b"a" * 100)])
     written(tmp_path / "a.txt", b"a" * 80 + b"\xff")
-    with pytest.raises(ValueError, match="byte 80"):
+    with pytest.raises(UserError, match="byte 80"):
         encode_split(CharTokenizer.from_text("a"), corpus.train, tmp_path / "tokens")
     assert list((tmp_path / "tokens").iterdir()) == []
 
 
 def test_unknown_characters_in_a_large_split_are_counted(tmp_path, large, small_blocks):
-    split = Split((Stretch("abcabcabZ", 0, 9),), "x")
+    split = Split((TextSpan("abcabcabZ", 0, 9),), "x")
     with pytest.warns(UserWarning, match="3 of 9 characters"):
         encode_split(CharTokenizer.from_text("ab"), split, tmp_path)
 
@@ -208,7 +209,7 @@ MEMORY_SCRIPT = """
 from pathlib import Path
 import numpy as np
 from corpora import texts
-from data_setup import ShiftedWindowDataset, split_text
+from data_setup import ShiftedWindowDataset, split_documents
 from tokenizer import CharTokenizer
 
 def memory(field):
@@ -217,7 +218,7 @@ def memory(field):
 
 texts.IN_MEMORY = 0
 before = memory('VmRSS')
-corpus = split_text("big", Path("big.txt"))
+corpus = split_documents("big", [Path("big.txt")])
 tokenizer = CharTokenizer.from_blocks(corpus.train.blocks())
 ids = texts.encode_split(tokenizer, corpus.train, Path("tokens"))
 windows = ShiftedWindowDataset(ids, 64)

@@ -9,8 +9,9 @@ import pytest
 
 from conftest import SMALL_NETWORK, assert_one_error_line
 from corpora import gutenberg
-from corpora.gutenberg import FetchSettings, fetch_books, read_manifest, strip_licence
+from corpora.gutenberg import fetch_books, read_manifest, strip_licence
 from data_setup import load_corpus
+from support.command import UserError
 
 HEADER = "\ufeffThe Project Gutenberg eBook of {0}\r\n\r\nTitle: {0}\r\nAuthor: Nobody\r\n\r\n"
 START = "*** START OF THE PROJECT GUTENBERG EBOOK {0} ***\r\n\r\n"
@@ -84,7 +85,7 @@ def library():
 
 
 def fetch(library, folder, *numbers):
-    return fetch_books(FetchSettings(books=numbers, mirror=library.url, pause=0.0), folder)
+    return fetch_books(folder, numbers, library.url, pause=0.0)
 
 
 # --- The text ----------------------------------------------------------------------------------------------------
@@ -131,15 +132,15 @@ def test_what_may_pass_is_tried_again_each_time_after_a_longer_wait(library, tmp
     waits = []
     monkeypatch.setattr(gutenberg.time, "sleep", waits.append)
     library.faults = {1: ["503", "hang up", "short"], 2: ["429", "latin-1"]}
-    fetch_books(FetchSettings(books=(1, 2), mirror=library.url + "/", pause=1.5), tmp_path)
+    fetch_books(tmp_path, (1, 2), library.url, pause=1.5)
     assert waits == [1.5, 3, 6, 1.5, 1.5, 3]  # three retries; the pause between books; two retries
     assert [(tmp_path / f"{n}.txt").read_bytes().decode() for n in (1, 2)] == [clean(1), clean(2)]
 
 
 @pytest.mark.parametrize(
     "fault, words, asked",
-    [("404", "404", 1), ("503", "503", 4), ("no markers", "start marker", 4), ("short", "end marker", 4)]
-)  # fmt: skip
+    [("404", "404", 1), ("503", "503", 4), ("no markers", "start marker", 4), ("short", "end marker", 4)],
+)
 def test_a_book_that_cannot_be_had_is_an_error_and_a_later_run_goes_on(library, tmp_path, fault, words, asked):
     library.faults = {2: [fault] * asked}
     with pytest.raises(OSError, match=words):
@@ -156,10 +157,12 @@ def test_endless_answers_are_cut_off(library, tmp_path, monkeypatch):
         fetch(library, tmp_path, 1)
 
 
-def test_bad_settings_name_the_flag():
-    for settings, flag in (({"books": (0,)}, "--books"), ({"mirror": "ftp://x"}, "--mirror"), ({"pause": -1.0}, "--p")):
-        with pytest.raises(ValueError, match=flag):
-            FetchSettings(**settings)
+@pytest.mark.parametrize("flag, value", [("--books", "0"), ("--mirror", "ftp://x"), ("--pause", "-1")])
+def test_bad_flags_are_named(in_process, tmp_path, flag, value):
+    code, _, err = in_process("data_setup.py", "gutenberg", f"{flag}={value}")
+    assert code == 2
+    assert_one_error_line(err, flag, value)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- The corpus --------------------------------------------------------------------------------------------------
@@ -170,28 +173,28 @@ def test_the_split_is_by_whole_books(library, tmp_path):
     corpus = load_corpus("gutenberg", tmp_path)
     assert corpus.val.text() == clean(2) + clean(12)
     assert corpus.train.text() == "".join(clean(n) for n in (1, *range(3, 12)))
-    assert all(stretch.start == 0 for split in (corpus.train, corpus.val) for stretch in split.stretches)
+    assert all(span.start == 0 for split in (corpus.train, corpus.val) for span in split.spans)
 
 
 def test_books_that_are_missing_few_or_changed_are_errors(library, tmp_path):
-    with pytest.raises(ValueError, match="python data_setup.py gutenberg"):
+    with pytest.raises(UserError, match="python data_setup.py gutenberg"):
         load_corpus("gutenberg", tmp_path)
     folder = tmp_path / "gutenberg"
     fetch(library, folder, 1)
-    with pytest.raises(ValueError, match="one more"):
+    with pytest.raises(UserError, match="one more"):
         load_corpus("gutenberg", tmp_path)
     fetch(library, folder, 2)
     (folder / "2.txt").write_text("something else, long enough", encoding="utf-8")
-    with pytest.raises(ValueError, match="2.txt is not as it was fetched"):
+    with pytest.raises(UserError, match="2.txt is not as it was fetched"):
         load_corpus("gutenberg", tmp_path)
     for text in ("{", "{}", '[{"id": 5}]', "[5]"):
         (folder / "manifest.json").write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match="manifest.json is damaged|cannot be split"):
+        with pytest.raises(UserError, match="manifest.json is damaged|cannot be split"):
             load_corpus("gutenberg", tmp_path)
 
 
 def test_from_the_command_line_to_a_trained_model(library, in_process, tmp_path):
-    arguments = ["gutenberg", "--mirror", library.url, "--pause", "0", "--books", "30", "40"]
+    arguments = ["gutenberg", "--mirror", library.url + "/", "--pause", "0", "--books", "30", "40"]
     code, out, err = in_process("data_setup.py", *arguments)
     assert code == 0 and f"{len(clean(30)):,} characters to train on, {len(clean(40)):,} to validate" in out, err
     manifest = json.loads((tmp_path / "data/gutenberg/manifest.json").read_text(encoding="utf-8"))

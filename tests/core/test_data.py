@@ -13,8 +13,12 @@ import pytest
 import torch
 
 import data_setup
+from corpora import synthetic
+from corpora.download import Download, fetch
+from corpora.synthetic import Choice, synthetic_text
 from corpora.texts import read_blocks
-from data_setup import Choice, Download, ShiftedWindowDataset, batch_starts, fetch, load_corpus, noise_tokens
+from data_setup import ShiftedWindowDataset, batch_starts, load_corpus, noise_tokens
+from support.command import UserError
 
 TEXT = b"Speak, I charge thee, speak!\n" * 40
 
@@ -117,7 +121,7 @@ def test_byte_order_marks_and_line_ends(tmp_path):
 def test_other_encodings_name_file_and_byte(tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes("café".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 text: byte 3 is 0xe9"):
+    with pytest.raises(UserError, match=r"latin.txt is not UTF-8 text: byte 3 is 0xe9"):
         list(read_blocks(path))
 
 
@@ -125,12 +129,12 @@ def test_other_encodings_name_file_and_byte(tmp_path):
 def test_texts_too_short_to_split_are_refused(tmp_path, content):
     path = tmp_path / "short.txt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="short.txt"):
+    with pytest.raises(UserError, match="short.txt"):
         load_corpus(str(path))
 
 
 def test_an_explicit_name_never_falls_back(tmp_path):
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         load_corpus("tiny_shakespeare", tmp_path)
     with pytest.raises(OSError):
         load_corpus("tinyshakespeare", tmp_path, Download("http://127.0.0.1:9/x", "x.txt", 5, "0" * 64))
@@ -250,10 +254,10 @@ def test_an_ambiguous_choice_is_refused():
 
 def test_synthetic_text_is_seeded_and_of_any_length():
     for length in (1, 7, 12_345):
-        text, nats = data_setup.synthetic_text(length)
+        text, nats = synthetic_text(length)
         assert len(text) == len(nats) == length
-    assert data_setup.synthetic_text(500)[0] == data_setup.synthetic_text(12_345)[0][:500]
-    assert data_setup.synthetic_text(500, seed=1)[0] != data_setup.synthetic_text(500)[0]
+    assert synthetic_text(500)[0] == synthetic_text(12_345)[0][:500]
+    assert synthetic_text(500, seed=1)[0] != synthetic_text(500)[0]
 
 
 def test_the_floor_agrees_with_counted_frequencies():
@@ -262,7 +266,7 @@ def test_the_floor_agrees_with_counted_frequencies():
     Words behind "The " have one distribution whatever came before, so its counted entropy must match the nats that
     the generator reports for those very characters.
     """
-    text, nats = data_setup.synthetic_text(400_000, seed=9)
+    text, nats = synthetic_text(400_000, seed=9)
     spans = []
     start = text.find("\nThe ")
     while 0 <= start:
@@ -280,10 +284,10 @@ def test_the_floor_agrees_with_counted_frequencies():
 
 def test_the_floor_is_a_probability_of_the_text():
     """Scored by a parser that shares no code with the generator: it reads the text back, choice by choice."""
-    text, nats = data_setup.synthetic_text(20_000, seed=2)
-    weights = {kind: [rank**-0.5 for rank in range(1, len(words) + 1)] for kind, words in data_setup.WORDS.items()}
-    cue_weights = [rank**-0.5 for rank in range(1, len(data_setup.SPEAKERS) + 1)]
-    sentence_total = sum(weight for weight, _ in data_setup.SENTENCES)
+    text, nats = synthetic_text(20_000, seed=2)
+    weights = {kind: [rank**-0.5 for rank in range(1, len(words) + 1)] for kind, words in synthetic.WORDS.items()}
+    cue_weights = [rank**-0.5 for rank in range(1, len(synthetic.SPEAKERS) + 1)]
+    sentence_total = sum(weight for weight, _ in synthetic.SENTENCES)
     position, total, previous = 0, 0.0, None
 
     def read(options, masses):
@@ -295,27 +299,27 @@ def test_the_floor_is_a_probability_of_the_text():
 
     while position < 19_000:
         names = [i for i in range(len(cue_weights)) if i != previous]
-        previous = names[read([data_setup.SPEAKERS[i] + ":\n" for i in names], [cue_weights[i] for i in names])]
+        previous = names[read([synthetic.SPEAKERS[i] + ":\n" for i in names], [cue_weights[i] for i in names])]
         first = True
         while True:
             if not first and text.startswith("\n", position):
-                total -= math.log(data_setup.SPEECH_ENDS / (sentence_total + data_setup.SPEECH_ENDS))
+                total -= math.log(synthetic.SPEECH_ENDS / (sentence_total + synthetic.SPEECH_ENDS))
                 position += 1
                 break
-            openings = [template.split("{")[0] for _, template in data_setup.SENTENCES]
-            index = read(openings, [weight for weight, _ in data_setup.SENTENCES])
+            openings = [template.split("{")[0] for _, template in synthetic.SENTENCES]
+            index = read(openings, [weight for weight, _ in synthetic.SENTENCES])
             if not first:  # beside the sentences there was the end of the speech to choose
-                total -= math.log(sentence_total / (sentence_total + data_setup.SPEECH_ENDS))
-            for slot in data_setup.SENTENCES[index][1].split("{")[1:]:
+                total -= math.log(sentence_total / (sentence_total + synthetic.SPEECH_ENDS))
+            for slot in synthetic.SENTENCES[index][1].split("{")[1:]:
                 kind, literal = slot.split("}")
-                read([word + literal for word in data_setup.WORDS[kind]], weights[kind])
+                read([word + literal for word in synthetic.WORDS[kind]], weights[kind])
             first = False
     assert nats[:position].sum() == pytest.approx(total, rel=1e-9)
     assert nats.min() >= 0
 
 
 def test_the_corpus_floor_is_that_of_its_validation_targets():
-    text, nats = data_setup.synthetic_text(50_000)
+    text, nats = synthetic_text(50_000)
     corpus = data_setup.synthetic_corpus(50_000)
     assert corpus.train.text() + corpus.val.text() == text
     assert corpus.floor == pytest.approx(nats[45_001:].sum() / 4_999)

@@ -1,0 +1,80 @@
+"""Learn a byte-level BPE tokenizer from a corpus, or look at the tokens of a text.
+
+python train_tokenizer.py --data corpus.txt --vocab-size 1024 --out tokenizer.json
+python train_tokenizer.py --show "some text" --tokenizer tokenizer.json
+"""
+
+import support.start  # noqa: F401  first: Ctrl-C during the imports is one line
+
+import argparse
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from corpora.bpe import MIN_VOCAB_SIZE, BPETokenizer
+from data_setup import load_corpus
+from support.command import Parser, UserError, flag_of, run, text, whole
+from support.durable import write_atomically
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag."""
+    parser = Parser(__doc__)
+    learn = parser.add_argument_group("learn")
+    learn.add_argument("--data", type=text, default="auto", help="the corpus, as in main.py; its training part is read")
+    learn.add_argument(
+        "--vocab-size",
+        type=whole(MIN_VOCAB_SIZE, 2**17),
+        default=1024,
+        help="how many tokens, the 256 bytes and <bos> included (default: %(default)s)",
+    )
+    learn.add_argument("--out", type=text, default="tokenizer.json", help="the file to write (default: %(default)s)")
+    look = parser.add_argument_group("look")
+    look.add_argument("--show", metavar="TEXT", help="print the tokens of this text and their ids; learn nothing")
+    look.add_argument("--tokenizer", type=text, default="tokenizer.json", help="the file (default: %(default)s)")
+    return parser
+
+
+def learn(args: argparse.Namespace) -> None:
+    """Learn a byte-level BPE and write it to a file."""
+    corpus = load_corpus(args.data)
+    blocks = tqdm(corpus.train.blocks(), desc="reading", unit=" blocks", disable=None, leave=False)
+    tokenizer = BPETokenizer.train(blocks, args.vocab_size)
+    write_atomically(Path(args.out), lambda file: file.write(tokenizer.to_json().encode()))
+    tokens = sum(len(ids) for ids in tokenizer.encode_blocks(corpus.val.blocks()))
+    print(f"{args.out}: {tokenizer.vocab_size} tokens, learned from the training part of {corpus.name}")
+    print(f"{len(corpus.val) / tokens:.2f} characters per token on the validation part")
+
+
+def show(tokenizer: BPETokenizer, words: str, width: int) -> None:
+    """Print the pieces of a text with their ids below, in lines of at most `width` columns."""
+    pieces, ids = "", ""
+    for token_id in tokenizer.encode(words):
+        piece = tokenizer.decode_bytes([token_id]).decode("utf-8", "backslashreplace")
+        piece = piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n")
+        column = max(len(piece), len(str(token_id))) + 1
+        if pieces and len(pieces) + column > width:
+            print(f"{pieces.rstrip()}\n{ids.rstrip()}\n")
+            pieces, ids = "", ""
+        pieces, ids = pieces + piece.ljust(column), ids + str(token_id).ljust(column)
+    if pieces:
+        print(f"{pieces.rstrip()}\n{ids.rstrip()}")
+
+
+def main() -> None:
+    """Learn or show."""
+    parser = build_parser()
+    args = parser.parse_args()
+    looking = args.show is not None
+    for name in ("data", "vocab_size", "out") if looking else ("tokenizer",):
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"{flag_of(name)} does nothing {'beside' if looking else 'without'} --show: leave it out")
+    if looking:
+        show(BPETokenizer.load(Path(args.tokenizer)), args.show, shutil.get_terminal_size().columns)
+    else:
+        learn(args)
+
+
+if __name__ == "__main__":
+    run(main)
