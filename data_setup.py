@@ -11,10 +11,8 @@ the first command needs no network.
 import support.start  # noqa: F401  first: Ctrl-C while PyTorch is imported is one line
 
 import dataclasses
-import hashlib
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,15 +22,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from corpora.download import Download, fetch
-from corpora.gutenberg import add_flags, fetch_books, read_manifest
+from corpora.gutenberg import add_flags, fetch_books, gutenberg_corpus
 from corpora.synthetic import synthetic_text
-from corpora.texts import Split, TextSpan, mapped_anew, measure
+from corpora.texts import Corpus, mapped_anew, split_documents
 from support.command import Parser, UserError, one_line, run
 
 DATA_FOLDER = Path("data")
 TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")
-TRAIN_SHARE = 0.9  # of the characters, by position; the rest is the validation split
 
 TINYSHAKESPEARE = Download(
     url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -40,17 +37,6 @@ TINYSHAKESPEARE = Download(
     size=1_115_394,
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """One text or several documents, in two parts."""
-
-    name: str
-    train: Split
-    val: Split
-    sha256: str  # of the whole text in UTF-8; of several documents, of their digests
-    floor: float | None = None  # the lowest possible validation loss, nats per character, where it is known
 
 
 # --- Corpora -----------------------------------------------------------------------------------------------------
@@ -72,9 +58,10 @@ def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSH
     if spec == "gutenberg":
         return gutenberg_corpus(folder / spec)
     if path.is_dir():
-        return split_documents(spec, text_files(path))
+        return folder_corpus(path)
     if not path.is_file():
-        raise UserError(f"--data {spec}: no such file or folder, and not one of {', '.join(NAMES)}")
+        what = "not a regular file" if path.exists() else "no such file or folder"
+        raise UserError(f"--data {spec}: {what}, and not one of {', '.join(NAMES)}")
     return split_documents(spec, [path])
 
 
@@ -98,65 +85,20 @@ def synthetic_corpus(length: int = 1_000_000, seed: int = 0) -> Corpus:
     return dataclasses.replace(corpus, floor=float(nats[len(corpus.train) + 1 :].mean()))
 
 
-def gutenberg_corpus(folder: Path) -> Corpus:
-    """The books in the folder, split by whole books: every tenth, counted from the last, is one to validate on.
+def folder_corpus(folder: Path) -> Corpus:
+    """Every `.txt` file of a folder, in the order of their names; a line on stderr says what was found and left out.
 
-    Raises UserError if there are fewer than two books or one differs from the manifest.
+    Raises UserError if there is none.
     """
-    books = list(read_manifest(folder).values())
-    if len(books) < 2:
-        raise UserError(f"--data gutenberg: {len(books)} book cannot be split by books; fetch one more")
-    train, val = [], []
-    for i, book in enumerate(books):
-        path = folder / book.file
-        size, digest = measure(path)
-        if digest != book.sha256:
-            raise UserError(f"{path} is not as it was fetched: delete it and run python data_setup.py gutenberg again")
-        from_last = len(books) - 1 - i
-        (train if from_last % 10 else val).append(TextSpan(path, 0, size))
-    return assemble_corpus("gutenberg", train, val, [book.sha256 for book in books])
-
-
-def text_files(folder: Path) -> list[Path]:
-    """The `.txt` files of a folder, sorted by name. Raises UserError if there is none."""
-    files = sorted(path for path in folder.glob("*.txt") if path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".txt" and path.is_file())
     if not files:
         raise UserError(f"--data {folder}: the folder holds no .txt file")
-    return files
-
-
-def split_documents(name: str, sources: Sequence[str | Path]) -> Corpus:
-    """The first TRAIN_SHARE of all characters to train on, the rest to validate on; a document may be cut in two.
-
-    sources: texts, or paths of UTF-8 files. Raises UserError if there is too little text to split.
-    """
-    measured = [(source, *measure(source)) for source in sources]
-    measured = [(source, size, digest) for source, size, digest in measured if size]  # empty documents are left out
-    total = sum(size for _, size, _ in measured)
-    cut = int(TRAIN_SHARE * total)
-    if cut < 2 or total - cut < 2:
-        raise UserError(f"{name} holds {total} characters; that is too little to train on")
-    train, val, begin = [], [], 0
-    for source, size, _ in measured:
-        middle = min(max(cut - begin, 0), size)
-        if middle:
-            train.append(TextSpan(source, 0, middle))
-        if middle < size:
-            val.append(TextSpan(source, middle, size))
-        begin += size
-    return assemble_corpus(name, train, val, [digest for _, _, digest in measured])
-
-
-def assemble_corpus(name: str, train: list[TextSpan], val: list[TextSpan], digests: list[str]) -> Corpus:
-    """A corpus of these spans; digests: the sha256 of each document they come from."""
-    several = len(digests) > 1
-    sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if several else digests[0]
-
-    def split(spans: list[TextSpan]) -> Split:
-        ends = [(span.start, span.stop) for span in spans]
-        return Split(tuple(spans), f"{sha256} {ends}", several)
-
-    return Corpus(name, split(train), split(val), sha256)
+    corpus = split_documents(str(folder), files)
+    others = sorted({path.name for path in folder.iterdir()} - {path.name for path in files})
+    skipped = f"; skipped: {', '.join(others[:3])}{', …' if others[3:] else ''}" if others else ""
+    characters = len(corpus.train) + len(corpus.val)
+    print(f"{folder}: {len(files)} documents, {characters:,} characters{skipped}", file=sys.stderr)
+    return corpus
 
 
 # --- Windows -----------------------------------------------------------------------------------------------------
@@ -195,28 +137,36 @@ class ShiftedWindowDataset(Dataset):
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def consecutive_windows(tokens: np.ndarray, max_seq: int, most: int = 2**14) -> Iterator[tuple[Tensor, Tensor]]:
+def consecutive_windows(
+    tokens: np.ndarray, max_seq: int, batch_tokens: int = 2**14, eval_tokens: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs (B, T) and targets (B, T), int64, that go once through all of tokens (N,), N - 1 targets in all.
 
-    T is max_seq, except in a last, shorter window for what is left; B is as large as B x T <= most allows, at least 1.
+    T is max_seq, except in a last, shorter window for what is left. B x T is at most batch_tokens, but B is at least 1.
+    With eval_tokens < N - 1, only that many targets, in whole windows (at least one) spread evenly over the tokens.
     """
-    batch_size = max(1, most // max_seq)
-    whole = (len(tokens) - 1) // max_seq
-    for first in range(0, whole, batch_size):
-        last = min(first + batch_size, whole)
-        ids = torch.from_numpy(mapped_anew(tokens)[first * max_seq : last * max_seq + 1].astype(np.int64))
-        yield ids[:-1].view(-1, max_seq), ids[1:].view(-1, max_seq)
-    if whole * max_seq + 1 < len(tokens):
-        ids = torch.from_numpy(mapped_anew(tokens)[whole * max_seq :].astype(np.int64))
-        yield ids[None, :-1], ids[None, 1:]
+    windows_in_all = (len(tokens) - 1) // max_seq
+    everything = eval_tokens is None or eval_tokens >= len(tokens) - 1
+    count = windows_in_all if everything else min(windows_in_all, max(1, eval_tokens // max_seq))
+    starts = np.arange(count) * windows_in_all // max(1, count) * max_seq
+    batch_size = max(1, batch_tokens // max_seq)
+    for first in range(0, count, batch_size):
+        yield ShiftedWindowDataset(tokens, max_seq).batch(starts[first : first + batch_size])
+    rest = torch.from_numpy(mapped_anew(tokens)[windows_in_all * max_seq :].astype(np.int64))
+    if len(rest) > 1 and (everything or not count):
+        yield rest[None, :-1], rest[None, 1:]
 
 
 @lru_cache(maxsize=2)
 def epoch_starts(num_windows: int, max_seq: int, seed: int, epoch: int) -> np.ndarray:
-    """The windows of one epoch in random order: side by side from a random first one, so every token comes once."""
+    """The windows of one epoch in random order: side by side, so that no token comes twice.
+
+    The first one starts anywhere from which the others still fit: over the epochs every token gets its turn.
+    """
     random = np.random.default_rng([seed, epoch])
-    first = random.integers(min(max_seq, num_windows))
-    return first + max_seq * random.permutation(max(1, num_windows // max_seq))
+    count = max(1, num_windows // max_seq)
+    first = random.integers(num_windows - max_seq * (count - 1))
+    return first + max_seq * random.permutation(count)
 
 
 def batch_starts(
@@ -249,8 +199,8 @@ def noise_tokens(
 ) -> np.ndarray:
     """Tokens to be read in place of the text's in this rank's part of the batch at `step` (B, T); -1: the text's own.
 
-    Each place is hit with probability `share`, by a token from anywhere in the text ("unigram noising", Xie et al.
-    2017, https://arxiv.org/abs/1703.02573). Drawn for the whole batch, so that it does not matter how that is cut.
+    Each place is replaced with probability `share`, by a token from anywhere in the text ("unigram noising", Xie et al.
+    2017, https://arxiv.org/abs/1703.02573). Sampled for the whole batch, so that it does not matter how that is cut.
     """
     random = np.random.default_rng([seed, step, 1])
     hit = random.random((batch_size, dataset.max_seq)) < share

@@ -8,14 +8,15 @@ import support.start  # noqa: F401  first: Ctrl-C during the imports is one line
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from corpora.bpe import MIN_VOCAB_SIZE, BPETokenizer
+from corpora.bpe import MIN_VOCAB_SIZE, BPETokenizer, import_library
 from data_setup import load_corpus
-from support.command import Parser, UserError, flag_of, run, text, whole
-from support.durable import write_atomically
+from support.command import Parser, UserError, flag_of, given_flags, run, text, visible, whole
+from support.durable import check_overwrite, write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,22 +28,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--vocab-size",
         type=whole(MIN_VOCAB_SIZE, 2**17),
         default=1024,
-        help="how many tokens, the 256 bytes and <bos> included (default: %(default)s)",
+        help="how many tokens, the 256 bytes and <bos> included",
     )
-    learn.add_argument("--out", type=text, default="tokenizer.json", help="the file to write (default: %(default)s)")
+    learn.add_argument("--out", type=text, default="tokenizer.json", help="the file to write")
+    learn.add_argument("--force", action="store_true", help="overwrite --out whatever it is")
     look = parser.add_argument_group("look")
     look.add_argument("--show", metavar="TEXT", help="print the tokens of this text and their ids; learn nothing")
-    look.add_argument("--tokenizer", type=text, default="tokenizer.json", help="the file (default: %(default)s)")
+    look.add_argument("--tokenizer", type=text, default="tokenizer.json", help="the file")
     return parser
 
 
 def learn(args: argparse.Namespace) -> None:
     """Learn a byte-level BPE and write it to a file."""
+    import_library()  # if it is missing, better said before anything is read
+    check_overwrite(Path(args.out), lambda path: BPETokenizer(path.read_text(encoding="utf-8")), args.force)
     corpus = load_corpus(args.data)
     blocks = tqdm(corpus.train.blocks(), desc="reading", unit=" blocks", disable=None, leave=False)
     tokenizer = BPETokenizer.train(blocks, args.vocab_size)
-    write_atomically(Path(args.out), lambda file: file.write(tokenizer.to_json().encode()))
     tokens = sum(len(ids) for ids in tokenizer.encode_blocks(corpus.val.blocks()))
+    write_atomically(Path(args.out), lambda file: file.write(tokenizer.to_json().encode()))
     print(f"{args.out}: {tokenizer.vocab_size} tokens, learned from the training part of {corpus.name}")
     print(f"{len(corpus.val) / tokens:.2f} characters per token on the validation part")
 
@@ -52,7 +56,7 @@ def show(tokenizer: BPETokenizer, words: str, width: int) -> None:
     pieces, ids = "", ""
     for token_id in tokenizer.encode(words):
         piece = tokenizer.decode_bytes([token_id]).decode("utf-8", "backslashreplace")
-        piece = piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n")
+        piece = visible(piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n").replace("\t", "\\t"), sys.stdout)
         column = max(len(piece), len(str(token_id))) + 1
         if pieces and len(pieces) + column > width:
             print(f"{pieces.rstrip()}\n{ids.rstrip()}\n")
@@ -67,8 +71,8 @@ def main() -> None:
     parser = build_parser()
     args = parser.parse_args()
     looking = args.show is not None
-    for name in ("data", "vocab_size", "out") if looking else ("tokenizer",):
-        if getattr(args, name) != parser.get_default(name):
+    for name in given_flags(parser, None):
+        if (name in ("show", "tokenizer")) != looking:
             raise UserError(f"{flag_of(name)} does nothing {'beside' if looking else 'without'} --show: leave it out")
     if looking:
         show(BPETokenizer.load(Path(args.tokenizer)), args.show, shutil.get_terminal_size().columns)

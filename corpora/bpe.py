@@ -7,8 +7,10 @@ of its own, so no text is ever unknown.
 
 import re
 import sys
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
@@ -41,6 +43,8 @@ def byte_symbols() -> dict[str, int]:
 BYTE_OF = byte_symbols()
 MIN_VOCAB_SIZE = len(BYTE_OF) + 1  # every byte and <bos>
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+# BPE takes a time that grows with the square of a word's length, and a text may be one word.
+LONG_WORD = r"\S{256}|\s{256}"
 WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)  # up to the last place where a word ends
 
 
@@ -71,6 +75,26 @@ def cut_between_words(blocks: Iterable[str], size: int = 2**16) -> Iterator[str]
         rest = rest[start:]
     if rest:
         yield rest
+
+
+def interruptible(work: Callable[[], object]) -> object:
+    """The result of `work()`, which may stay in a library for minutes, where Python does not notice Ctrl-C.
+
+    Another thread does the work, and KeyboardInterrupt ends the wait. That thread ends with the process.
+    """
+    future = Future()
+
+    def fill() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    return future.result()
 
 
 class BPETokenizer:
@@ -131,7 +155,7 @@ class BPETokenizer:
             initial_alphabet=sorted(BYTE_OF),
             show_progress=sys.stderr.isatty(),
         )
-        library.train_from_iterator(cut_between_words(blocks), trainer)
+        interruptible(lambda: library.train_from_iterator(cut_between_words(blocks), trainer))
         return cls(library.to_str())
 
     @property
@@ -189,7 +213,9 @@ def byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]):
         tokenizer = library.Tokenizer(library.models.BPE(vocabulary, merges))
     except Exception as error:  # the library raises no narrower one
         raise ValueError(f"its merges do not fit its vocabulary ({one_line(error)})") from None
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = library.pre_tokenizers
+    cap = words.Split(library.Regex(LONG_WORD), "isolated")
+    tokenizer.pre_tokenizer = words.Sequence([cap, words.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = library.decoders.ByteLevel()
     return tokenizer
 

@@ -1,7 +1,10 @@
 """Files from the network: whole and right, or not at all."""
 
+import contextlib
 import hashlib
 import http.client
+import queue
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -51,16 +54,41 @@ def receive(url: str, timeout: float = 20.0, whole_time: float = WHOLE_TIME) -> 
     """Yield the bytes behind a URL as they come.
 
     timeout: seconds for the connection and for each wait on it; whole_time: seconds for all of it. Raises OSError that
-    names the URL for everything that can go wrong on the way.
+    names the URL for everything that can go wrong on the way. A thread reads, so that name look-up, connection and
+    headers, which have no deadline of their own, do not outlast whole_time.
     """
+    pieces = queue.Queue(maxsize=64)
+    deadline = time.monotonic() + whole_time
+
+    def pump() -> None:
+        with contextlib.suppress(queue.Full):  # nobody listens any more
+            try:
+                for piece in receive_in_steps(url, timeout):
+                    pieces.put(piece, timeout=whole_time)
+                pieces.put(b"", timeout=whole_time)
+            except OSError as error:
+                pieces.put(error, timeout=whole_time)
+
+    threading.Thread(target=pump, daemon=True).start()
+    while True:
+        try:
+            piece = pieces.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise OSError(f"{url} is too slow: it was not done after {whole_time:g} seconds") from None
+        if isinstance(piece, OSError):
+            raise piece
+        if not piece:
+            return
+        yield piece
+
+
+def receive_in_steps(url: str, timeout: float) -> Iterator[bytes]:
+    """`receive` without a limit for all of it."""
     request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
     opener = urllib.request.build_opener(SameScheme)
-    deadline = time.monotonic() + whole_time
     try:
         with opener.open(request, timeout=timeout) as response:
             while piece := response.read1(2**16):  # what has come, not waiting for more
-                if time.monotonic() > deadline:
-                    raise OSError(f"{url} is too slow: it was not done after {whole_time:g} seconds")
                 yield piece
     except urllib.error.HTTPError as error:
         raise BadAnswer(url, error.code, error.reason) from None
@@ -68,7 +96,7 @@ def receive(url: str, timeout: float = 20.0, whole_time: float = WHOLE_TIME) -> 
         raise OSError(f"cannot reach {url}: {error.reason}") from None
     except TimeoutError:
         raise OSError(f"{url} sent nothing for {timeout:g} seconds") from None
-    except (ConnectionError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise OSError(f"{url} broke off ({type(error).__name__})") from None
 
 
@@ -85,7 +113,16 @@ def fetch(source: Download, folder: Path, timeout: float = 20.0, whole_time: flo
             raise OSError(f"{path} is not the expected file (its sha256 differs): delete it to download it again")
         return path
     remove_leftovers(path, older_than=WHOLE_TIME)  # a younger one may be another process's, alive
-    write_atomically(path, lambda file: download(source, file, timeout, whole_time))
+
+    def fill(file: BinaryIO) -> None:
+        try:
+            download(source, file, timeout, whole_time)
+        except OSError as error:
+            if error.errno:  # the disk, not the network
+                raise
+            raise OSError(f"{error}; you can put the file at {path} by hand (its sha256: {source.sha256})") from None
+
+    write_atomically(path, fill)
     return path
 
 

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,35 +20,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from corpora.download import BadAnswer, receive
-from support.command import UserError, number, one_line, whole
+from corpora.texts import Corpus, TextSpan, assemble_corpus, measure
+from support.command import UserError, number, one_line, visible, whole
 from support.durable import write_atomically
 from support.plain import parse_json
 
 MIRROR = "https://www.gutenberg.org"
-BOOKS = (
-    11,  # Alice's Adventures in Wonderland
-    35,  # The Time Machine
-    36,  # The War of the Worlds
-    43,  # The Strange Case of Dr Jekyll and Mr Hyde
-    74,  # The Adventures of Tom Sawyer
-    76,  # Adventures of Huckleberry Finn
-    84,  # Frankenstein
-    98,  # A Tale of Two Cities
-    100,  # The Complete Works of William Shakespeare
-    120,  # Treasure Island
-    145,  # Middlemarch
-    158,  # Emma
-    161,  # Sense and Sensibility
-    174,  # The Picture of Dorian Gray
-    205,  # Walden
-    345,  # Dracula
-    768,  # Wuthering Heights
-    1260,  # Jane Eyre
-    1342,  # Pride and Prejudice
-    1400,  # Great Expectations
-    1661,  # The Adventures of Sherlock Holmes
-    2701,  # Moby Dick
-)
+# Alice's Adventures in Wonderland, The Time Machine, The War of the Worlds, The Strange Case of Dr Jekyll and Mr
+# Hyde, The Adventures of Tom Sawyer, Adventures of Huckleberry Finn, Frankenstein, A Tale of Two Cities, The Complete
+# Works of William Shakespeare, Treasure Island, Middlemarch, Emma, Sense and Sensibility, The Picture of Dorian Gray,
+# Walden, Dracula, Wuthering Heights, Jane Eyre, Pride and Prejudice, Great Expectations, The Adventures of Sherlock
+# Holmes, Moby Dick.
+BOOKS = (11, 35, 36, 43, 74, 76, 84, 98, 100, 120, 145, 158, 161, 174, 205, 345, 768, 1260, 1342, 1400, 1661, 2701)
 ATTEMPTS = 4  # for each book
 LARGEST = 2**26  # bytes that a book may have
 MARKER = r"^\*\*\* ?{} OF TH(?:E|IS) PROJECT GUTENBERG EBOOK.*\*\*\*[ \t]*$"
@@ -79,30 +63,33 @@ def mirror_url(value: str) -> str:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `data_setup.py gutenberg`, which are the parameters of `fetch_books`."""
     group = parser.add_argument_group("gutenberg")
-    default = f"(default: {len(BOOKS)} well-known English ones)"
-    group.add_argument("--books", type=whole(1, 10**7), nargs="+", default=BOOKS, metavar="ID", help=default)
+    which = f"the books (without it: {len(BOOKS)} well-known English ones)"
+    group.add_argument("--books", type=whole(1, 10**7), nargs="+", default=(), metavar="ID", help=which)
     group.add_argument("--mirror", type=mirror_url, default=MIRROR, help="what comes before /cache/epub/ID/pgID.txt")
-    group.add_argument("--pause", type=number(0, 3600), default=2.0, help="seconds between books (default: 2)")
+    group.add_argument("--pause", type=number(0, 3600), default=2.0, help="seconds between books")
 
 
-def fetch_books(folder: Path, books: Sequence[int] = BOOKS, mirror: str = MIRROR, pause: float = 2.0) -> dict:
-    """Fetch what is missing of `books` from `mirror`; return every `Book` that is in the folder, by id.
+def fetch_books(folder: Path, books: Sequence[int] = (), mirror: str = MIRROR, pause: float = 2.0) -> dict:
+    """Fetch what is missing of `books` (none: BOOKS) from `mirror`; return every `Book` that is in the folder, by id.
 
     pause: seconds between two books, and before the first retry. Raises OSError if a book cannot be fetched or has no
     licence markers; the books before it stay.
     """
     found = read_manifest(folder) if (folder / "manifest.json").exists() else {}
-    missing = [book_id for book_id in dict.fromkeys(books) if not is_intact(found.get(book_id), folder)]
+    missing = [book_id for book_id in dict.fromkeys(books or BOOKS) if not is_intact(found.get(book_id), folder)]
     for i, book_id in enumerate(tqdm(missing, desc="Project Gutenberg", unit="book", disable=None)):
         if i:
             time.sleep(pause)
         title, text = fetch_book(f"{mirror}/cache/epub/{book_id}/pg{book_id}.txt", pause)
         data = text.encode("utf-8")
         book = Book(book_id, title, len(text), len(data), hashlib.sha256(data).hexdigest())
-        write_atomically(folder / book.file, lambda file, data=data: file.write(data))
+        path = folder / book.file
+        if path.exists() and book_id not in found and path.read_bytes() != data:
+            raise UserError(f"{path} is not a book that this command fetched: move it away")
+        write_atomically(path, lambda file, data=data: file.write(data))
         found[book_id] = book
         write_manifest(found, folder)
-        tqdm.write(f"{book_id:6d}  {len(text):10,} characters  {title}")
+        tqdm.write(f"{book_id:6d}  {len(text):10,} characters  {visible(title, sys.stdout)}")
     return found
 
 
@@ -171,3 +158,22 @@ def read_manifest(folder: Path) -> dict[int, Book]:
         return {book.id: book for book in sorted(books, key=lambda book: book.id)}
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): delete it and fetch the books again") from None
+
+
+def gutenberg_corpus(folder: Path) -> Corpus:
+    """The books in the folder, split by whole books: every tenth, counted from the last, is one to validate on.
+
+    Raises UserError if there are fewer than two books or one differs from the manifest.
+    """
+    books = list(read_manifest(folder).values())
+    if len(books) < 2:
+        raise UserError(f"--data gutenberg: {len(books)} book cannot be split by books; fetch one more")
+    train, val = [], []
+    for i, book in enumerate(books):
+        path = folder / book.file
+        size, digest = measure(path)
+        if digest != book.sha256:
+            raise UserError(f"{path} is not as it was fetched: delete it and run python data_setup.py gutenberg again")
+        from_last = len(books) - 1 - i
+        (train if from_last % 10 else val).append(TextSpan(path, 0, size))
+    return assemble_corpus("gutenberg", train, val, [book.sha256 for book in books])

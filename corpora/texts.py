@@ -7,8 +7,9 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +34,8 @@ def read_blocks(source: Path | str) -> Iterator[str]:
     """
     if isinstance(source, str):
         yield from (source[i : i + BLOCK] for i in range(0, len(source), BLOCK))
+        return
+    if source.stat().st_size == 0:  # as /proc/kmsg says of itself, where reading waits for ever
         return
     with open(source, encoding="utf-8-sig", newline=None) as file:
         try:
@@ -94,12 +97,68 @@ class Split:
 
 
 def measure(source: Path | str) -> tuple[int, str]:
-    """How many characters a text has, and the sha256 of its UTF-8 form (of what `read_blocks` gives)."""
-    characters, digest = 0, hashlib.sha256()
+    """How many characters a text has, and the sha256 of its UTF-8 form (of what `read_blocks` gives).
+
+    Raises UserError if a file looks like UTF-16, of which every second byte is NUL where the text is ASCII.
+    """
+    characters, nuls, digest = 0, 0, hashlib.sha256()
     for block in read_blocks(source):
         characters += len(block)
+        nuls += block.count("\0")
         digest.update(block.encode("utf-8", "surrogatepass"))
+    if isinstance(source, Path) and nuls > 0.1 * characters:
+        raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: convert it to UTF-8")
     return characters, digest.hexdigest()
+
+
+# --- Corpora ---------------------------------------------------------------------------------------------------------
+
+TRAIN_SHARE = 0.9  # of the characters, by position; the rest is the validation split
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One text or several documents, in two parts."""
+
+    name: str
+    train: Split
+    val: Split
+    sha256: str  # of the whole text in UTF-8; of several documents, of their digests
+    floor: float | None = None  # the lowest possible validation loss, nats per character, where it is known
+
+
+def split_documents(name: str, sources: Sequence[str | Path]) -> Corpus:
+    """The first TRAIN_SHARE of all characters to train on, the rest to validate on; a document may be cut in two.
+
+    sources: texts, or paths of UTF-8 files. Raises UserError if there is too little text to split.
+    """
+    measured = [(source, *measure(source)) for source in sources]
+    measured = [(source, size, digest) for source, size, digest in measured if size]  # empty documents are left out
+    total = sum(size for _, size, _ in measured)
+    cut = int(TRAIN_SHARE * total)
+    if cut < 2 or total - cut < 2:
+        raise UserError(f"{name} holds {total} characters; that is too little to train on")
+    train, val, begin = [], [], 0
+    for source, size, _ in measured:
+        middle = min(max(cut - begin, 0), size)
+        if middle:
+            train.append(TextSpan(source, 0, middle))
+        if middle < size:
+            val.append(TextSpan(source, middle, size))
+        begin += size
+    return assemble_corpus(name, train, val, [digest for _, _, digest in measured])
+
+
+def assemble_corpus(name: str, train: list[TextSpan], val: list[TextSpan], digests: list[str]) -> Corpus:
+    """A corpus of these spans; digests: the sha256 of each document they come from."""
+    several = len(digests) > 1
+    sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if several else digests[0]
+
+    def split(spans: list[TextSpan]) -> Split:
+        ends = [(span.start, span.stop) for span in spans]
+        return Split(tuple(spans), f"{sha256} {ends}", several)
+
+    return Corpus(name, split(train), split(val), sha256)
 
 
 # --- Token ids ---------------------------------------------------------------------------------------------------
@@ -159,24 +218,33 @@ def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memm
     """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer."""
     key = hashlib.sha256(f"{split.identity} {json.dumps(tokenizer.to_plain())}".encode()).hexdigest()
     path = cache / f"{key[:32]}.npy"
-    if not is_token_file(path):
+    if not is_token_file(path, tokenizer.id_dtype):
         with tqdm(total=len(split), unit="char", unit_scale=True, desc="encoding", disable=None, leave=False) as bar:
             blocks = token_blocks(tokenizer, split, bar.update)
             write_atomically(path, lambda file: write_tokens(file, blocks, tokenizer.id_dtype))
-    return np.load(path, mmap_mode="r")
+    return np.lib.format.open_memmap(path, mode="r")
 
 
-def is_token_file(path: Path) -> bool:
-    """Whether a whole file of ids is there; one that was cut short is not."""
+def is_token_file(path: Path, dtype: np.dtype) -> bool:
+    """Whether `path` is a whole file of ids, as `write_tokens` left it."""
     try:
-        np.load(path, mmap_mode="r")
+        ids = np.lib.format.open_memmap(path, mode="r")
+        with open(path, "rb") as file:
+            file.seek(-hashlib.sha256().digest_size, os.SEEK_END)
+            expected = file.read()
     except (OSError, ValueError):
         return False
-    return True
+    digest = hashlib.sha256()
+    for i in range(0, len(ids) if ids.ndim else 0, BLOCK):
+        digest.update(mapped_anew(ids)[i : i + BLOCK])
+    return ids.dtype == dtype and digest.digest() == expected
 
 
 def write_tokens(file: BinaryIO, blocks: Iterator[np.ndarray], dtype: np.dtype) -> None:
-    """Write ids as a `.npy` file. Their number is known only at the end: the header is written last, in its place."""
+    """Write ids as a `.npy` file with their sha256 behind them.
+
+    Their number is known only at the end: the header is written last, in its place.
+    """
 
     def write_header(count: int) -> int:
         file.seek(0)
@@ -184,9 +252,11 @@ def write_tokens(file: BinaryIO, blocks: Iterator[np.ndarray], dtype: np.dtype) 
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (count,)})
         return file.tell()
 
-    begin, count = write_header(0), 0
+    begin, count, digest = write_header(0), 0, hashlib.sha256()
     for ids in blocks:
         file.write(ids)
+        digest.update(ids)
         count += len(ids)
+    file.write(digest.digest())
     if write_header(count) != begin:
         raise AssertionError("the header of a .npy file has grown over its first ids")

@@ -9,11 +9,12 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 
 class UserError(Exception):
@@ -66,13 +67,22 @@ class StopSignal:
 # --- Flags -------------------------------------------------------------------------------------------------------
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written; defaults where there is one; N for numbers."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, False, (), argparse.SUPPRESS) and "%(default)" not in action.help
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return getattr(action.type, "metavar", None) or action.dest.upper()
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviations, whose errors are UserErrors, for `run` to print."""
 
     def __init__(self, description: str, **options):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-        )
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags)")
@@ -101,6 +111,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         check(found, value, low=low, high=high)
         return found
 
+    parse.metavar = "N"
     return parse
 
 
@@ -119,6 +130,7 @@ def number(
         check(found, value, low, high, above, below)
         return found
 
+    parse.metavar = "X"
     return parse
 
 
@@ -132,6 +144,27 @@ def check(found: float, value: str, low=None, high=None, above=None, below=None)
     ):
         if wrong:
             raise argparse.ArgumentTypeError(f"must be {words} {bound}, not {value[:40]}")
+
+
+def given_flags(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict[str, object]:
+    """The settings that a command line gives, and only those: whatever replaces a sentinel was given."""
+    sentinel = object()
+    names = {action.dest for action in parser._actions}
+    found = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, sentinel))))
+    return {name: value for name, value in found.items() if value is not sentinel}
+
+
+# --- Output ---------------------------------------------------------------------------------------------------------
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all of them but newline and tab
+
+
+def visible(text: str, stream: TextIO) -> str:
+    """The text as it can be written to `stream`: for a terminal, control characters but newline and tab spelled out.
+
+    Text from others could otherwise steer the terminal (set the clipboard, for one). Into a pipe or file it goes as is.
+    """
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text) if stream.isatty() else text
 
 
 # --- Running -----------------------------------------------------------------------------------------------------

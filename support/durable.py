@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from support.command import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -42,6 +44,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
         if isinstance(reason, OSError) and reason.errno:
             raise OSError(f"cannot write {path}: {reason.strerror or reason}") from error
         raise reason from None
+
+
+def check_overwrite(path: Path, is_ours: Callable[[Path], object], force: bool = False) -> None:
+    """Raise UserError if writing `path` would overwrite something that is not an earlier output of the same kind.
+
+    is_ours: reads the file; returns False or raises ValueError, UserError or OSError if it is of another kind. force:
+    overwrite any file; what is not a regular file (a folder, a device) is refused all the same.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file: give another name")
+    ours = force
+    with contextlib.suppress(ValueError, UserError, OSError):
+        ours = ours or is_ours(path)
+    if not ours:
+        raise UserError(f"{path} exists and is not from this command: give another name, or --force to overwrite it")
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,12 +1,19 @@
 """Byte-level BPE: round trips, the library as oracle, the training script, hostile files, a whole run."""
 
+import hashlib
+import io
 import json
 import math
+import os
+import signal
+import sys
+import threading
+import time
 
 import pytest
 
 from conftest import SMALL_NETWORK, assert_one_error_line, environment
-from corpora.bpe import BPETokenizer, byte_symbols, cut_between_words, tokenizer_from_plain
+from corpora.bpe import BPETokenizer, byte_symbols, cut_between_words, interruptible, tokenizer_from_plain
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from data_setup import split_documents
@@ -16,6 +23,7 @@ from tokenizer import UnknownCharacterWarning
 
 library = pytest.importorskip("tokenizers")
 
+CONTROLS = set(map(chr, [*range(32), *range(127, 160)])) - {"\n", "\t"}
 TEXT = synthetic_text(30_000)[0]
 TOKENIZER = BPETokenizer.train([TEXT], 400)
 ODD_TEXTS = [
@@ -81,6 +89,35 @@ def test_a_text_without_word_ends_is_cut_anyway():
     assert [len(piece) for piece in pieces] == [100, 100, 50]
 
 
+@pytest.mark.parametrize("run", ["acgt" * 500, "日" * 700, " " * 900, "ab" + "-" * 1000 + "\n\ncd"])
+def test_words_are_cut_to_a_bounded_length_by_us_and_by_the_file(run):
+    """A word of n bytes costs n² steps: a text without white space took minutes."""
+    theirs = library.Tokenizer.from_str(TOKENIZER.to_json())
+    text = f"one {run} two\n{run}"
+    words = theirs.pre_tokenizer.pre_tokenize_str(text)
+    assert max(len(word) for word, _ in words) <= 257 * 4
+    assert TOKENIZER.encode(text) == theirs.encode(text).ids
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_ends_what_a_library_does():
+    started = time.monotonic()
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 10_000_000))  # seconds in C, without the lock
+    assert time.monotonic() - started < 2
+
+
+def test_what_work_raises_comes_through():
+    def fail():
+        raise UserError("as it was")
+
+    with pytest.raises(UserError, match="as it was"):
+        interruptible(fail)
+    assert interruptible(lambda: 5) == 5
+
+
 def test_half_a_surrogate_pair_is_no_character():
     with pytest.warns(UnknownCharacterWarning, match="U\\+D800.* at 1"):
         assert TOKENIZER.decode(TOKENIZER.encode("a\ud800b")) == "a\ufffdb"
@@ -142,6 +179,13 @@ def test_damaged_files_are_refused(text, tmp_path):
         tokenizer_from_plain({"kind": "bpe", "json": text, "start": "\n"})
 
 
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 # --- Through the commands ----------------------------------------------------------------------------------------
 
 
@@ -187,6 +231,42 @@ def test_one_line_errors(in_process, tmp_path):
     code, _, err = in_process("main.py", *SMALL_NETWORK, "--data", "my.txt", "--tokenizer", "my.txt")
     assert code == 2
     assert_one_error_line(err, "--tokenizer my.txt", "JSON is damaged")
+
+
+def test_no_other_file_is_overwritten(in_process, tmp_path):
+    """`--out my.txt` once replaced the corpus that it had learned from."""
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    flags = ["--data", "my.txt", "--vocab-size", 260]
+    for out, words in (("my.txt", "--force"), ("folder", "not a regular file")):
+        code, _, err = in_process("train_tokenizer.py", *flags, "--out", out)
+        assert code == 2
+        assert_one_error_line(err, out, words)
+    assert (tmp_path / "my.txt").read_text(encoding="utf-8") == TEXT
+    assert in_process("train_tokenizer.py", *flags, "--out", "t.json")[0] == 0
+    assert in_process("train_tokenizer.py", *flags[:-1], 270, "--out", "t.json")[0] == 0  # its own earlier output
+    assert BPETokenizer.load(tmp_path / "t.json").vocab_size == 270
+    assert in_process("train_tokenizer.py", *flags, "--out", "my.txt", "--force")[0] == 0
+    assert BPETokenizer.load(tmp_path / "my.txt").vocab_size == 260
+
+
+@pytest.mark.parametrize(
+    "flags, flag", [(["--show", "x", "--data", "y"], "--data"), (["--tokenizer", "x"], "--tokenizer")]
+)
+def test_a_flag_that_would_do_nothing_is_refused(in_process, flags, flag):
+    code, _, err = in_process("train_tokenizer.py", *flags)
+    assert code == 2
+    assert_one_error_line(err, flag, "does nothing")
+
+
+def test_a_vocabulary_cannot_steer_the_terminal(in_process, tmp_path, monkeypatch):
+    (tmp_path / "t.json").write_text(TOKENIZER.to_json(), encoding="utf-8")
+    show = ["train_tokenizer.py", "--tokenizer", "t.json", "--show", "a\x1b]52;c;eA==\x07b\tc\x9b"]
+    assert "\x1b" in in_process(*show)[1]  # in a pipe it stays
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    in_process(*show)
+    assert sys.stdout.getvalue().isprintable() is False and set(sys.stdout.getvalue()) & CONTROLS == set()
+    assert r"\x1b" in sys.stdout.getvalue() and r"\x07" in sys.stdout.getvalue()
 
 
 def test_files_that_are_no_text_are_refused(tmp_path):

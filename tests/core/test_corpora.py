@@ -59,6 +59,27 @@ def test_other_encodings_name_file_and_byte(tmp_path, monkeypatch, size, data, w
         list(read_blocks(path))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_refused(tmp_path, encoding):
+    """Its bytes are valid UTF-8, half of them NUL."""
+    written(tmp_path / "a.txt", ("It was a dark and stormy night.\n" * 9).encode(encoding))
+    with pytest.raises(UserError, match="a.txt .*UTF-16.*convert it to UTF-8"):
+        load_corpus(str(tmp_path / "a.txt"))
+    written(tmp_path / "b.txt", b"now and then a \0 stays as it is" * 9)
+    assert load_corpus(str(tmp_path / "b.txt")).train.text()[15] == "\0"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_read(tmp_path):
+    """Of a pipe, and of files such as /proc/kmsg, whose size is 0, a read may wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: not a regular file"):
+        load_corpus(str(tmp_path / "pipe"))
+    if os.path.exists("/proc/self/status"):
+        with pytest.raises(UserError, match="/proc/self/status holds 0 characters"):
+            load_corpus("/proc/self/status")
+
+
 def test_a_span_is_a_slice(tmp_path, small_blocks):
     text = "abcdefgé三🙂xyz"
     path = written(tmp_path / "a.txt", text.encode())
@@ -92,10 +113,12 @@ def folder_of_three(folder):
     return folder
 
 
-def test_a_folder_is_its_texts_in_order(tmp_path):
+def test_a_folder_is_its_texts_in_order(tmp_path, capsys):
     corpus = load_corpus(str(folder_of_three(tmp_path / "docs")))
     assert corpus.train.text() == "A" * 45 + "B" * 45
     assert corpus.val.text() == "B" * 5 + "C" * 5
+    said = capsys.readouterr().err
+    assert "4 documents, 100 characters" in said and "skipped: notes.md" in said
     tokenizer = CharTokenizer.from_blocks(corpus.train.blocks(), start="<bos>")
     bos, a, b, unknown = tokenizer.bos_id, 2, 3, tokenizer.unk_id
     assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == [bos] + [a] * 45 + [bos] + [b] * 45
@@ -160,8 +183,27 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
     encode_split(CharTokenizer.from_text(text + "é"), corpus.train, cache)
     assert len(list(cache.iterdir())) == 4  # another text, another part, another tokenizer: another file
     file.write_bytes(file.read_bytes()[:-1])  # cut short by whatever
-    assert not is_token_file(file)
+    assert not is_token_file(file, tokenizer.id_dtype)
     assert np.array_equal(encode_split(tokenizer, corpus.train, cache), ids)
+
+
+@pytest.mark.parametrize("damage", ["other ids", "one bit", "other type", "empty", "no digest"])
+def test_a_token_file_that_changed_is_made_anew(tmp_path, large, damage):
+    """The name alone does not say that the ids are still those of the text."""
+    text = "0123456789" * 100
+    corpus, tokenizer = split_documents("x", [text]), CharTokenizer.from_text(text)
+    ids = encode_split(tokenizer, corpus.train, tmp_path).tolist()
+    (file,) = tmp_path.iterdir()
+    data = file.read_bytes()
+    if damage == "other ids":
+        np.save(file, np.zeros(len(ids), np.uint16))
+    elif damage == "other type":
+        np.save(file, np.zeros(len(ids), np.float64))
+    else:
+        changed = {"one bit": data[:-100] + bytes([data[-100] ^ 1]) + data[-99:], "empty": b"", "no digest": data[:-32]}
+        file.write_bytes(changed[damage])
+    assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == ids
+    assert file.read_bytes() == data
 
 
 def test_more_than_65536_tokens_take_uint32(tmp_path, large):
@@ -195,11 +237,35 @@ def test_windows_of_a_file_equal_windows_in_memory(tmp_path):
         assert one.equal(other)
 
 
+@pytest.mark.parametrize(
+    "count, eval_tokens, starts",
+    [
+        (51, 20, [0, 10, 25, 35]),
+        (52, 10, [0, 25]),
+        (52, 3, [0]),
+        (5, 3, [0]),
+        (101, 50, list(range(0, 100, 10))),
+    ],
+)
+def test_evaluation_of_a_large_split_takes_windows_from_all_of_it(count, eval_tokens, starts):
+    windows = list(consecutive_windows(np.arange(count), 5, batch_tokens=12, eval_tokens=eval_tokens))
+    assert [start for x, _ in windows for start in x[:, 0].tolist()] == starts
+    assert all(y.equal(x + 1) for x, y in windows)
+    assert all(x.shape == (x.shape[0], min(5, count - 1)) and x.numel() <= 12 for x, _ in windows)
+
+
+def test_more_eval_tokens_than_the_split_has_are_all_of_it():
+    for eval_tokens in (None, 51, 1000):
+        windows = list(consecutive_windows(np.arange(52), 5, 3, eval_tokens))
+        assert [i for x, _ in windows for i in x.flatten().tolist()] == list(range(51))
+        assert all(len(x) == 1 for x, _ in windows)  # at least one window, however few tokens a batch may have
+
+
 @pytest.mark.parametrize("count", [2, 5, 6, 7, 50, 51, 52])
 def test_consecutive_windows_go_once_through_everything(count, tmp_path):
     np.save(tmp_path / "ids.npy", np.arange(count, dtype=np.uint16))
     for ids in (np.arange(count), np.load(tmp_path / "ids.npy", mmap_mode="r")):
-        windows = list(consecutive_windows(ids, max_seq=5, most=15))
+        windows = list(consecutive_windows(ids, max_seq=5, batch_tokens=15))
         assert [i for x, _ in windows for i in x.flatten().tolist()] == list(range(count - 1))
         assert [i for _, y in windows for i in y.flatten().tolist()] == list(range(1, count))
         assert all(x.shape[1] == 5 for x, _ in windows[:-1]) and all(x.shape[0] <= 3 for x, _ in windows)

@@ -1,6 +1,8 @@
 """Project Gutenberg, from a server of made-up books with made-up faults."""
 
+import io
 import json
+import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -149,6 +151,25 @@ def test_a_book_that_cannot_be_had_is_an_error_and_a_later_run_goes_on(library, 
     assert list(read_manifest(tmp_path)) == [1] and not (tmp_path / "2.txt").exists()
     fetch(library, tmp_path, 1, 2, 3)
     assert library.asked == {1: 1, 2: asked + 1, 3: 1}
+
+
+def test_a_file_that_was_not_fetched_is_not_overwritten(library, tmp_path):
+    (tmp_path / "1.txt").write_text("my own", encoding="utf-8")
+    (tmp_path / "2.txt").write_bytes(clean(2).encode())  # fetched, and killed before it stood in the manifest
+    fetch(library, tmp_path, 2)
+    with pytest.raises(UserError, match="1.txt is not a book that this command fetched"):
+        fetch(library, tmp_path, 1)
+    assert (tmp_path / "1.txt").read_text(encoding="utf-8") == "my own" and list(read_manifest(tmp_path)) == [2]
+
+
+def test_a_title_cannot_steer_the_terminal(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(gutenberg, "strip_licence", lambda *_: ("A\x1b]52;c;eA==\x07B", "text\n"))
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", shown)
+    fetch(library, tmp_path, 1)
+    assert r"A\x1b]52;c;eA==\x07B" in shown.getvalue() and "\x1b" not in shown.getvalue()
+    assert read_manifest(tmp_path)[1].title == "A\x1b]52;c;eA==\x07B"
 
 
 def test_endless_answers_are_cut_off(library, tmp_path, monkeypatch):

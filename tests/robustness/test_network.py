@@ -88,6 +88,13 @@ class Handler(BaseHTTPRequestHandler):
                     break
                 self.wfile.write(bytes([byte]))
 
+    def slow_header(self):
+        """Header lines, each before the server would count as silent, and no end of them."""
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            while not self.server.released.wait(0.05):
+                self.wfile.write(b"X: y\r\n")
+
     def circle(self):
         self.redirect("/circle")
 
@@ -133,6 +140,7 @@ FAULTS = {
     "endless_header": "broke off",
     "stall": "nothing for 0.5 seconds",
     "trickle": "too slow",
+    "slow_header": "too slow",
     "circle": "302",
     "to_https": "another scheme",
     "to_ftp": "another scheme",
@@ -146,6 +154,8 @@ def test_a_fault_is_an_error_that_leaves_nothing_and_a_retry_starts_clean(url, t
     with pytest.raises(OSError, match=FAULTS[fault]) as failure:
         fetch(source(url + fault), tmp_path, timeout=0.5, whole_time=1.0)
     assert url + fault in str(failure.value) and "\n" not in str(failure.value)
+    by_hand = f"you can put the file at {tmp_path / 'text.txt'} by hand (its sha256: {source('').sha256})"
+    assert by_hand in str(failure.value)
     assert time.monotonic() - started < 4
     assert list(tmp_path.iterdir()) == []
     path = fetch(source(url + "good"), tmp_path)
