@@ -1,123 +1,100 @@
 r"""Sample text from a trained checkpoint.
 
-python generate.py --prompt "ROMEO:"
-python generate.py --prompt "ROMEO:" --beams 4 --stop "\n\n"
-python generate.py --prompt "ROMEO:" --top-k 20 --top-p 0.9 --explain --max-new-tokens 5
+examples:
+  python generate.py --prompt "ROMEO:"
+  python generate.py --prompt "ROMEO:" --beams 4 --stop "\n\n"
+  python generate.py --prompt "ROMEO:" --top-k 20 --top-p 0.9 --explain --max-new-tokens 5
 """
 
+import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
+
+import argparse
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from formats.checkpoint import apply_adapter, load_checkpoint
-from sampler import Sampling, generate, row_generators
+from formats.checkpoint import Tokenizer, load_model
+from sampler import Sampling, SlidingWindow, generate, row_generators
 from sampling.beam import beam_search
-from sampling.decode import WEIGHTS, FastStep, Reader
 from sampling.explain import Explainer
+from sampling.fast_step import FastStep
 from sampling.text_stream import TextStream
-from support import command as cli
-from support.command import setting
+from support.command import Parser, UserError, number, run, text, user_errors, whole
 from support.device import pick_device
-from training.lora import merge_adapters
+from training.lora import apply_adapter, merge_adapters
 
 
-@dataclass(frozen=True)
-class SampleSettings:
+def make_parser() -> Parser:
     """Every flag of generate.py, with its one default."""
-
-    checkpoint: str = setting("checkpoints/tiny_decoder.pth", "the model to sample from", group="input")
-    lora: str | None = setting(None, "an adapter of that model, from main.py --lora-rank", group="input")
-    prompt: str | None = setting(None, "how the text begins; without it, as a new line does", group="input")
-    prompt_file: str | None = setting(None, "a UTF-8 file with a prompt on each line, for one batch", group="input")
-
-    max_new_tokens: int = setting(500, "how many tokens to add", group="length", low=0, high=10**9)
-    stop: tuple[str, ...] = setting(
-        (), "end the text before this string, which \\n may be part of; may be given several times", group="length"
-    )
-    num_samples: int = setting(1, "how many texts for each prompt, all in one batch", group="length", low=1, high=4096)
-
-    temperature: float = setting(
-        0.8, "below 1 bolder, above 1 wilder, 0 always the likeliest token", group="sampling", low=0, high=1e6
-    )
-    top_k: int = setting(0, "choose among the k likeliest tokens, 0 among all", group="sampling", low=0, high=10**9)
-    top_p: float = setting(
-        1.0, "choose among the fewest likeliest tokens that have this probability together", group="sampling",
-        above=0, high=1,
-    )  # fmt: skip
-    min_p: float = setting(
-        0.0, "choose among tokens at least this share as likely as the likeliest", group="sampling", low=0, high=1
-    )
-    repetition_penalty: float = setting(
-        1.0, "above 1 makes tokens that the text already holds less likely", group="sampling", low=1e-3, high=1e6
-    )
-    seed: int | None = setting(
-        None, "same seed, same text; text i of several is seed + i (default: drawn, and shown)", group="sampling",
-        low=0, high=2**63 - 1,
-    )  # fmt: skip
-    explain: bool = setting(False, "show on stderr how the filters treat each token's candidates", group="sampling")
-
-    beams: int = setting(0, "search for the likeliest text with this many beams; 0 samples", group="beam search",
-                         low=0, high=1024)  # fmt: skip
-    n_best: int = setting(1, "how many of the texts found to print, with scores", group="beam search", low=1, high=1024)
-    length_penalty: float = setting(
-        1.0, "divide log-probabilities by length to this power: 0 favours short texts", group="beam search",
-        low=-100, high=100,
-    )  # fmt: skip
-
-    hop: int = setting(
-        1, "tokens that a full window jumps at a time: 1 is exact, more is faster with a shorter view", group="machine",
-        low=1, high=2**14,
-    )  # fmt: skip
-    weights: str = setting(
-        "float32", "precision of the weights for each further token; int8 is faster and close", group="machine",
-        choices=WEIGHTS,
-    )  # fmt: skip
-    device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu", group="machine")
-
-    def __post_init__(self):
-        cli.validate(self)
-        if 0 < self.temperature < 1e-6:
-            raise ValueError(f"--temperature must be 0 or at least 1e-6, not {self.temperature}")
-        if self.prompt is not None and self.prompt_file is not None:
-            raise ValueError("--prompt and --prompt-file exclude each other")
-        if self.beams and (self.num_samples > 1 or self.prompt_file or self.explain):
-            raise ValueError("--beams searches for one prompt: leave --num-samples, --prompt-file and --explain out")
-        if self.n_best > max(1, self.beams):
-            raise ValueError(f"--n-best {self.n_best} needs at least as many --beams, not {self.beams}")
-        if self.explain and (self.num_samples > 1 or self.prompt_file):
-            raise ValueError("--explain shows one text: leave --num-samples and --prompt-file out")
+    parser = Parser(__doc__)
+    add = parser.add_argument_group("input").add_argument
+    add("--checkpoint", type=text, default="checkpoints/tiny_decoder.pth", help="the model to sample from")
+    add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
+    add("--prompt", help="how the text begins; without it, as a new line does")
+    add("--prompt-file", type=text, help="a UTF-8 file with a prompt on each line, for one batch")
+    add = parser.add_argument_group("length").add_argument
+    add("--max-new-tokens", type=whole(0, 10**9), default=500, help="how many tokens to add")
+    add("--stop", type=text, action="append", default=[], help=r"end before this text (\n: a new line); repeatable")
+    add("--num-samples", type=whole(1, 4096), default=1, help="how many texts for each prompt, all in one batch")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 bolder, above 1 wilder, 0 the likeliest token")
+    add("--top-k", type=whole(0, 10**9), default=0, help="choose among the k likeliest tokens, 0 among all")
+    nucleus = "choose among the fewest likeliest tokens that have this probability together"
+    add("--top-p", type=number(above=0, high=1), default=1.0, help=nucleus)
+    add("--min-p", type=number(0, 1), default=0.0, help="choose among tokens at least this share as likely as the best")
+    add("--repetition-penalty", type=number(1e-3, 1e6), default=1.0, help="above 1: tokens in the text are less likely")
+    seeds = "same seed, same text; text i of several has seed + i (default: random, and shown)"
+    add("--seed", type=whole(0, 2**63 - 1), help=seeds)
+    add("--explain", action="store_true", help="show on stderr how the filters treat each token's candidates")
+    add = parser.add_argument_group("beam search").add_argument
+    add("--beams", type=whole(0, 1024), default=0, help="search for the likeliest text with so many beams; 0 samples")
+    add("--n-best", type=whole(1, 1024), default=1, help="how many of the texts found to print, with scores")
+    lengths = "divide log-probabilities by length to this power: 0 favours short texts"
+    add("--length-penalty", type=number(-100, 100), default=1.0, help=lengths)
+    add = parser.add_argument_group("machine").add_argument
+    stride = "tokens that a full window moves at once: 1 is exact and slow (default: half the window)"
+    add("--stride", type=whole(1, 2**14), help=stride)
+    add("--device", type=text, default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
+    return parser
 
 
-def parse_settings(arguments: list[str] | None = None) -> SampleSettings:
-    """The settings that a command line asks for."""
-    parser = cli.Parser(__doc__)
-    cli.add_flags(parser, SampleSettings)
-    given = cli.given_flags(parser.parse_args(arguments))
-    if "stop" in given:  # a newline is hard to type
-        given["stop"] = tuple(text.replace("\\n", "\n") for text in given["stop"])
-    return SampleSettings(**given)
+def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The settings that a command line asks for. Raises UserError that names the flag if they do not go together."""
+    parser = make_parser()
+    settings = parser.parse_args(arguments)
+    settings.stop = tuple(stop.replace("\\n", "\n") for stop in settings.stop)  # a newline is hard to type
+    if 0 < settings.temperature < 1e-6:
+        raise UserError(f"--temperature must be 0 or at least 1e-6, not {settings.temperature}")
+    if settings.prompt is not None and settings.prompt_file is not None:
+        raise UserError("--prompt and --prompt-file exclude each other")
+    if settings.beams and (settings.num_samples > 1 or settings.prompt_file or settings.explain):
+        raise UserError("--beams searches for one prompt: leave --num-samples, --prompt-file and --explain out")
+    if settings.n_best > max(1, settings.beams):
+        raise UserError(f"--n-best {settings.n_best} needs at least as many --beams, not {settings.beams}")
+    if settings.explain and (settings.num_samples > 1 or settings.prompt_file):
+        raise UserError("--explain shows one text: leave --num-samples and --prompt-file out")
+    return settings
 
 
-def read_prompts(settings: SampleSettings) -> list[str]:
+def read_prompts(settings: argparse.Namespace) -> list[str]:
     """One prompt, or those of the prompt file: a line each, empty lines left out.
 
-    Raises ValueError if the file is missing, not UTF-8 or empty, OSError if it cannot be read.
+    Raises UserError if the file is missing, not UTF-8 or empty, OSError if it cannot be read.
     """
     if settings.prompt_file is None:
         return [settings.prompt or ""]
     path = Path(settings.prompt_file)
     if not path.is_file():
-        raise ValueError(f"--prompt-file {path}: no such file")
+        raise UserError(f"--prompt-file {path}: no such file")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt-file {path} is not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"--prompt-file {path} is not UTF-8 text (byte {error.start})") from None
     prompts = [line for line in lines if line]
     if not prompts:
-        raise ValueError(f"--prompt-file {path} holds no prompt")
+        raise UserError(f"--prompt-file {path} holds no prompt")
     return prompts
 
 
@@ -127,22 +104,22 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def sample(settings: SampleSettings, reader: Reader, tokenizer, prompts: list[str], seed: int) -> int:
-    """Print a text for every row of the reader; returns how many tokens were made.
+def sample(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Tokenizer, prompts: list[str]) -> int:
+    """Print a text for every row of the window; returns how many tokens were made.
 
     A single text appears as it is made, several one after the other at the end.
     """
-    sampling = Sampling(
+    filters = Sampling(
         settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
     )
     streams = [TextStream(tokenizer, settings.stop) for _ in prompts]
     watch = Explainer(tokenizer) if settings.explain else None
-    generators = row_generators(seed, len(prompts))
+    generators = row_generators(settings.seed, len(prompts))
     alone = len(prompts) == 1
     made = 0
     if alone:
         write(prompts[0])
-    for chosen in generate(reader, settings.max_new_tokens, generators, sampling, tokenizer.special_ids, watch):
+    for chosen in generate(window, settings.max_new_tokens, generators, filters, tokenizer.special_ids, watch):
         made += sum(not stream.stopped for stream in streams)
         pieces = [stream.add(token) for stream, token in zip(streams, chosen, strict=True)]
         if alone and pieces[0]:
@@ -153,12 +130,12 @@ def sample(settings: SampleSettings, reader: Reader, tokenizer, prompts: list[st
     if alone:
         write(rests[0] + "\n")
     else:
-        for number, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
-            write(f"--- text {number + 1} (seed {seed + number})\n{prompt}{stream.text}\n")
+        for row, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
+            write(f"--- text {row + 1} (seed {settings.seed + row})\n{prompt}{stream.text}\n")
     return made
 
 
-def search(settings: SampleSettings, reader: Reader, tokenizer, prompt: str) -> int:
+def search(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Tokenizer, prompt: str) -> int:
     """Print the texts that beam search finds, best first; returns how many tokens the longest has."""
 
     def cut(tokens: list[int]) -> TextStream:
@@ -169,17 +146,17 @@ def search(settings: SampleSettings, reader: Reader, tokenizer, prompt: str) -> 
         return stream
 
     found = beam_search(
-        reader,
+        window,
         settings.max_new_tokens,
         settings.beams,
         settings.length_penalty,
-        never=tokenizer.special_ids,
+        suppress_tokens=tokenizer.special_ids,
         finished=lambda tokens: bool(settings.stop) and cut(tokens).stopped,
     )
-    for number, hypothesis in enumerate(found[: settings.n_best], start=1):
+    for rank, hypothesis in enumerate(found[: settings.n_best], start=1):
         if settings.n_best > 1:
             scores = f"score {hypothesis.score:.4f}, log-probability {hypothesis.log_probability:.4f}"
-            write(f"--- text {number} ({scores})\n")
+            write(f"--- text {rank} ({scores})\n")
         write(prompt + cut(hypothesis.tokens).text + "\n")
     return max(len(hypothesis.tokens) for hypothesis in found)
 
@@ -189,24 +166,25 @@ def main() -> None:
     settings = parse_settings()
     prompts = read_prompts(settings)
     device = pick_device(settings.device)
-    loaded = load_checkpoint(Path(settings.checkpoint))
+    loaded = load_model(Path(settings.checkpoint))
     if settings.lora:
         apply_adapter(loaded, Path(settings.lora))
         merge_adapters(loaded.model)  # the same weights, without the sum at every token
     model, tokenizer = loaded.model.to(device), loaded.tokenizer
-    copies = settings.beams or settings.num_samples
-    rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts for _ in range(copies)]
-    reader = Reader(model, rows, settings.hop, FastStep(model, settings.weights))
+    prompts = [prompt for prompt in prompts for _ in range(settings.beams or settings.num_samples)]
+    rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts]
+    with user_errors():
+        window = SlidingWindow(model, rows, settings.stride, FastStep(model))
+    if settings.seed is None:
+        settings.seed = torch.seed() % 2**31
     started = time.perf_counter()
     if settings.beams:
-        made, seeded = search(settings, reader, tokenizer, prompts[0]), ""
+        made, seeded = search(settings, window, tokenizer, prompts[0]), ""
     else:
-        seed = settings.seed if settings.seed is not None else torch.seed() % 2**31
-        prompts = [prompt for prompt in prompts for _ in range(copies)]
-        made, seeded = sample(settings, reader, tokenizer, prompts, seed), f", seed {seed}"
+        made, seeded = sample(settings, window, tokenizer, prompts), f", seed {settings.seed}"
     seconds = time.perf_counter() - started
     print(f"{made} tokens, {made / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

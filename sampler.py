@@ -1,4 +1,5 @@
-"""How a trained model makes text: filters on logits (B, V), and the one decode loop that every command samples with.
+"""How a trained model makes text: the sliding window, filters on logits (B, V), and the one loop that every command
+samples with.
 
 The order of the filters is fixed: repetition penalty, temperature, top-k, top-p, min-p. A filter sets what it rejects
 to -inf; softmax then shares the probability among the rest.
@@ -11,7 +12,91 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sampling.decode import Reader
+from tiny_decoder import KVCache, TinyGPT
+
+# --- The window --------------------------------------------------------------------------------------------------
+
+
+class SlidingWindow:
+    """A model reading a batch of texts that grow by one token per row at a time.
+
+    Every row has a window of at most max_seq tokens. While all have room, the cache answers for the tokens before the
+    last. A full window must drop `stride` tokens at its left end to take one more; all its positions, and with them
+    all keys, change, so it is read anew. With stride 1 that is the exact sliding window, and every further token costs
+    a whole window; with stride H only every H-th token does, and the model sees max_seq - H + 1 to max_seq tokens.
+    """
+
+    def __init__(
+        self,
+        model: TinyGPT,
+        prompts: list[list[int]],
+        stride: int | None = None,
+        step: Callable[[Tensor, KVCache], Tensor] | None = None,
+    ):
+        """prompts: the token ids of each row, at least one, of any lengths. stride: half of max_seq if None.
+
+        step: a faster way to feed one token (B, 1) to every row of an unpadded cache, returning the logits (B, V).
+        Raises ValueError for an empty prompt, an id outside the vocabulary, or a stride outside 1 … max_seq.
+        """
+        self.max_seq, vocab_size = model.config.max_seq, model.config.vocab_size
+        self.stride = max(1, self.max_seq // 2) if stride is None else stride
+        if not 1 <= self.stride <= self.max_seq:
+            raise ValueError(f"--stride must be from 1 to the model's window of {self.max_seq} tokens, not {stride}")
+        if not prompts or not all(prompts):
+            raise ValueError("every prompt needs at least one token")
+        if not all(0 <= token < vocab_size for prompt in prompts for token in prompt):
+            raise ValueError(f"a token id is outside the vocabulary of {vocab_size} tokens")
+        self.model = model.eval()
+        self.step = step
+        self.device = model.position_embedding.weight.device
+        self.rows = [list(prompt) for prompt in prompts]
+        self.starts = [max(0, len(row) - self.max_seq) for row in self.rows]  # where each row's window begins
+        self.cache = KVCache(model, len(prompts))
+        self.unread = True  # whether the cache must be filled anew
+
+    @torch.inference_mode()
+    def next_logits(self) -> Tensor:
+        """Logits (B, V), float32, after the last token of every row. Raises FloatingPointError if not finite.
+
+        They come on the CPU: choosing among so few numbers is no work, and takes float64, which not every device has.
+        """
+        for b, row in enumerate(self.rows):
+            if len(row) - self.starts[b] > self.max_seq:
+                self.starts[b] = len(row) - self.max_seq - 1 + self.stride
+                self.unread = True
+        if self.unread:
+            logits = self.read_windows()
+        else:
+            last = torch.tensor([row[-1:] for row in self.rows], device=self.device)  # (B, 1)
+            fast = self.step is not None and self.cache.padding is None
+            logits = self.step(last, self.cache) if fast else self.model(last, self.cache)[:, -1]
+        logits = logits.float().cpu()
+        if not logits.isfinite().all():
+            raise FloatingPointError("the model gave logits that are not finite: its weights are damaged")
+        return logits
+
+    def read_windows(self) -> Tensor:
+        """Fill the cache anew with every row's window, padded on the left; the logits (B, V) after them."""
+        windows = [row[start:] for row, start in zip(self.rows, self.starts, strict=True)]
+        longest = max(map(len, windows))
+        self.cache.clear([longest - len(window) for window in windows])
+        padded = [[0] * (longest - len(window)) + window for window in windows]
+        self.unread = False
+        return self.model(torch.tensor(padded, device=self.device), self.cache, last_only=True)[:, 0]
+
+    def append(self, tokens: list[int]) -> None:
+        """Add one token to every row."""
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(token)
+
+    def reorder(self, rows: list[int]) -> None:
+        """Row i becomes what row rows[i] was, history, window and cache."""
+        self.rows = [list(self.rows[row]) for row in rows]
+        self.starts = [self.starts[row] for row in rows]
+        self.cache.reorder(rows)
+
+
+# --- Filters: logits (B, V) -> logits (B, V) -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -23,9 +108,6 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-
-
-# --- Filters: logits (B, V) -> logits (B, V) -----------------------------------------------------------------------
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -88,7 +170,7 @@ def filter_stages(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> li
     return stages
 
 
-# --- Drawing -----------------------------------------------------------------------------------------------------
+# --- Sampling ----------------------------------------------------------------------------------------------------
 
 
 def row_generators(seed: int, count: int) -> list[torch.Generator]:
@@ -106,7 +188,7 @@ def uniform_numbers(generators: list[torch.Generator], ahead: int = 64) -> Itera
         yield from torch.stack(block, dim=1)
 
 
-def draw(probabilities: Tensor, uniforms: Tensor) -> list[int]:
+def sample(probabilities: Tensor, uniforms: Tensor) -> list[int]:
     """One token per row of probabilities (B, V), float64: where uniforms (B, 1) fall on the cumulative distribution."""
     cumulative = probabilities.cumsum(-1)
     # right=True: a token of probability zero spans no part of the line, so it is never chosen.
@@ -115,40 +197,31 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> list[int]:
     return torch.minimum(chosen, cumulative.argmax(-1, keepdim=True))[:, 0].tolist()
 
 
-# --- The loop ----------------------------------------------------------------------------------------------------
-
-
 def generate(
-    reader: Reader,
+    window: SlidingWindow,
     max_new_tokens: int,
     generators: list[torch.Generator],
     sampling: Sampling,
-    never: tuple[int, ...] = (),
+    suppress_tokens: tuple[int, ...] = (),
     watch: Callable[[list[tuple[str, Tensor]], list[int]], None] | None = None,
 ) -> Iterator[list[int]]:
-    """Yield, max_new_tokens times, the next token of every row: a list of B ids, which the reader's rows grow by.
+    """Yield, max_new_tokens times, the next token of every row: a list of B ids, which the window's rows grow by.
 
-    generators: one per row. Tokens in `never` (the special ones) are never drawn. `watch` is shown each step: the
-    outcomes of the filters and the tokens drawn. Raises FloatingPointError if the logits are not finite.
+    generators: one per row. suppress_tokens (the special ones) are never sampled. `watch` is shown each step: the
+    outcomes of the filters and the tokens sampled. Raises FloatingPointError if the logits are not finite.
     """
-    banned = torch.zeros(reader.model.config.vocab_size)
-    banned[list(never)] = -torch.inf
-    seen = seen_tokens(reader) if sampling.repetition_penalty != 1 else None
+    vocab_size = window.model.config.vocab_size
+    suppressed = torch.zeros(vocab_size)
+    suppressed[list(suppress_tokens)] = -torch.inf
+    seen = torch.zeros(len(window.rows), vocab_size, dtype=torch.bool)  # which tokens each row's text holds so far
+    for row, tokens in zip(seen, window.rows, strict=True):
+        row[tokens] = True
     uniforms = uniform_numbers(generators)
     for _ in range(max_new_tokens):
-        stages = filter_stages(reader.next_logits() + banned, seen, sampling)
-        chosen = draw(stages[-1][1].double().softmax(-1), next(uniforms))
+        stages = filter_stages(window.next_logits() + suppressed, seen, sampling)
+        chosen = sample(stages[-1][1].double().softmax(-1), next(uniforms))
         if watch:
             watch(stages, chosen)
-        reader.append(chosen)
-        if seen is not None:
-            seen[range(len(chosen)), chosen] = True
+        window.append(chosen)
+        seen[range(len(chosen)), chosen] = True
         yield chosen
-
-
-def seen_tokens(reader: Reader) -> Tensor:
-    """Which tokens each row's text holds so far: (B, V), bool."""
-    seen = torch.zeros(len(reader.rows), reader.model.config.vocab_size, dtype=torch.bool)
-    for row, tokens in zip(seen, reader.rows, strict=True):
-        row[tokens] = True
-    return seen

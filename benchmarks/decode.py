@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from sampling.decode import WEIGHTS, FastStep, Reader
 from torch.nn.functional import cross_entropy
 
 from benchmarks.peers import gpt2_twin, save_for_ctranslate2
@@ -13,7 +14,6 @@ from benchmarks.tools import print_table, seconds_of, take_turns
 from data_setup import load_corpus
 from formats.checkpoint import load_checkpoint
 from sampler import Sampling, generate, row_generators
-from sampling.decode import WEIGHTS, FastStep, Reader
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 SHAPES = {

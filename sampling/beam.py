@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sampling.decode import Reader
+from sampler import SlidingWindow
 
 
 @dataclass(frozen=True)
@@ -23,31 +23,31 @@ class Hypothesis:
 
 
 def beam_search(
-    reader: Reader,
+    window: SlidingWindow,
     max_new_tokens: int,
     width: int,
     length_penalty: float = 1.0,
-    never: tuple[int, ...] = (),
+    suppress_tokens: tuple[int, ...] = (),
     finished: Callable[[list[int]], bool] = lambda tokens: False,
 ) -> list[Hypothesis]:
     """Up to `width` continuations of one prompt, best score first.
 
-    The reader holds the prompt `width` times, and follows the beams: history, window and cache. Tokens in `never` are
+    The window holds the prompt `width` times, and follows the beams: history, window and cache. suppress_tokens are
     left out. length_penalty 0 compares sums, which favours short texts, 1 means per token. Raises FloatingPointError
     if the logits are not finite.
     """
-    if len(reader.rows) != width:
-        raise ValueError(f"a beam of width {width} needs a reader of as many rows, not {len(reader.rows)}")
+    if len(window.rows) != width:
+        raise ValueError(f"a beam of width {width} needs a window of as many rows, not {len(window.rows)}")
 
     def hypothesis(tokens: list[int], total: float) -> Hypothesis:
         return Hypothesis(tokens, total, total / max(1, len(tokens)) ** length_penalty)
 
-    beams: list[list[int]] = [[]]  # the live texts, best first; the reader's rows beyond them are idle
+    beams: list[list[int]] = [[]]  # the live texts, best first; the window's rows beyond them are idle
     totals = torch.zeros(1, dtype=torch.float64)
     done: list[Hypothesis] = []
     for _ in range(max_new_tokens):
-        log_probabilities = reader.next_logits()[: len(beams)].double().log_softmax(-1)
-        log_probabilities[:, list(never)] = -torch.inf
+        log_probabilities = window.next_logits()[: len(beams)].double().log_softmax(-1)
+        log_probabilities[:, list(suppress_tokens)] = -torch.inf
         candidates = (totals[:, None] + log_probabilities).flatten()  # (beams x V)
         best = candidates.topk(min(2 * width, len(candidates)))  # twice the width, as some of them may be finished
         alive: list[tuple[int, list[int], float]] = []  # parent, tokens, total
@@ -65,7 +65,7 @@ def beam_search(
         if not beams:
             break
         idle = width - len(beams)
-        reader.reorder([parent for parent, _tokens, _total in alive] + [0] * idle)
-        reader.append([tokens[-1] for tokens in beams] + [0] * idle)
+        window.reorder([parent for parent, _tokens, _total in alive] + [0] * idle)
+        window.append([tokens[-1] for tokens in beams] + [0] * idle)
     done += [hypothesis(tokens, total) for tokens, total in zip(beams, totals.tolist(), strict=True)]
     return sorted(done, key=lambda found: -found.score)[:width]

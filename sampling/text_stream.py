@@ -7,7 +7,7 @@ characters may be the beginning of a stop string. Both are held back until the n
 import codecs
 import functools
 
-from tokenizer import Tokenizer
+from formats.checkpoint import Tokenizer
 
 
 class TextStream:

@@ -7,11 +7,13 @@ import sys
 import torch
 from torch import Tensor
 
+from support.command import UserError
+
 
 def pick_device(name: str) -> torch.device:
     """The device that `name` stands for; "auto" is the first that is there of cuda, mps and cpu.
 
-    Raises ValueError if there is no such device.
+    Raises UserError if there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -55,7 +57,7 @@ def keep_freed_memory() -> None:
 
 
 def check_memory(least: int, device: torch.device) -> None:
-    """Raise ValueError if `least` bytes are more than the device has in all, where that can be found out.
+    """Raise UserError if `least` bytes are more than the device has in all, where that can be found out.
 
     An operating system hands out memory that it does not have, and kills the process that then uses it.
     """
@@ -66,7 +68,7 @@ def check_memory(least: int, device: torch.device) -> None:
     else:
         return
     if least > total:
-        raise ValueError(
+        raise UserError(
             f"this needs at least {least / 2**30:,.0f} GiB of memory, and {device} has {total / 2**30:,.0f}: "
             "try a smaller --batch-size, --max-seq, --embed-dim or --num-layers, or a larger --grad-accum"
         )

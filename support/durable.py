@@ -90,7 +90,7 @@ def remove_leftovers(path: Path, older_than: float = 0.0) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock file at `path` (made if need be, and left there); ValueError(refusal) if another process holds it.
+    """Hold the lock file at `path` (made if need be, and left there); UserError(refusal) if another process holds it.
 
     The system itself frees the lock when the process ends, however it ends, so no stale lock can be left behind.
     """

@@ -7,7 +7,7 @@ MOST_MARKS = 2**20  # of { [ , : in it: each may become an object that takes a h
 
 
 def parse_json(text: str) -> object:
-    """`json.loads` that a small text cannot make take gigabytes or the stack. Raises ValueError if it is no such JSON."""
+    """`json.loads` within bounds of memory and depth. Raises ValueError if the text is too large or damaged."""
     if len(text) > MOST_BYTES or sum(map(text.count, "{[,:")) > MOST_MARKS:
         raise ValueError("its JSON is too large")
     try:
@@ -19,7 +19,7 @@ def parse_json(text: str) -> object:
 
 
 def check_fields(found: object, kinds: dict[str, type | tuple[type, ...]]) -> None:
-    """Raise ValueError unless `found` is a dictionary in which each of these fields is exactly of (one of) its kinds."""
+    """Raise ValueError unless `found` is a dictionary in which each of these fields is of its kind."""
     if not isinstance(found, dict):
         raise ValueError("a part of it is no dictionary")
     for name, kind in kinds.items():

@@ -4,10 +4,10 @@ from itertools import product
 
 import pytest
 import torch
+from sampling.decode import Reader
 
 from conftest import tiny_config
 from sampling.beam import beam_search
-from sampling.decode import Reader
 from tiny_decoder import TinyGPT
 
 VOCABULARY, HORIZON, PROMPT = 4, 4, [1, 2, 3]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from sampling.decode import FastStep, Reader
 from torch import nn
 from torch.nn.utils import parametrize
 
 from conftest import tiny_config
-from sampling.decode import FastStep, Reader
 from tiny_decoder import KVCache, TinyGPT
 
 LENGTHS = (1, 4, 3)  # of the rows of a ragged batch

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from sampling.decode import Reader
 
 from benchmarks.peers import save_for_ctranslate2
 from sampler import Sampling, generate, row_generators
-from sampling.decode import Reader
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from sampling.decode import Reader
 
 from conftest import given, settings, st, tiny_config
 from sampler import (
@@ -19,7 +20,6 @@ from sampler import (
     row_generators,
     uniform_numbers,
 )
-from sampling.decode import Reader
 from tiny_decoder import TinyGPT
 
 # Multiples of 1/4, so that ties are common.

@@ -18,7 +18,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,17 +28,17 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from support import command as cli
+from support.command import Interrupted, UserError, one_line, out_of_memory
 
 # How long a rank waits for the others' part of a sum before it takes them for lost, …
 SILENCE = timedelta(seconds=50)
 # … and for their set-up, in which one of them may be downloading a corpus.
 PATIENCE = timedelta(hours=1)
-EXPECTED = (OSError, ValueError, FloatingPointError, cli.Interrupted)  # failures that explain themselves
+EXPECTED = (OSError, UserError, FloatingPointError, Interrupted)  # failures that explain themselves
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistContext:
     """Which of how many processes this is, and how they agree. What follows is called by every rank, in the same order.
 
     A rank that is lost makes the others raise RuntimeError in whatever they do together (see `faults_named`).
@@ -79,13 +79,13 @@ class Ranks:
         return int(largest)
 
     def require_same(self, what: str, value: str) -> None:
-        """Wait until every rank has come here, and raise ValueError if this one's value is not rank 0's."""
+        """Wait until every rank has come here, and raise UserError if this one's value is not rank 0's."""
         if self.size == 1:
             return
         self.store.set(f"{what}/{self.rank}", value)
         self.store.wait([f"{what}/{rank}" for rank in range(self.size)])
         if self.store.get(f"{what}/0").decode() != value:
-            raise ValueError(f"process {self.rank} has another {what} than process 0: start all of them alike")
+            raise UserError(f"process {self.rank} has another {what} than process 0: start all of them alike")
 
     @contextlib.contextmanager
     def one_per_machine_first(self, what: str) -> Iterator[None]:
@@ -113,13 +113,13 @@ class Ranks:
             yield copy
 
     def pick_device(self, device: torch.device) -> torch.device:
-        """The device for this rank: the CPU for all, or a GPU each. Raises ValueError if there are too few."""
+        """The device for this rank: the CPU for all, or a GPU each. Raises UserError if there are too few."""
         if self.size == 1 or device.type == "cpu":
             return device
         if device.type != "cuda":
-            raise ValueError(f"--device {device.type} can train in one process only: use --device cpu, or one process")
+            raise UserError(f"--device {device.type} can train in one process only: use --device cpu, or one process")
         if self.local_rank >= torch.cuda.device_count():
-            raise ValueError(
+            raise UserError(
                 f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one for each process"
             )
         return torch.device("cuda", self.local_rank)
@@ -144,15 +144,25 @@ class Ranks:
         """Within it, a pass through a wrapped network averages the gradients, or else only adds to this rank's own."""
         return contextlib.nullcontext() if wanted or self.size == 1 else network.no_sync()
 
+    def settle_gradient_order(self, network: nn.Module, backward: Callable[[], object]) -> None:
+        """Run one backward pass and drop its gradients, if there are several ranks.
+
+        The first backward decides in which order gradients travel, and with it in which order three and more ranks are
+        summed. With it out of the way, the first step after a resume rounds like every other.
+        """
+        if self.size > 1:
+            backward()
+            network.zero_grad(set_to_none=True)
+
     @contextlib.contextmanager
     def faults_named(self) -> Iterator[None]:
         """Within it, a lost rank raises ConnectionError, and a bug ChildProcessError after its traceback is printed."""
         try:
             yield
         except Exception as error:
-            if self.size == 1 or isinstance(error, EXPECTED) or cli.out_of_memory(error):
+            if self.size == 1 or isinstance(error, EXPECTED) or out_of_memory(error):
                 raise
-            here, text = f"process {self.rank} of {self.size}", cli.one_line(error)
+            here, text = f"process {self.rank} of {self.size}", one_line(error)
             if isinstance(error, dist.DistError) or "/gloo/" in text:
                 reason = re.sub(r"^\[\S*/gloo/\S*\] ", "", text).split(". ")[0]
                 raise ConnectionError(f"{here} lost contact with another one ({reason})") from None
@@ -169,11 +179,11 @@ class Ranks:
             return self.first
 
 
-ALONE = Ranks()
+ALONE = DistContext()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
+def joined() -> Iterator[DistContext]:
     """The ranks that torchrun's environment describes, connected; a single one without torchrun.
 
     Only rank 0's output is seen. If the run fails, the first rank to fail prints why, and the others leave silently.
@@ -199,9 +209,9 @@ def joined() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def from_environment() -> Ranks:
+def from_environment() -> DistContext:
     """This process's place, as torchrun tells it."""
-    return Ranks(
+    return DistContext(
         rank=int(os.environ["RANK"]),
         size=int(os.environ["WORLD_SIZE"]),
         local_rank=int(os.environ["LOCAL_RANK"]),
@@ -211,7 +221,7 @@ def from_environment() -> Ranks:
     )
 
 
-def connect(ranks: Ranks) -> Ranks:
+def connect(ranks: DistContext) -> DistContext:
     """Meet the other ranks where torchrun says. CPU tensors travel by gloo, GPU tensors by nccl."""
     if ranks.size == 1:
         return ranks
@@ -229,7 +239,7 @@ def connect(ranks: Ranks) -> Ranks:
     return dataclasses.replace(ranks, store=store)
 
 
-def agree_on_name(store: "dist.Store", ranks: Ranks) -> str:
+def agree_on_name(store: "dist.Store", ranks: DistContext) -> str:
     """A name for this start of the ranks, the same on all of them: torchrun's store still holds what earlier starts
     left there, addresses of processes that are gone.
 

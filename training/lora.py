@@ -4,11 +4,11 @@
 
 W stays frozen. B starts at zero, so at step 0 the adapted model is its base exactly. The sum is a parametrization
 (`torch.nn.utils.parametrize`) of the weight itself: whoever reads the weight gets the adapted one. That reaches the
-packed q, k, v projection, which is no module that an adapter could be wrapped around, and the fast one-token step.
+packed q, k, v projection, which is no module that an adapter could be wrapped around, and whatever else reads it.
 
     python main.py --init-from checkpoints/tiny_decoder.pth --lora-rank 8 --data my.txt --out checkpoints/my_lora.pth
     python generate.py --checkpoint checkpoints/tiny_decoder.pth --lora checkpoints/my_lora.pth
-    python lora.py merge checkpoints/tiny_decoder.pth checkpoints/my_lora.pth checkpoints/merged.pth
+    python convert.py checkpoints/tiny_decoder.pth checkpoints/merged.pth --lora checkpoints/my_lora.pth
 """
 
 import math
@@ -21,7 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from support import command as cli
+from formats.checkpoint import (
+    ADAPTER,
+    Checkpoint,
+    Tokenizer,
+    check_tensors,
+    model_digest,
+    model_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
+from support.command import UserError, user_errors
+from support.plain import check_fields
 from tiny_decoder import TinyGPT
 
 # The matrices of a block that can be adapted, by short names. q, k and v are one packed matrix.
@@ -50,7 +61,7 @@ class LoRAConfig:
         if type(self.targets) is not tuple or not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError("--lora-targets must name one matrix or more, each once")
         if unknown := [target for target in self.targets if target not in TARGETS]:
-            raise ValueError(f"--lora-targets must be some of {','.join(TARGETS)}, not {unknown[0]!r}")
+            raise ValueError(f"--lora-targets must be some of {','.join(TARGETS)}, not {str(unknown[0])[:40]!r}")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"--lora-dropout must be a number from 0 up to, not including, 1, not {self.dropout!r}")
 
@@ -119,8 +130,8 @@ def merge_adapters(model: TinyGPT) -> None:
 
 
 def base_weights(model: TinyGPT) -> dict[str, Tensor]:
-    """The state dictionary that the model would have without its adapters; an unadapted model's own."""
-    state = model.state_dict()
+    """What `model_weights` would be without the model's adapters; an unadapted model's own."""
+    state = model_weights(model)
     for name, _, leaf, _ in adapted_places(model):
         owner = name.removesuffix(leaf)
         original = state.pop(f"{owner}parametrizations.{leaf}.original")
@@ -133,49 +144,48 @@ def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
     """A and B of every adapter, named after the matrix: `blocks.0.mlp.0.weight.A`; empty for an unadapted model."""
     found = {}
     for name, _, _, adapter in adapted_places(model):
-        found |= {f"{name}.A": adapter.A.detach(), f"{name}.B": adapter.B.detach()}
+        found |= {f"{name}.A": adapter.A.detach().cpu(), f"{name}.B": adapter.B.detach().cpu()}
     return found
 
 
-def load_adapter_weights(model: TinyGPT, weights: dict[str, Tensor]) -> None:
-    """Put tensors named like those of `adapter_weights`, checked by the caller, into the adapters."""
+def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> None:
+    """Add adapters with these tensors, named as by `adapter_weights`.
+
+    Raises ValueError, with the model as it was, if they do not fit.
+    """
+    check_tensors(weights, adapter_shapes(model, config))
+    add_adapters(model, config)
     with torch.no_grad():
-        for name, tensor in adapter_weights(model).items():
-            tensor.copy_(weights[name])
+        for name, _, _, adapter in adapted_places(model):
+            adapter.A.copy_(weights[f"{name}.A"])
+            adapter.B.copy_(weights[f"{name}.B"])
 
 
-def adapter_optimizer(model: TinyGPT, lr: float) -> torch.optim.Optimizer:
-    """AdamW for the adapters alone, without decay: they start at zero effect and are small anyway."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    for group in optimizer.param_groups:
-        group["peak_lr"] = lr
-    return optimizer
+# --- Files -------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """The command: `merge`."""
-    from formats.checkpoint import (  # above this module; only a command may
-        apply_adapter,
-        load_checkpoint,
-        save_checkpoint,
-    )
-
-    parser = cli.Parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="merge")
-    merge = commands.add_parser("merge", description="Write an ordinary checkpoint of a base with its adapter.")
-    merge.add_argument("base", type=Path, help="the model that the adapter was trained on")
-    merge.add_argument("adapter", type=Path, help="what main.py --lora-rank wrote")
-    merge.add_argument("out", type=Path, help="the checkpoint to write")
-    paths = parser.parse_args()
-    if paths.out.suffix != ".pth" or paths.out.exists():
-        raise ValueError(f"OUT {paths.out} must be a new file that ends in .pth")
-    base = load_checkpoint(paths.base)
-    origin = apply_adapter(base, paths.adapter)
-    merge_adapters(base.model)
-    save_checkpoint(paths.out, base.model, base.tokenizer, {**origin, "merged_from": str(paths.adapter)}, training=None)
-    print(f"{paths.out}: {paths.base} with {paths.adapter} merged into it")
+def save_adapter(path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAConfig, origin: dict) -> None:
+    """Write the adapters of a model, without the model. Raises like `write_checkpoint`."""
+    header = {
+        "kind": ADAPTER,
+        "config": {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)},
+        "base": model_digest(model.config, tokenizer, base_weights(model)),
+        "origin": origin,
+    }
+    write_checkpoint(path, header, adapter_weights(model))
 
 
-if __name__ == "__main__":
-    cli.run(main)
+def apply_adapter(base: Checkpoint, path: Path) -> dict:
+    """Adapt a loaded base with the adapter in a file; returns the adapter's origin.
+
+    Raises UserError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
+    cannot be read.
+    """
+    header, tensors = read_checkpoint(path, ADAPTER)
+    if header.get("base") != model_digest(base.model.config, base.tokenizer, model_weights(base.model)):
+        raise UserError(f"{path} is for another base: name the checkpoint that it was trained on (--init-from)")
+    with user_errors(f"{path} cannot be used: "):
+        check_fields(header["config"], {"rank": int, "alpha": (int, float), "targets": list})
+        config = LoRAConfig(**{**header["config"], "targets": tuple(header["config"]["targets"])})
+        adapt(base.model, config, tensors)
+    return header["origin"]

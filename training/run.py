@@ -1,62 +1,64 @@
-"""A training run: what it carries, how it begins or goes on, and how it is saved."""
+"""A training run: what it carries, how it begins or resumes, and how it is saved."""
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.util
-import math
+import shlex
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from corpora.bpe import BPETokenizer
 from corpora.texts import count_unknown, encode_split
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
-from formats.checkpoint import adapt, load_checkpoint, model_from_weights, save_adapter, save_checkpoint
-from recipe import (
-    AUTO,
-    PRESETS,
-    TrainSettings,
-    WeightAverage,
-    least_memory,
-    make_optimizers,
-    restore_optimizer,
+from formats.checkpoint import (
+    TRAINING,
+    Tokenizer,
+    check_tensors,
+    checked_model,
+    load_model,
+    model_from_weights,
+    model_header,
+    model_weights,
+    save_model,
+    write_checkpoint,
 )
-from support import command as cli
-from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype
+from recipe import make_parser, saved_settings
+from support.command import UserError, user_errors
+from support.device import check_memory, pick_device, pick_dtype
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import BOS, CharTokenizer, Tokenizer
-from training.distributed import ALONE, Ranks
-from training.lora import adapter_optimizer, adapter_weights, add_adapters
+from tokenizer import BOS, CharTokenizer
+from training.checks import check_split, least_memory, refuse_unused, settings_for_base, settings_to_resume
+from training.distributed import ALONE, DistContext
+from training.lora import LoRAConfig, adapt, adapter_weights, add_adapters, base_weights, save_adapter
+from training.optimizers import averaged_model, make_optimizers, optimizer_tensors, restore_optimizers
 from training.state import (
     RunPaths,
+    TrainState,
     check_output,
     keep_earlier_run,
-    load_newest,
-    load_training,
     lock_output,
+    read_newest,
+    read_state,
     trim_metrics,
 )
 
 TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
-
 MOST_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may not know
-
-# What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = frozenset((
-    "steps", "stop_at", "eval_every", "lr", "muon_lr", "warmup", "decay", "resume", "out", "device", "dtype", "compile",
-))  # fmt: skip
 
 
 @dataclass
 class Run:
-    """Everything that a training run carries from step to step."""
+    """Everything that a training run works with. Of this, `state`, the settings and the tensors are saved."""
 
-    settings: TrainSettings
-    device: torch.device
-    dtype: torch.dtype
+    settings: argparse.Namespace
+    state: TrainState
     corpus: Corpus
     tokenizer: Tokenizer
     model: TinyGPT
@@ -64,21 +66,18 @@ class Run:
     val_tokens: np.ndarray
     val_bytes: int  # of the validation text in UTF-8
     optimizers: list[torch.optim.Optimizer]
-    ranks: Ranks = ALONE
-    step: int = 0
-    train_seconds: float = 0.0  # steps only: evaluation, saving and set-up left out
-    best_loss: float = math.inf
-    best_step: int = 0
-    overfitting_said: bool = False
+    device: torch.device
+    dtype: torch.dtype
+    dist: DistContext = ALONE
     saved_in: Path | None = None  # the file that holds the newest whole training state
     saved_step: int = 0
     network: nn.Module = field(init=False)  # the model, compiled and wrapped as needed; the weights are the model's
-    average: WeightAverage | None = field(init=False)
+    average: AveragedModel | None = field(init=False)
 
     def __post_init__(self):
         network = torch.compile(self.model) if self.compiled else self.model
-        self.network = self.ranks.wrap(network, self.device)  # all ranks have rank 0's weights from here on
-        self.average = WeightAverage(self.model, self.settings.average) if self.settings.average else None
+        self.network = self.dist.wrap(network, self.device)  # all ranks have rank 0's weights from here on
+        self.average = averaged_model(self.model, self.settings.ema_decay) if self.settings.ema_decay else None
 
     @property
     def compiled(self) -> bool:
@@ -88,259 +87,242 @@ class Run:
         tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang")))
         return self.device.type == "cuda" and bool(tools)
 
-    def weights_to_keep(self) -> contextlib.AbstractContextManager:
-        """Within it, the model's weights are those to evaluate and to save as the best: the average if there is one."""
-        return self.average.in_place() if self.average else contextlib.nullcontext()
+    @property
+    def model_to_keep(self) -> TinyGPT:
+        """The model to evaluate and to save as the best: the average of the weights if there is one."""
+        return self.average.module if self.average else self.model
 
     @property
     def paths(self) -> RunPaths:
         return RunPaths(Path(self.settings.out))
 
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Matrix products in the run's precision, the rest in float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
 
 # --- Beginning -------------------------------------------------------------------------------------------------------
 
 
-def choose_settings(given: dict, device: torch.device) -> TrainSettings:
-    """The preset that is asked for, or fits the device, changed by the flags given."""
-    preset = given.get("preset", AUTO)
-    if preset == AUTO:
-        preset = "base" if device.type == "cuda" else "small"
-    return TrainSettings(**{**PRESETS.get(preset, {}), **given, "preset": preset})
-
-
-def refuse_unused(given: dict, settings: TrainSettings) -> None:
-    """ValueError that names a given flag which would do nothing beside the others."""
-    unused, beside = (), ""
-    if settings.lora_rank:
-        unused, beside = ("optimizer", "muon_lr", "muon_momentum", "weight_decay"), "--lora-rank, which takes AdamW"
-    elif settings.optimizer == "adamw":
-        by_preset = f" (of --preset {settings.preset})" if "optimizer" in PRESETS[settings.preset] else ""
-        unused, beside = ("muon_lr", "muon_momentum"), f"--optimizer adamw{by_preset}"
-    for name in unused:
-        if name in given:
-            raise ValueError(f"{cli.flag_of(name)} does nothing beside {beside}: leave it out")
-
-
-def open_run(given: dict, held: contextlib.ExitStack, ranks: Ranks) -> Run:
+def open_run(settings: argparse.Namespace, given: set[str], held: contextlib.ExitStack, dist: DistContext) -> Run:
     """The new or resumed run that the flags ask for; `held` keeps others from writing its files."""
-    paths = RunPaths(Path(given.get("out", TrainSettings.out)))
-    cli.check_given(TrainSettings, given)
+    paths = RunPaths(Path(settings.out))
     check_output(paths)
-    ranks.require_same("command line", repr(given))
-    if given.get("resume") or restarted(paths, ranks):
-        if ranks.first and (paths.last.exists() or paths.previous.exists()):  # else resume_run says what is missing
-            held.enter_context(lock_output(paths))
-        run = resume_run(given, ranks)
-        if ranks.first:
-            trim_metrics(run.paths.metrics, run.step)
-        return run
-    device = ranks.pick_device(pick_device(given.get("device", AUTO)))
-    settings = choose_settings(given, device)
-    refuse_unused(given, settings)
-    if settings.init_from:
-        run = start_fine_tuning(settings, given, device, ranks)
-    else:
-        run = start_run(settings, device, ranks)
-    if ranks.first:
+    dist.require_same("command line", repr((settings, sorted(given))))
+    if settings.resume or restarted(paths, dist):
+        return resume_run(settings, given, held, dist)
+    refuse_unused(settings, given)
+    device = dist.pick_device(pick_device(settings.device))
+    run = start_fine_tuning(settings, given, device, dist) if settings.init_from else start_run(settings, device, dist)
+    if dist.first:
         held.enter_context(lock_output(paths))
         keep_earlier_run(paths)
     return run
 
 
-def restarted(paths: RunPaths, ranks: Ranks) -> bool:
-    """Whether torchrun has run this command before, lost a rank, and tries again, with a state to go on from."""
+def restarted(paths: RunPaths, dist: DistContext) -> bool:
+    """Whether torchrun has run this command before, lost a rank, and tries again, with a state to resume from."""
     ours = False
-    if ranks.launch and ranks.first:
-        with contextlib.suppress(ValueError):  # there is no state, or not one of ours
-            ours = load_newest(paths)[0].training["launch"] == ranks.launch
-    return bool(ranks.largest(ours))
+    if dist.launch and dist.first:
+        with contextlib.suppress(UserError):  # there is no state, or not one of ours
+            ours = read_newest(paths)[0]["training"]["launch"] == dist.launch
+    return bool(dist.largest(ours))
 
 
-def start_run(settings: TrainSettings, device: torch.device, ranks: Ranks = ALONE) -> Run:
+def lora_config(settings: argparse.Namespace) -> LoRAConfig | None:
+    """The adapters that the flags ask for; UserError if they make no sense."""
+    if not settings.lora_rank:
+        return None
+    targets = tuple(settings.lora_targets.split(","))
+    with user_errors():
+        return LoRAConfig(settings.lora_rank, settings.lora_alpha, targets, settings.lora_dropout)
+
+
+def start_run(settings: argparse.Namespace, device: torch.device, dist: DistContext = ALONE) -> Run:
     """A new run at step 0."""
-    corpus = shared_corpus(settings.data, ranks)
-    settings = dataclasses.replace(settings, data=corpus.name)  # resuming must not choose again
+    corpus = shared_corpus(settings.data, dist)
     tokenizer = choose_tokenizer(settings, corpus)
-    torch.manual_seed(settings.seed)
-    config = TinyGPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        max_seq=settings.max_seq,
-        embed_dim=settings.embed_dim,
-        num_heads=settings.num_heads,
-        num_layers=settings.num_layers,
-        dropout=settings.dropout,
-        attention_dropout=settings.attention_dropout,
-    )
+    names = {field.name for field in dataclasses.fields(TinyGPTConfig)} & vars(settings).keys()
+    shape = {name: getattr(settings, name) for name in names}
+    config = TinyGPTConfig(vocab_size=tokenizer.vocab_size, **shape)
     check_memory(least_memory(settings, tokenizer.vocab_size), device)
+    torch.manual_seed(settings.seed)
     model = TinyGPT(config)
-    if settings.init == "sinusoid":
-        model.init_sinusoid()
-    return assemble_run(settings, device, corpus, tokenizer, model, ranks)
+    model = model.init_sinusoid() if settings.init == "sinusoid" else model.init_weights()
+    return assemble_run(settings, device, corpus, tokenizer, model, dist)
 
 
-def shared_corpus(spec: str, ranks: Ranks) -> Corpus:
-    """The corpus, fetched once per machine; ValueError if the machines came to different ones."""
-    with ranks.one_per_machine_first("corpus"):
+def shared_corpus(spec: str, dist: DistContext) -> Corpus:
+    """The corpus, fetched once per machine; UserError if the machines came to different ones."""
+    with dist.one_per_machine_first("corpus"):
         corpus = load_corpus(spec)
-    ranks.require_same("corpus", corpus.sha256)
+    dist.require_same("corpus", corpus.sha256)
     return corpus
 
 
-def start_fine_tuning(settings: TrainSettings, given: dict, device: torch.device, ranks: Ranks = ALONE) -> Run:
+def choose_tokenizer(settings: argparse.Namespace, corpus: Corpus) -> Tokenizer:
+    """The characters of the corpus's training part, or what --tokenizer names."""
+    if settings.tokenizer == CharTokenizer.kind:
+        return CharTokenizer.from_blocks(corpus.train.blocks(), BOS if corpus.train.separated else None)
+    return BPETokenizer.load(Path(settings.tokenizer), BOS if corpus.train.separated else "\n")
+
+
+def start_fine_tuning(
+    settings: argparse.Namespace, given: set[str], device: torch.device, dist: DistContext = ALONE
+) -> Run:
     """A new run at step 0 that begins as the model of --init-from, with fresh adapters if --lora-rank says so.
 
-    Raises ValueError if a given flag contradicts that model or its vocabulary does not know the text's characters.
+    Raises UserError if a given flag contradicts that model or its vocabulary does not know the text's characters.
     """
-    base = load_checkpoint(Path(settings.init_from))
-    fixed = {name: getattr(base.model.config, name) for name in ("max_seq", "embed_dim", "num_heads", "num_layers")}
-    for name, value in {**fixed, "tokenizer": "its own", "init": "its own"}.items():
-        if name in given and given[name] != value:
-            raise ValueError(
-                f"{cli.flag_of(name)} {given[name]} contradicts {settings.init_from} ({value}): leave it out"
-            )
-    dropouts = {name: given.get(name, getattr(base.model.config, name)) for name in ("dropout", "attention_dropout")}
-    noise = given.get("token_noise", 0.0)  # the recipe's is for learning a text from nothing
-    settings = dataclasses.replace(settings, **fixed, **dropouts, token_noise=noise)
-    corpus = shared_corpus(settings.data, ranks)
-    settings = dataclasses.replace(settings, data=corpus.name)  # resuming must not choose again
+    adapters = lora_config(settings)
+    base = load_model(Path(settings.init_from))
+    settings = settings_for_base(settings, given, base.model.config)
+    corpus = shared_corpus(settings.data, dist)
     torch.manual_seed(settings.seed)
+    dropouts = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
     config = dataclasses.replace(base.model.config, **dropouts)
     check_memory(least_memory(settings, config.vocab_size), device)
-    model = model_from_weights(config, base.model.state_dict())
-    if settings.lora_rank:
-        add_adapters(model, settings.lora_config())
-    run = assemble_run(settings, device, corpus, base.tokenizer, model, ranks)
+    model = model_from_weights(config, model_weights(base.model))
+    if adapters:
+        with user_errors():
+            add_adapters(model, adapters)
+    run = assemble_run(settings, device, corpus, base.tokenizer, model, dist)
     tokens = (run.train_set.tokens, run.val_tokens)
     share = sum(count_unknown(base.tokenizer, ids) for ids in tokens) / sum(len(ids) for ids in tokens)
     print(f"base     {settings.init_from}; {share:.2%} of the characters of {corpus.name} are unknown to it")
     if share > MOST_UNKNOWN:
-        raise ValueError(
+        raise UserError(
             f"{share:.1%} of the characters of {corpus.name} are unknown to {settings.init_from}: fine-tune a base "
-            "with byte-level BPE, which knows all of them (python tokenizer.py train, then main.py --tokenizer)"
+            "with byte-level BPE, which knows all of them (python train_tokenizer.py, then main.py --tokenizer)"
         )
     return run
 
 
-def choose_tokenizer(settings: TrainSettings, corpus: Corpus) -> Tokenizer:
-    """The characters of the corpus's training part, or what --tokenizer names."""
-    if settings.tokenizer == CharTokenizer.kind:
-        return CharTokenizer.from_blocks(corpus.train.blocks(), BOS if corpus.train.separated else None)
-    from corpora.bpe import BPETokenizer  # only here: it needs a package that characters do without
-
-    return BPETokenizer.load(Path(settings.tokenizer), BOS if corpus.train.separated else "\n")
-
-
 def assemble_run(
-    settings: TrainSettings,
+    settings: argparse.Namespace,
     device: torch.device,
     corpus: Corpus,
     tokenizer: Tokenizer,
     model: TinyGPT,
-    ranks: Ranks,
+    dist: DistContext,
 ) -> Run:
     """A run at step 0 around a model, on its device, with the corpus encoded and the optimizers made."""
-    check_split(settings, ranks)
+    check_split(settings, dist)
     dtype = pick_dtype(settings.dtype, device)
-    settings = dataclasses.replace(settings, dtype=str(dtype).removeprefix("torch."))  # resuming must not choose again
+    chosen = {"data": corpus.name, "dtype": str(dtype).removeprefix("torch.")}  # resuming must not choose again
+    settings = argparse.Namespace(**{**vars(settings), **chosen})
     model = model.to(device)
-    with ranks.one_per_machine_first("tokens"):
+    with dist.one_per_machine_first("tokens"):
         train_tokens, val_tokens = (encode_split(tokenizer, part, TOKEN_FOLDER) for part in (corpus.train, corpus.val))
-    ranks.require_same("number of tokens", str(len(train_tokens)))
-    if device.type == "cpu":
-        keep_freed_memory()
+    dist.require_same("number of tokens", str(len(train_tokens)))
+    with user_errors():
+        train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
     return Run(
         settings=settings,
-        device=device,
-        dtype=dtype,
+        state=TrainState(corpus.sha256, threads=torch.get_num_threads(), processes=dist.size, launch=dist.launch),
         corpus=corpus,
         tokenizer=tokenizer,
         model=model,
-        train_set=ShiftedWindowDataset(train_tokens, settings.max_seq),
+        train_set=train_set,
         val_tokens=val_tokens,
         val_bytes=corpus.val.count_bytes(),
-        optimizers=[adapter_optimizer(model, settings.lr)] if settings.lora_rank else make_optimizers(model, settings),
-        ranks=ranks,
+        optimizers=make_optimizers(model, settings),
+        device=device,
+        dtype=dtype,
+        dist=dist,
     )
 
 
-def check_split(settings: TrainSettings, ranks: Ranks) -> None:
-    """Raise ValueError if the batch cannot be split over ranks and --grad-accum, or the ranks' recipes differ."""
-    parts = ranks.size * settings.grad_accum
-    if settings.batch_size % parts:
-        fitting = max(1, round(settings.batch_size / parts)) * parts
-        raise ValueError(
-            f"--batch-size {settings.batch_size} cannot be split into {ranks.size} (processes) x {settings.grad_accum} "
-            f"(--grad-accum) equal parts: --batch-size {fitting} can"
-        )
-    ranks.require_same("recipe", repr(settings))
+# --- Resuming --------------------------------------------------------------------------------------------------------
 
 
-def resume_run(given: dict, ranks: Ranks = ALONE) -> Run:
-    """The run whose training state lies beside --out, as it was after its last saved step.
+def resume_run(settings: argparse.Namespace, given: set[str], held: contextlib.ExitStack, dist: DistContext) -> Run:
+    """The run whose training state lies beside --out, as it was after its last saved step: read, check, restore.
 
-    Raises ValueError that names a flag that contradicts the saved run.
+    Raises UserError that names a flag that contradicts the saved run.
     """
-    paths = RunPaths(Path(given.get("out", TrainSettings.out)))
-    loaded, path = load_newest(paths) if ranks.first else (None, paths.last)
-    with ranks.file_of_first(path) as copy:
-        loaded = loaded or load_training(copy)
-    state = loaded.training
+    paths = RunPaths(Path(settings.out))
+    if dist.first and (paths.last.exists() or paths.previous.exists()):  # else reading says what is missing
+        held.enter_context(lock_output(paths))
+    header, tensors, path = read_shared(paths, dist)
     try:
-        if missing := {field.name for field in dataclasses.fields(TrainSettings)} - state["settings"].keys():
-            raise ValueError(
-                f"{', '.join(sorted(missing))} missing: another version of TinyGPT saved it; resume with that"
-            )
-        saved = TrainSettings(**state["settings"])
-        if saved.max_seq > loaded.model.config.max_seq:
-            raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: its settings: {error}") from None
-    settings = settings_to_resume(saved, given, path, paths)
-    refuse_unused(given, settings)
-    corpus = shared_corpus(settings.data, ranks)
-    if corpus.sha256 != state["corpus_sha256"]:
-        raise ValueError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")
-    by_characters = settings.tokenizer == CharTokenizer.kind and not settings.init_from
-    if by_characters and loaded.tokenizer.to_plain() != choose_tokenizer(settings, corpus).to_plain():
-        raise ValueError(f"{path} cannot be used: its vocabulary is not that of {settings.data}")
-    if state["step"] >= settings.steps:
-        raise ValueError(f"the run in {path} is complete at step {state['step']}: give a larger --steps to go on")
-    if settings.stop_at and state["step"] >= settings.stop_at:
-        raise ValueError(f"the run in {path} is at step {state['step']} already: give a larger --stop-at, or none")
-    try:
-        if settings.lora_rank:
-            adapt(loaded.model, settings.lora_config(), state.get("adapter"))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {error}") from None
-    device = ranks.pick_device(pick_device(settings.device))
-    run = assemble_run(settings, device, corpus, loaded.tokenizer, loaded.model, ranks)
-    try:
-        for optimizer, kept in zip(run.optimizers, state["optimizers"], strict=True):
-            restore_optimizer(optimizer, kept, state["step"])
-        if run.average:
-            run.average.restore(state.get("average"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: its optimizers or average: {error}") from None
-    run.saved_in, run.saved_step = path, state["step"]
-    run.step, run.train_seconds = state["step"], state["train_seconds"]
-    run.best_loss, run.best_step = state["best_loss"], state["best_step"]
-    if state["threads"] != torch.get_num_threads():
-        print(f"NOTE: the run used {state['threads']} threads, now {torch.get_num_threads()}: close, but not bit-exact")
-    if state["processes"] != ranks.size:
-        print(f"NOTE: the run had {state['processes']} ranks, now {ranks.size}: close, but not bit-exact")
+        saved = saved_settings(header["settings"])
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: its settings: {error}") from None
+    settings = settings_to_resume(saved, settings, given, path, paths)
+    refuse_unused(settings, given)
+    state = TrainState.from_plain(header["training"])
+    check_progress(settings, state, path)
+    run = restore_run(settings, header, tensors, path, dist)
+    for now, before, what in (
+        (torch.get_num_threads(), state.threads, "threads"),
+        (dist.size, state.processes, "ranks"),
+    ):
+        if now != before:
+            print(f"NOTE: the run used {before} {what}, now {now}: close, but not bit-exact")
+    fresh = {name: getattr(run.state, name) for name in ("threads", "processes", "launch")}
+    run.state = dataclasses.replace(state, **fresh)
+    run.saved_in, run.saved_step = path, state.step
+    if dist.first:
+        trim_metrics(run.paths.metrics, state.step)
     return run
 
 
-def settings_to_resume(saved: TrainSettings, given: dict, path: Path, paths: RunPaths) -> TrainSettings:
-    """The settings saved in `path`, changed by the flags given; ValueError that names a flag that contradicts them."""
-    for name, value in given.items():
-        if name not in ADJUSTABLE and value != getattr(saved, name) and value != AUTO:
-            raise ValueError(
-                f"{cli.flag_of(name)} {value} contradicts the run in {path} ({getattr(saved, name)}): "
-                "leave the flag out, or start a new run with another --out"
-            )
-    fixed = {"data": saved.data, "preset": saved.preset, "out": str(paths.best)}  # the files may have been renamed
-    return dataclasses.replace(saved, **{"stop_at": None, **given, **fixed})
+def read_shared(paths: RunPaths, dist: DistContext) -> tuple[dict, dict[str, Tensor], Path]:
+    """Rank 0's newest training state on every rank: header, tensors, file."""
+    header, tensors, path = read_newest(paths) if dist.first else ({}, {}, paths.last)
+    with dist.file_of_first(path) as copy:
+        return (header, tensors, path) if dist.first else (*read_state(copy), path)
+
+
+def check_progress(settings: argparse.Namespace, state: TrainState, path: Path) -> None:
+    """Raise UserError if there is nothing left to do."""
+    if state.step >= settings.steps:
+        raise UserError(f"the run in {path} is complete at step {state.step}: give a larger --steps to continue it")
+    if settings.stop_at and state.step >= settings.stop_at:
+        raise UserError(f"the run in {path} is at step {state.step} already: give a larger --stop-at, or none")
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def restore_run(
+    settings: argparse.Namespace, header: dict, tensors: dict[str, Tensor], path: Path, dist: DistContext
+) -> Run:
+    """A run with the saved model, adapters, optimizers and average; UserError if they do not fit together."""
+    step = header["training"]["step"]
+    device = dist.pick_device(pick_device(settings.device))
+    with user_errors(f"{path} cannot be used: "):
+        loaded = checked_model(header, {name: tensor for name, tensor in tensors.items() if "/" not in name})
+        if settings.max_seq > loaded.model.config.max_seq:
+            raise ValueError(f"max_seq {settings.max_seq} is more than the model's {loaded.model.config.max_seq}")
+        if adapters := lora_config(settings):
+            adapt(loaded.model, adapters, part(tensors, "adapter/"))
+    check_memory(least_memory(settings, loaded.model.config.vocab_size), device)
+    corpus = shared_corpus(settings.data, dist)
+    if corpus.sha256 != header["training"]["corpus_sha256"]:
+        raise UserError(f"--data {settings.data} is no longer the text that the run in {path} was trained on")
+    by_characters = settings.tokenizer == CharTokenizer.kind and not settings.init_from
+    if by_characters and loaded.tokenizer.to_plain() != choose_tokenizer(settings, corpus).to_plain():
+        raise UserError(f"{path} cannot be used: its vocabulary is not that of {settings.data}")
+    run = assemble_run(settings, device, corpus, loaded.tokenizer, loaded.model, dist)
+    with user_errors(f"{path} cannot be used: its optimizers or average: "):
+        restore_optimizers(run.optimizers, part(tensors, "optimizer/"), step)
+        averages = part(tensors, "average/")
+        trained = trained_parameters(run.average.module) if run.average else {}
+        check_tensors(averages, {name: p.shape for name, p in trained.items()})
+    if run.average:
+        run.average.n_averaged.fill_(step)
+        with torch.no_grad():
+            for name, p in trained.items():
+                p.copy_(averages[name])
+    return run
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 # --- Saving ----------------------------------------------------------------------------------------------------------
@@ -352,44 +334,38 @@ def origin_of(run: Run) -> dict:
         "corpus": run.corpus.name,
         "corpus_sha256": run.corpus.sha256,
         "preset": run.settings.preset,
-        "step": run.step,
-        "val_loss": run.best_loss,
-        "train_seconds": run.train_seconds,
+        "step": run.state.step,
+        "val_loss": run.state.to_plain()["best_loss"],
+        "train_seconds": run.state.train_seconds,
         "seed": run.settings.seed,
-        "torch": str(torch.__version__),  # a plain string: the version object is no plain data
+        "torch": str(torch.__version__),
     }
 
 
 def save_best(run: Run) -> None:
-    """Write what sampling needs: the model, or its adapters if only they are trained."""
-    if config := run.settings.lora_config():
-        save_adapter(run.paths.best, run.model, run.tokenizer, config, origin_of(run))
+    """Write what sampling needs: the model, or its adapters if only they are trained; rank 0 does so for all."""
+    if not run.dist.first:
+        return
+    if config := lora_config(run.settings):
+        save_adapter(run.paths.best, run.model_to_keep, run.tokenizer, config, origin_of(run))
     else:
-        save_checkpoint(run.paths.best, run.model, run.tokenizer, origin_of(run), training=None)
+        save_model(run.paths.best, run.model_to_keep, run.tokenizer, origin_of(run))
 
 
-def save_training(run: Run) -> None:
-    """Write the state that `resume_run` reads; rank 0 does so for all."""
-    state = {
-        "settings": dataclasses.asdict(run.settings),
-        "corpus_sha256": run.corpus.sha256,
-        "step": run.step,
-        "train_seconds": run.train_seconds,
-        "best_loss": run.best_loss,
-        "best_step": run.best_step,
-        "threads": torch.get_num_threads(),
-        "processes": run.ranks.size,
-        "launch": run.ranks.launch,
-        "optimizers": [optimizer.state_dict()["state"] for optimizer in run.optimizers],
-    }
-    if run.settings.lora_rank:
-        state["adapter"] = {name: tensor.cpu() for name, tensor in adapter_weights(run.model).items()}
+def save_state(run: Run) -> None:
+    """Write the training state that `resume_run` reads; rank 0 does so for all."""
+    tensors = base_weights(run.model)
+    tensors |= {f"adapter/{name}": tensor for name, tensor in adapter_weights(run.model).items()}
+    tensors |= {f"optimizer/{name}": tensor.cpu() for name, tensor in optimizer_tensors(run.optimizers).items()}
     if run.average:
-        state["average"] = {name: tensor.cpu() for name, tensor in run.average.averages.items()}
+        trained = trained_parameters(run.average.module)
+        tensors |= {f"average/{name}": p.detach().cpu() for name, p in trained.items()}
+    header = model_header(run.model.config, run.tokenizer, origin_of(run), TRAINING)
+    header |= {"settings": vars(run.settings), "training": run.state.to_plain()}
     previous = run.paths.previous if run.saved_in == run.paths.last else None  # a damaged one must not push out a whole
-    if run.ranks.first:
-        save_checkpoint(run.paths.last, run.model, run.tokenizer, origin_of(run), state, previous)
-    run.saved_in, run.saved_step = run.paths.last, run.step
+    if run.dist.first:
+        write_checkpoint(run.paths.last, header, tensors, previous)
+    run.saved_in, run.saved_step = run.paths.last, run.state.step
 
 
 def where_kept(run: Run) -> str:
@@ -399,15 +375,16 @@ def where_kept(run: Run) -> str:
     best = run.paths.best
     hint = f" ({best} is still the earlier run's)" if best.exists() else f" ({best} comes with the first evaluation)"
     return (
-        f"saved at step {run.saved_step} of {run.settings.steps}; go on with: {next_command(run, 'main.py --resume')}"
-        f"{'' if run.best_step else hint}"
+        f"saved at step {run.saved_step} of {run.settings.steps}; continue with: "
+        f"{next_command(run, 'main.py --resume')}{'' if run.state.best_step else hint}"
     )
 
 
 def next_command(run: Run, command: str) -> str:
     """A command line for the user to type, with --out or --checkpoint only where it is not the default."""
     flag = {"main.py --resume": "--out", "generate.py": "--checkpoint"}[command]
+    best = shlex.quote(str(run.paths.best))
     if run.settings.lora_rank and command == "generate.py":
-        return f"python generate.py --checkpoint {run.settings.init_from} --lora {run.paths.best}"
-    start = "torchrun …" if run.ranks.size > 1 and flag == "--out" else "python"
-    return f"{start} {command}" + (f" {flag} {run.paths.best}" if run.settings.out != TrainSettings.out else "")
+        return f"python generate.py --checkpoint {shlex.quote(run.settings.init_from)} --lora {best}"
+    start = "torchrun …" if run.dist.size > 1 and flag == "--out" else "python"
+    return f"{start} {command}" + (f" {flag} {best}" if run.settings.out != make_parser("").get_default("out") else "")

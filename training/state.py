@@ -1,7 +1,9 @@
-"""The files of a training run: their names, whether they can be written, and what becomes of an earlier run's."""
+"""What is saved of a training run, and the files it is saved in."""
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import shutil
 import sys
@@ -9,8 +11,51 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats.checkpoint import TRAINING, Checkpoint, check_training, load_checkpoint
+from torch import Tensor
+
+from formats.checkpoint import TRAINING, read_checkpoint
+from support.command import UserError, user_errors
 from support.durable import locked, remove_leftovers, sync_folder, write_atomically
+from support.plain import check_fields
+
+
+@dataclass
+class TrainState:
+    """How far a run has come: with the settings and the tensors, all that is saved to resume it bit-exactly."""
+
+    corpus_sha256: str
+    step: int = 0
+    train_seconds: float = 0.0  # steps only: evaluation, saving and set-up left out
+    loss_sum: float = 0.0  # of the training losses since the last evaluation, …
+    loss_steps: int = 0  # … and their number
+    seconds_sum: float = 0.0  # what they took
+    best_loss: float = math.inf
+    best_step: int = 0
+    overfitting_noted: bool = False  # since the last new best
+    threads: int = 1
+    processes: int = 1
+    launch: str = ""  # names the torchrun that started the run, the same after it has restarted the ranks
+
+    def to_plain(self) -> dict:
+        """For the header of a checkpoint; an infinite loss is null there."""
+        return {**dataclasses.asdict(self), "best_loss": None if math.isinf(self.best_loss) else self.best_loss}
+
+    @classmethod
+    def from_plain(cls, found: dict) -> "TrainState":
+        """The inverse of `to_plain`. Raises ValueError if a field is missing, of another type or out of range."""
+        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        check_fields(found, {**fields, "corpus_sha256": str, "best_loss": (float, type(None))})
+        state = cls(**{name: found[name] for name in fields})
+        state.best_loss = math.inf if state.best_loss is None else state.best_loss
+        for name in ("step", "loss_steps", "best_step", "threads", "processes"):
+            if not 0 <= getattr(state, name) <= 10**9:
+                raise ValueError(f"its entry {name!r} is out of range")
+        for name in ("train_seconds", "loss_sum", "seconds_sum"):
+            if not 0 <= getattr(state, name) < math.inf:
+                raise ValueError(f"its entry {name!r} is no sensible number")
+        if not state.best_loss >= 0:
+            raise ValueError("its entry 'best_loss' is no sensible number")
+        return state
 
 
 @dataclass(frozen=True)
@@ -39,20 +84,20 @@ class RunPaths:
 
 
 def check_output(paths: RunPaths) -> None:
-    """Raise ValueError, before any file is made, if --out cannot name a run."""
+    """Raise UserError, before any file is made, if --out cannot name a run."""
     if paths.best.suffix != ".pth" or paths.best.stem.endswith((".last", ".previous")):
-        raise ValueError(
+        raise UserError(
             f"--out {paths.best} must name a file that ends in .pth (and not in .last.pth or .previous.pth)"
         )
     if paths.best.is_dir():
-        raise ValueError(f"--out {paths.best} is a folder")
+        raise UserError(f"--out {paths.best} is a folder")
 
 
 @contextlib.contextmanager
 def lock_output(paths: RunPaths) -> Iterator[None]:
     """Hold the run's files for this process, and find out before training whether its folder can be written.
 
-    What a killed run left half-written is removed. Raises ValueError if another process holds them, OSError if the
+    What a killed run left half-written is removed. Raises UserError if another process holds them, OSError if the
     folder cannot be made or written.
     """
     folder = paths.best.parent
@@ -97,34 +142,32 @@ def link_or_copy(path: Path, copy: Path) -> None:
             write_atomically(copy, lambda file: shutil.copyfileobj(source, file))
 
 
-def load_newest(paths: RunPaths) -> tuple[Checkpoint, Path]:
-    """The newest training state that is whole, and its file: `last`, or with a loud line the one before it.
+def read_newest(paths: RunPaths) -> tuple[dict, dict[str, Tensor], Path]:
+    """Header and tensors of the newest training state that is whole, and its file: `last`, or with a loud line the one
+    before it.
 
-    Raises like `load_checkpoint` if neither can be used.
+    Raises like `read_checkpoint` if neither can be used.
     """
     try:
-        return load_training(paths.last), paths.last
-    except ValueError as error:
+        return *read_state(paths.last), paths.last
+    except UserError as error:
         try:
-            loaded = load_training(paths.previous)
-        except (ValueError, OSError):
+            header, tensors = read_state(paths.previous)
+        except (UserError, OSError):
             raise error from None
         print(f"WARNING: {error}", file=sys.stderr)
-        print(
-            f"WARNING: going on from the state before it, {paths.previous}, step {loaded.training['step']}",
-            file=sys.stderr,
-        )
-        return loaded, paths.previous
+        step = header["training"]["step"]
+        print(f"WARNING: continuing from the state before it, {paths.previous}, step {step}", file=sys.stderr)
+        return header, tensors, paths.previous
 
 
-def load_training(path: Path) -> Checkpoint:
-    """`load_checkpoint` of a training state whose every field is checked."""
-    loaded = load_checkpoint(path, TRAINING)
-    try:
-        check_training(loaded.training)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from None
-    return loaded
+def read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a training state, whose plain part is checked. Raises like `read_checkpoint`."""
+    header, tensors = read_checkpoint(path, TRAINING)
+    with user_errors(f"{path} cannot be used: "):
+        check_fields(header, {"training": dict, "settings": dict})
+        TrainState.from_plain(header["training"])
+    return header, tensors
 
 
 def trim_metrics(path: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from corpora.bpe import BPETokenizer, byte_symbols, cut_between_words, interrupt
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from data_setup import split_documents
-from formats.checkpoint import load_checkpoint
+from formats.checkpoint import load_model
 from support.command import UserError
 from tokenizer import UnknownCharacterWarning
 
@@ -159,6 +159,7 @@ VOCABULARY = json.loads(TOKENIZER.to_json())["model"]["vocab"]
         "{}",
         '{"model": {}}',
         "[" * 100_000,
+        "[" + "[]," * 2**20 + "[]]",  # 3 MB that would take hundreds
         changed(vocab={}),
         changed(vocab=[]),
         changed(vocab={token: i for token, i in VOCABULARY.items() if token != "<bos>"}),
@@ -217,7 +218,7 @@ def test_train_show_and_a_whole_run(in_process, tmp_path):
     targets = len(tokenizer.encode(TEXT[27_000:])) - 1
     assert line["val_nats_per_character"] == pytest.approx(line["val_loss"] * targets / 3000)
     assert line["val_bits_per_byte"] == pytest.approx(line["val_nats_per_character"] / math.log(2))  # all of it ASCII
-    assert load_checkpoint(tmp_path / "a.pth").tokenizer.vocab_size == 300
+    assert load_model(tmp_path / "a.pth").tokenizer.vocab_size == 300
     out = run("generate.py", "--checkpoint", "a.pth", "--prompt", "KING é", "--max-new-tokens", 5, "--seed", 1)
     assert out.startswith("KING é")
 

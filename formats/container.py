@@ -1,0 +1,213 @@
+"""The outer layer of a `.pth` from anywhere: a zip with a pickle, checked before PyTorch reads it.
+
+Nothing in a file is executed, and a file takes no more memory than a small multiple of its size. `walk` follows the
+pickle symbolically and knows only what a table of tensors needs. PyTorch then reads a copy, made in memory, of the
+entries that were checked, so that two readers cannot see two files.
+"""
+
+import io
+import math
+import os
+import pickletools
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from support.command import UserError
+
+MOST_ENTRIES, MOST_PICKLE_BYTES = 2**17, 2**26
+ITEM_SIZES = {"Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Int": 4, "Long": 8, "Bool": 1, "Byte": 1}
+STORAGES = {f"torch {kind}Storage": size for kind, size in ITEM_SIZES.items()}
+REBUILD, ORDERED_DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
+TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}  # None: from the last mark
+MOST_DEPTH = 4  # of dictionaries in dictionaries
+
+
+@dataclass(frozen=True)
+class Name:
+    """A function or type that the pickle names."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The numbers of one tensor: the zip entry that holds them, and how many bytes they take."""
+
+    key: str
+    items: int
+    size: int
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor in the pickle: a storage of its own, which it fills."""
+
+    storage: Storage
+
+
+def read_container(path: Path) -> dict:
+    """The dictionary in a `.pth`: strings mapped to plain data, tensors and dictionaries of these.
+
+    Raises UserError if the file is missing, damaged or holds anything else; OSError if it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the .pth file in it")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; train a model first (python main.py) or name another one")
+    try:
+        buffer = checked_copy(path)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the zip reader say
+        reason = error if isinstance(error, ValueError) else f"it is damaged ({error})"
+        raise UserError(f"{path} is no TinyGPT checkpoint: {reason}; use another file") from None
+    try:
+        return torch.load(buffer, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is no TinyGPT checkpoint ({type(error).__name__} while reading it)") from None
+
+
+def checked_copy(path: Path) -> io.BytesIO:
+    """A zip in memory with the entries of the file that are known and whole. Raises ValueError with what is wrong."""
+    with open(path, "rb") as file, zipfile.ZipFile(file) as container:
+        entries = {entry.filename: entry for entry in container.infolist()}
+        names = [name for name in entries if name.endswith("/data.pkl")]
+        if len(entries) < len(container.infolist()) or len(entries) > MOST_ENTRIES or len(names) != 1:
+            raise ValueError("its zip entries repeat, are too many, or hold no data.pkl")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise ValueError("it is compressed")
+        if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
+            raise ValueError("it claims to hold more than it does")
+        if entries[names[0]].file_size > MOST_PICKLE_BYTES:
+            raise ValueError("its data.pkl is too large")
+        pickle, folder = container.read(names[0]), names[0].removesuffix("data.pkl")
+        keys = check_storages(walk(pickle), folder, entries)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as copy:
+            for name in ("data.pkl", "version", "byteorder"):
+                if folder + name in entries:
+                    copy.writestr(f"checkpoint/{name}", container.read(folder + name))
+            for key in keys:  # reading an entry compares its checksum
+                copy.writestr(f"checkpoint/data/{key}", container.read(f"{folder}data/{key}"))
+    buffer.seek(0)
+    return buffer
+
+
+def check_storages(found: object, folder: str, entries: dict[str, zipfile.ZipInfo]) -> list[str]:
+    """The keys of all storages below a dictionary; ValueError unless each is used once and has its bytes in the zip."""
+    keys, waiting = [], [found]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, TensorEntry):
+            entry = entries.get(f"{folder}data/{value.storage.key}")
+            if entry is None or entry.file_size != value.storage.size:
+                raise ValueError("a tensor has other bytes than its shape needs")
+            keys.append(value.storage.key)
+    if len(set(keys)) < len(keys):
+        raise ValueError("two tensors share their memory")
+    return keys
+
+
+def walk(pickle: bytes) -> dict:
+    """What a pickle would make, with a TensorEntry for each tensor; it is read, not run.
+
+    Allowed are dictionaries with strings as keys, MOST_DEPTH deep; strings, numbers, truth values and None; tuples of
+    these; and tensors. Of what the pickle remembers, only strings and names may be used again: otherwise a kilobyte
+    could stand for a structure that no computer can walk through. Raises ValueError for anything else.
+    """
+    stack, marks, memo = [], [], {}
+    for opcode, argument, _ in pickletools.genops(pickle):
+        kind = opcode.name
+        if kind in ("BINUNICODE", "BININT", "BININT1", "BININT2", "BINFLOAT") or (kind == "LONG1" and argument < 2**63):
+            stack.append(argument)
+        elif kind in ("NONE", "NEWTRUE", "NEWFALSE"):
+            stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[kind])
+        elif kind == "GLOBAL" and (argument in STORAGES or argument in (REBUILD, ORDERED_DICT)):
+            stack.append(Name(argument))
+        elif kind in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif kind in ("BINGET", "LONG_BINGET") and isinstance(memo.get(argument), str | Name):
+            stack.append(memo[argument])
+        elif kind == "EMPTY_DICT":
+            stack.append({})
+        elif kind == "MARK":
+            marks.append(len(stack))
+        elif kind in ("SETITEM", "SETITEMS"):
+            start = marks.pop() if kind == "SETITEMS" else len(stack) - 2
+            items, stack[start:] = stack[start:], []
+            set_items(stack[-1], items)
+        elif kind in TUPLES:
+            start = marks.pop() if kind == "TUPLE" else len(stack) - TUPLES[kind]
+            stack[start:] = [checked_tuple(tuple(stack[start:]))]
+        elif kind == "BINPERSID":
+            stack.append(storage(stack.pop()))
+        elif kind == "REDUCE":
+            arguments = stack.pop()
+            stack.append(rebuilt(stack.pop(), arguments))
+        elif kind == "STOP" and len(stack) == 1 and isinstance(stack[0], dict):
+            return stack[0]
+        elif kind != "PROTO":
+            raise ValueError(f"its pickle holds {kind} {str(argument)[:60]!r}, which no checkpoint needs")
+    raise ValueError("its pickle has no end")
+
+
+def set_items(target: object, items: list) -> None:
+    """Put keys and values, taking turns, into a dictionary of the walk. Raises ValueError if that cannot be."""
+    keys, values = items[::2], items[1::2]
+    if type(target) is not dict or len(keys) != len(values):
+        raise ValueError("its pickle fills something that is no dictionary")
+    for key, value in zip(keys, values, strict=True):
+        if not isinstance(key, str) or key in target:
+            raise ValueError("a key in its pickle is no string, or comes twice")
+        if isinstance(value, Name | Storage):
+            raise ValueError("a value in its pickle is no plain data")
+        if isinstance(value, dict) and depth_of(value) >= MOST_DEPTH:
+            raise ValueError("its dictionaries are nested too deeply")
+        target[key] = value
+
+
+def depth_of(value: object) -> int:
+    """How deeply dictionaries are nested: 1 for one that holds none."""
+    return 1 + max(map(depth_of, value.values()), default=0) if isinstance(value, dict) else 0
+
+
+def checked_tuple(items: tuple) -> tuple:
+    """The tuple; ValueError if it holds a dictionary, or a tuple that holds more than numbers."""
+    for item in items:
+        if isinstance(item, dict) or (isinstance(item, tuple) and not all(isinstance(i, int) for i in item)):
+            raise ValueError("a tuple in its pickle holds more than numbers and strings")
+    return items
+
+
+def storage(found: object) -> Storage:
+    """The storage that a persistent id of the pickle stands for: ("storage", type, key, location, items)."""
+    match found:
+        case ("storage", Name(kind), str(key), str(), int(items)) if kind in STORAGES and 0 <= items < 2**40:
+            return Storage(key, items, items * STORAGES[kind])
+    raise ValueError("a tensor in its pickle has no memory of a known kind")
+
+
+def rebuilt(function: object, arguments: object) -> object:
+    """What a call in the pickle makes: a tensor that fills a storage of its own, or the empty hooks that it comes with.
+
+    Without that rule a few bytes could pose as terabytes: expanded, or shared by many.
+    """
+    match function, arguments:
+        case Name("collections OrderedDict"), ():
+            return Name("empty hooks")
+        case (
+            Name("torch._utils _rebuild_tensor_v2"),
+            (Storage() as memory, 0, tuple(size), tuple(stride), bool(), Name("empty hooks")),
+        ):
+            whole = [math.prod(size[i + 1 :]) for i in range(len(size))]  # the strides of contiguous rows
+            fills = memory.items == math.prod(size) and list(stride) == whole
+            if len(size) > 8 or any(n < 0 for n in size) or not fills:
+                raise ValueError("a tensor in its pickle is not contiguous, or does not fill its memory")
+            return TensorEntry(memory)
+    raise ValueError("its pickle calls a function that no checkpoint needs")
