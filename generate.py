@@ -20,6 +20,7 @@ from sampler import Sampling, SlidingWindow, generate, row_generators
 from sampling.beam import beam_search
 from sampling.explain import Explainer
 from sampling.fast_step import FastStep
+from sampling.prompts import read_prompts
 from sampling.text_stream import TextStream
 from support.command import Parser, UserError, number, run, text, user_errors, whole
 from support.device import pick_device
@@ -76,26 +77,6 @@ def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
     if settings.explain and (settings.num_samples > 1 or settings.prompt_file):
         raise UserError("--explain shows one text: leave --num-samples and --prompt-file out")
     return settings
-
-
-def read_prompts(settings: argparse.Namespace) -> list[str]:
-    """One prompt, or those of the prompt file: a line each, empty lines left out.
-
-    Raises UserError if the file is missing, not UTF-8 or empty, OSError if it cannot be read.
-    """
-    if settings.prompt_file is None:
-        return [settings.prompt or ""]
-    path = Path(settings.prompt_file)
-    if not path.is_file():
-        raise UserError(f"--prompt-file {path}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt-file {path} is not UTF-8 text (byte {error.start})") from None
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise UserError(f"--prompt-file {path} holds no prompt")
-    return prompts
 
 
 def write(text: str) -> None:

@@ -10,79 +10,20 @@ AUTO = "auto"
 
 # What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
 # which it uses on CPUs. It takes the validation loss from random windows; here it is that of the whole split.
-NANOGPT = dict(
-    bias=False,
-    tie_embeddings=True,
-    windows="random",
-    optimizer="adamw",
-    lr=1e-3,
-    warmup=100,
-    schedule="cosine",
-    eval_every=250,
-    dtype="float32",
-)
+NANOGPT = dict(bias=False, tie_embeddings=True, windows="random", optimizer="adamw", lr=1e-3, warmup=100)
+NANOGPT |= dict(schedule="cosine", eval_every=250, dtype="float32")
+LARGE = dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2)
 
 # What each preset changes of the defaults below.
 PRESETS = {
-    "tiny": dict(
-        max_seq=64,
-        num_layers=2,
-        init="sinusoid",
-        batch_size=32,
-        steps=180,
-        eval_every=20,
-        windows="random",
-        lr=0.01,
-        muon_lr=0.05,
-        muon_momentum=0.85,
-        weight_decay=0.2,
-        warmup=4,
-    ),
+    "tiny": dict(max_seq=64, num_layers=2, init="sinusoid", windows="random", batch_size=32, steps=180, eval_every=20)
+    | dict(lr=0.01, muon_lr=0.05, muon_momentum=0.85, weight_decay=0.2, warmup=4),
     "small": {},
-    "base": dict(
-        embed_dim=384,
-        num_heads=6,
-        num_layers=6,
-        batch_size=64,
-        dropout=0.2,
-        steps=2000,
-        warmup=40,
-        eval_every=250,
-    ),
-    "best": dict(
-        max_seq=512,
-        embed_dim=256,
-        num_heads=4,
-        num_layers=6,
-        dropout=0.15,
-        init="sinusoid",
-        batch_size=8,
-        steps=8400,
-        warmup=168,
-        cooldown=0.4,
-        eval_every=400,
-        token_noise=0.1,
-        ema_decay=0.998,
-    ),
-    "reference": NANOGPT
-    | dict(
-        embed_dim=384,
-        num_heads=6,
-        num_layers=6,
-        batch_size=64,
-        dropout=0.2,
-        attention_dropout=0.2,
-        steps=5000,
-    ),
-    "reference-cpu": NANOGPT
-    | dict(
-        max_seq=64,
-        embed_dim=128,
-        num_heads=4,
-        num_layers=4,
-        batch_size=12,
-        steps=2000,
-    ),
+    "base": LARGE | dict(steps=2000, warmup=40, eval_every=250),
+    "best": dict(max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.15, init="sinusoid", batch_size=8)
+    | dict(steps=8400, warmup=168, cooldown=0.4, eval_every=400, token_noise=0.1, ema_decay=0.998),
+    "reference": NANOGPT | LARGE | dict(attention_dropout=0.2, steps=5000),
+    "reference-cpu": NANOGPT | dict(max_seq=64, embed_dim=128, num_heads=4, num_layers=4, batch_size=12, steps=2000),
 }
 
 
@@ -168,17 +109,13 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--compile", action=argparse.BooleanOptionalAction, default=None, help=compile_it)
 
 
+FLAGS = (add_file_flags, add_training_flags, add_optimizer_flags, add_network_flags, add_lora_flags, add_machine_flags)
+
+
 def make_parser(preset: str, description: str = "") -> Parser:
     """The parser of main.py with the defaults of a preset."""
     parser = Parser(description)
-    for add_flags in (
-        add_file_flags,
-        add_training_flags,
-        add_optimizer_flags,
-        add_network_flags,
-        add_lora_flags,
-        add_machine_flags,
-    ):
+    for add_flags in FLAGS:
         add_flags(parser)
     parser.set_defaults(**PRESETS.get(preset, {}))
     return parser

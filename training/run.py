@@ -1,10 +1,9 @@
-"""A training run: what it carries, how it begins or resumes, and how it is saved."""
+"""A training run: what it carries, and how it begins or resumes."""
 
 import argparse
 import contextlib
 import dataclasses
 import importlib.util
-import shlex
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,26 +17,22 @@ from corpora.bpe import BPETokenizer
 from corpora.texts import count_unknown, encode_split
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
 from formats.checkpoint import (
-    TRAINING,
     Tokenizer,
     check_tensors,
     checked_model,
     load_model,
     model_from_weights,
-    model_header,
     model_weights,
-    save_model,
-    write_checkpoint,
 )
-from recipe import make_parser, saved_settings
+from recipe import saved_settings
 from support.command import UserError, user_errors
 from support.device import check_memory, pick_device, pick_dtype
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, CharTokenizer
 from training.checks import check_split, least_memory, refuse_unused, settings_for_base, settings_to_resume
 from training.distributed import ALONE, DistContext
-from training.lora import LoRAConfig, adapt, adapter_weights, add_adapters, base_weights, save_adapter
-from training.optimizers import averaged_model, make_optimizers, optimizer_tensors, restore_optimizers
+from training.lora import LoRAConfig, adapt, add_adapters
+from training.optimizers import averaged_model, make_optimizers, restore_optimizers
 from training.state import (
     RunPaths,
     TrainState,
@@ -323,68 +318,3 @@ def restore_run(
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-# --- Saving ----------------------------------------------------------------------------------------------------------
-
-
-def origin_of(run: Run) -> dict:
-    """Where a checkpoint came from, for people who find the file later."""
-    return {
-        "corpus": run.corpus.name,
-        "corpus_sha256": run.corpus.sha256,
-        "preset": run.settings.preset,
-        "step": run.state.step,
-        "val_loss": run.state.to_plain()["best_loss"],
-        "train_seconds": run.state.train_seconds,
-        "seed": run.settings.seed,
-        "torch": str(torch.__version__),
-    }
-
-
-def save_best(run: Run) -> None:
-    """Write what sampling needs: the model, or its adapters if only they are trained; rank 0 does so for all."""
-    if not run.dist.first:
-        return
-    if config := lora_config(run.settings):
-        save_adapter(run.paths.best, run.model_to_keep, run.tokenizer, config, origin_of(run))
-    else:
-        save_model(run.paths.best, run.model_to_keep, run.tokenizer, origin_of(run))
-
-
-def save_state(run: Run) -> None:
-    """Write the training state that `resume_run` reads; rank 0 does so for all."""
-    tensors = base_weights(run.model)
-    tensors |= {f"adapter/{name}": tensor for name, tensor in adapter_weights(run.model).items()}
-    tensors |= {f"optimizer/{name}": tensor.cpu() for name, tensor in optimizer_tensors(run.optimizers).items()}
-    if run.average:
-        trained = trained_parameters(run.average.module)
-        tensors |= {f"average/{name}": p.detach().cpu() for name, p in trained.items()}
-    header = model_header(run.model.config, run.tokenizer, origin_of(run), TRAINING)
-    header |= {"settings": vars(run.settings), "training": run.state.to_plain()}
-    previous = run.paths.previous if run.saved_in == run.paths.last else None  # a damaged one must not push out a whole
-    if run.dist.first:
-        write_checkpoint(run.paths.last, header, tensors, previous)
-    run.saved_in, run.saved_step = run.paths.last, run.state.step
-
-
-def where_kept(run: Run) -> str:
-    """What a user still has after a failure."""
-    if not run.saved_in:
-        return "nothing of this run was saved yet"
-    best = run.paths.best
-    hint = f" ({best} is still the earlier run's)" if best.exists() else f" ({best} comes with the first evaluation)"
-    return (
-        f"saved at step {run.saved_step} of {run.settings.steps}; continue with: "
-        f"{next_command(run, 'main.py --resume')}{'' if run.state.best_step else hint}"
-    )
-
-
-def next_command(run: Run, command: str) -> str:
-    """A command line for the user to type, with --out or --checkpoint only where it is not the default."""
-    flag = {"main.py --resume": "--out", "generate.py": "--checkpoint"}[command]
-    best = shlex.quote(str(run.paths.best))
-    if run.settings.lora_rank and command == "generate.py":
-        return f"python generate.py --checkpoint {shlex.quote(run.settings.init_from)} --lora {best}"
-    start = "torchrun …" if run.dist.size > 1 and flag == "--out" else "python"
-    return f"{start} {command}" + (f" {flag} {best}" if run.settings.out != make_parser("").get_default("out") else "")

@@ -1,0 +1,71 @@
+"""How a run is saved, and what its user is told about that."""
+
+import shlex
+
+from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
+from recipe import make_parser
+from training.lora import adapter_weights, base_weights, save_adapter
+from training.optimizers import optimizer_tensors
+from training.run import Run, lora_config, trained_parameters
+
+
+def origin_of(run: Run) -> dict:
+    """Where a checkpoint came from, for people who find the file later."""
+    return {
+        "corpus": run.corpus.name,
+        "corpus_sha256": run.corpus.sha256,
+        "preset": run.settings.preset,
+        "step": run.state.step,
+        "val_loss": run.state.to_plain()["best_loss"],
+        "train_seconds": run.state.train_seconds,
+        "seed": run.settings.seed,
+        "torch": str(torch.__version__),
+    }
+
+
+def save_best(run: Run) -> None:
+    """Write what sampling needs: the model, or its adapters if only they are trained; rank 0 does so for all."""
+    if not run.dist.first:
+        return
+    if config := lora_config(run.settings):
+        save_adapter(run.paths.best, run.model_to_keep, run.tokenizer, config, origin_of(run))
+    else:
+        save_model(run.paths.best, run.model_to_keep, run.tokenizer, origin_of(run))
+
+
+def save_state(run: Run) -> None:
+    """Write the training state that `resume_run` reads; rank 0 does so for all."""
+    tensors = base_weights(run.model)
+    tensors |= {f"adapter/{name}": tensor for name, tensor in adapter_weights(run.model).items()}
+    tensors |= {f"optimizer/{name}": tensor.cpu() for name, tensor in optimizer_tensors(run.optimizers).items()}
+    if run.average:
+        trained = trained_parameters(run.average.module)
+        tensors |= {f"average/{name}": p.detach().cpu() for name, p in trained.items()}
+    header = model_header(run.model.config, run.tokenizer, origin_of(run), TRAINING)
+    header |= {"settings": vars(run.settings), "training": run.state.to_plain()}
+    previous = run.paths.previous if run.saved_in == run.paths.last else None  # a damaged one must not push out a whole
+    if run.dist.first:
+        write_checkpoint(run.paths.last, header, tensors, previous)
+    run.saved_in, run.saved_step = run.paths.last, run.state.step
+
+
+def where_kept(run: Run) -> str:
+    """What a user still has after a failure."""
+    if not run.saved_in:
+        return "nothing of this run was saved yet"
+    best = run.paths.best
+    hint = f" ({best} is still the earlier run's)" if best.exists() else f" ({best} comes with the first evaluation)"
+    return (
+        f"saved at step {run.saved_step} of {run.settings.steps}; continue with: "
+        f"{next_command(run, 'main.py --resume')}{'' if run.state.best_step else hint}"
+    )
+
+
+def next_command(run: Run, command: str) -> str:
+    """A command line for the user to type, with --out or --checkpoint only where it is not the default."""
+    flag = {"main.py --resume": "--out", "generate.py": "--checkpoint"}[command]
+    best = shlex.quote(str(run.paths.best))
+    if run.settings.lora_rank and command == "generate.py":
+        return f"python generate.py --checkpoint {shlex.quote(run.settings.init_from)} --lora {best}"
+    start = "torchrun …" if run.dist.size > 1 and flag == "--out" else "python"
+    return f"{start} {command}" + (f" {flag} {best}" if run.settings.out != make_parser("").get_default("out") else "")
