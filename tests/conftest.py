@@ -10,45 +10,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import command as cli
+from formats.checkpoint import TRAINING, read_checkpoint
+from support.command import run as run_command
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
-try:
-    from hypothesis import given, settings
-    from hypothesis import strategies as st
-except ImportError:  # the tests that draw their input with it are skipped
-
-    class AnyStrategy:
-        """Stands where a strategy would."""
-
-        def __getattr__(self, name):
-            return self
-
-        def __call__(self, *_, **__):
-            return self
-
-    st = AnyStrategy()
-
-    def settings(**_):
-        return lambda test: test
-
-    def given(*_, **__):
-        def skipped(test):
-            def stand_in():
-                pytest.skip("needs hypothesis")
-
-            stand_in.__name__ = test.__name__
-            return stand_in
-
-        return skipped
-
-
-__all__ = ["given", "settings", "st"]  # for the tests to import from here
 ROOT = Path(__file__).resolve().parent.parent
 # One thread: the tests' models are too small for more, and the bits do not depend on the machine's cores.
 torch.set_num_threads(1)
 
 SMALL_NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_home(tmp_path_factory):
+    """Commands use data/ and checkpoints/ of the working folder: the tests leave the repository, where a person has
+    data and models of their own."""
+    os.chdir(tmp_path_factory.mktemp("session"))
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """Every test works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
 
 
 def tiny_config(**changes) -> TinyGPTConfig:
@@ -60,7 +43,7 @@ def tiny_config(**changes) -> TinyGPTConfig:
 @pytest.fixture
 def tiny_model() -> TinyGPT:
     torch.manual_seed(0)
-    return TinyGPT(tiny_config(num_layers=2)).eval()
+    return TinyGPT(tiny_config(num_layers=2)).init_weights().eval()
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -73,6 +56,7 @@ def command(tmp_path):
     """Run a script of the repository in an empty folder: `command("main.py", "--steps", "5")`."""
 
     def run(script: str, *arguments: object, code: int | None = 0, env: dict | None = None, cwd: Path = tmp_path):
+        assert cwd.resolve() != ROOT, "a test must not touch a person's own data and models"
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, arguments)],
             cwd=cwd,
@@ -90,19 +74,18 @@ def command(tmp_path):
 
 
 @pytest.fixture
-def in_process(tmp_path, monkeypatch, capsys):
+def in_process(monkeypatch, capsys):
     """Run a command within the test's process, which saves the seconds that importing torch takes.
 
     `in_process("main.py", "--steps", "5")` -> (exit code, stdout, stderr). The working folder is the empty tmp_path.
     """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # cli.run replaces it
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # support.command.run replaces it
 
     def run(script: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.run(importlib.import_module(script.removesuffix(".py")).main)
+            run_command(importlib.import_module(script.removesuffix(".py")).main)
         return (stop.value.code, *capsys.readouterr())
 
     return run
@@ -114,3 +97,20 @@ def assert_one_error_line(errors: str, *words: str) -> None:
     assert len(lines) == 1 and "Traceback" not in errors, errors
     for word in words:
         assert word in lines[0], lines[0]
+
+
+def state_of(path: Path) -> dict[str, object]:
+    """Every tensor, number and setting of a training state; without clock times and what a resume may change."""
+    header, tensors = read_checkpoint(path, TRAINING)
+    left_out = {"train_seconds", "seconds_sum", "stop_at", "resume", "launch"}
+    plain = {"config": header["config"], "tokenizer": header["tokenizer"], **header["settings"], **header["training"]}
+    return {**tensors, **{name: value for name, value in plain.items() if name not in left_out}}
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    """Two training states are equal to the last bit."""
+    first, second = state_of(a), state_of(b)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+        assert same, f"{name}: {value} and {second[name]}"
