@@ -28,10 +28,12 @@ from support.device import to_device
 from tiny_decoder import next_token_loss
 from training.distributed import joined
 from training.optimizers import set_learning_rates
-from training.report import announce, interruption, log_metrics, print_step
+from training.plan import plan_steps, seconds_of
+from training.report import announce, finish, interruption, log_metrics, print_progress, print_step
 from training.run import Run, open_run
-from training.save import next_command, save_best, save_state, where_kept
+from training.save import save_best, save_state, where_kept
 
+STARTED = time.perf_counter()
 EVAL_LOGITS = 2**26  # logits that one batch of an evaluation may have: 256 MiB in float32
 
 
@@ -41,17 +43,22 @@ EVAL_LOGITS = 2**26  # logits that one batch of an evaluation may have: 256 MiB 
 def train(run: Run, stop: StopSignal) -> int:
     """Step, now and then evaluate and save, until the last step or a signal, which is returned (0 if none came)."""
     settings, state = run.settings, run.state
-    end = min(settings.steps, settings.stop_at or settings.steps)
+    step_seconds = []  # of the warm-up
     run.dist.settle_gradient_order(run.network, lambda: compute_gradients(run))
     mark = time.perf_counter()
     signum = stop_requested(run, stop)
     with tqdm(total=settings.steps, initial=state.step, unit="step", disable=None, dynamic_ncols=True) as bar:
-        while state.step < end and not signum:
+        while state.step < min(settings.steps, settings.stop_at or settings.steps) and not signum:
+            if not state.planned and state.step >= settings.warmup:
+                mark += seconds_of(lambda: plan(run, step_seconds))
+                bar.total = settings.steps
+            began = time.perf_counter()
             loss = train_step(run)
+            step_seconds.append(time.perf_counter() - began)
             state.loss_sum, state.loss_steps = state.loss_sum + loss, state.loss_steps + 1
             bar.update()
-            if state.step % 10 == 0:
-                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            print_progress(run, loss)
             if state.step % settings.eval_every == 0 or state.step == settings.steps:
                 count_seconds(run, mark)
                 val_loss = evaluate(run)
@@ -63,6 +70,8 @@ def train(run: Run, stop: StopSignal) -> int:
                 save_state(run)
                 print_step(run, line, better, sample_text(run))
                 mark = time.perf_counter()
+                if settings.patience and state.stale >= settings.patience:
+                    break
             signum = stop_requested(run, stop)
     if run.saved_step < state.step or not run.saved_in:
         count_seconds(run, mark)
@@ -129,6 +138,12 @@ def stop_requested(run: Run, stop: StopSignal) -> int:
     return run.dist.largest(signal.SIGTERM if run.dist.abandoned else stop.signum)
 
 
+def plan(run: Run, step_seconds: list[float]) -> None:
+    """Fix the number of steps, if --minutes leaves it open, and say how long the run will take."""
+    elapsed = time.perf_counter() - STARTED
+    plan_steps(run, step_seconds, elapsed, lambda: compute_gradients(run), lambda: (evaluate(run), sample_text(run)))
+
+
 def count_seconds(run: Run, mark: float) -> None:
     """Add the time since `mark` to the seconds of training."""
     seconds = time.perf_counter() - mark
@@ -168,6 +183,7 @@ def evaluate(run: Run) -> float:
 def note_best(run: Run, val_loss: float) -> bool:
     """Whether this is the lowest validation loss so far; if so, remember it."""
     better = val_loss < run.state.best_loss
+    run.state.stale = 0 if better else run.state.stale + 1
     if better:
         run.state.best_loss, run.state.best_step = val_loss, run.state.step
         run.state.overfitting_noted = False
@@ -200,16 +216,9 @@ def main() -> None:
             raise FloatingPointError(f"{error}; {where_kept(run)}") from None
         except OSError as error:
             raise OSError(f"{one_line(error)}; {where_kept(run)}") from None
-        state = run.state
-        if state.step < run.settings.steps:
-            if signum:
-                raise interruption(run, stop.signum != 0, signum)
-            print(where_kept(run))
-            return
-        seconds = state.train_seconds
-        print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds:.0f} s of training")
-        prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
-        print(f"sample from it with: {next_command(run, 'generate.py')}{prompt}")
+        if signum and run.state.step < run.settings.steps:
+            raise interruption(run, stop.signum != 0, signum)
+        finish(run)
 
 
 if __name__ == "__main__":

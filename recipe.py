@@ -7,6 +7,8 @@ from support.command import Parser, UserError, flag_of, given_flags, number, tex
 from support.device import pick_device
 
 AUTO = "auto"
+MOST_STEPS = 10**9
+DEFAULT_MINUTES = 5.0  # that a run plans which asks for neither a preset nor a number of steps
 
 # What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
 # which it uses on CPUs. It takes the validation loss from random windows; here it is that of the whole split.
@@ -29,7 +31,7 @@ PRESETS = {
 
 # --- Flags -------------------------------------------------------------------------------------------------------
 
-COUNT = whole(1, 10**9)
+COUNT = whole(1, MOST_STEPS)
 SHARE = number(low=0, below=1)
 RATE = number(above=0, high=100)
 
@@ -64,6 +66,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="the recipe that other flags change")
     add("--steps", type=COUNT, default=1200, help="optimizer steps in all; the schedule ends there")
+    add("--minutes", type=number(above=0, high=1e6), help="plan as many steps as fit into so many minutes")
     add("--stop-at", type=COUNT, help="stop after this step and save; --resume continues")
     add("--batch-size", type=whole(1, 2**20), default=16, help="windows per optimizer step")
     add("--grad-accum", type=whole(1, 2**20), default=1, help="parts to split each batch into, to save memory")
@@ -73,6 +76,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--token-noise", type=SHARE, default=0.0, help=noise)
     add("--eval-every", type=COUNT, default=120, help="steps between evaluations")
     add("--eval-tokens", type=whole(1, 10**12), default=2_000_000, help="validation tokens to evaluate on, at most")
+    add("--patience", type=COUNT, help="end after so many evaluations without a new best")
+    add("--tensorboard", action="store_true", help="write TensorBoard files beside --out (pip install tensorboard)")
     add("--seed", type=whole(0, 2**31), default=1337, help="of initial weights, batches and dropout")
 
 
@@ -134,6 +139,12 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         preset = "base" if pick_device(given.get("device", AUTO)).type == "cuda" else "small"
     settings = make_parser(preset).parse_args(arguments)
     settings.preset = preset
+    if settings.minutes:
+        if "steps" in given:
+            raise UserError("--minutes and --steps exclude each other")
+        settings.steps = MOST_STEPS  # until the warm-up has shown how many fit: see training/plan.py
+    elif not given.keys() & {"preset", "steps", "resume"}:
+        settings.minutes = DEFAULT_MINUTES
     check_together(settings)
     return settings, set(given)
 
@@ -149,7 +160,7 @@ def saved_settings(saved: dict) -> argparse.Namespace:
         raise UserError(f"{', '.join(sorted(strange))[:80]} missing or unknown: another version of TinyGPT saved it")
     line = []
     for name, value in saved.items():
-        if isinstance(value, bool) and (value or name != "resume"):
+        if isinstance(value, bool) and (value or name not in ("resume", "tensorboard")):
             line.append(flag_of(name) if value else flag_of(f"no_{name}"))
         elif isinstance(value, int | float | str) and not isinstance(value, bool):
             line.append(f"{flag_of(name)}={value}")

@@ -10,8 +10,8 @@ from training.state import RunPaths
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = frozenset(
-    "steps stop_at eval_every eval_tokens lr muon_lr warmup cooldown resume out device dtype compile".split()
-)
+    "steps minutes stop_at eval_every eval_tokens patience tensorboard lr muon_lr".split()
+) | frozenset("warmup cooldown resume out device dtype compile".split())
 # What the base of a fine-tuning decides.
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")
 
@@ -40,6 +40,8 @@ def settings_to_resume(
                 f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): "
                 "leave the flag out, or start a new run with another --out"
             )
+    if "steps" in given:
+        saved = argparse.Namespace(**{**vars(saved), "minutes": None})
     changed = {name: getattr(settings, name) for name in given & ADJUSTABLE}
     fixed = {"data": saved.data, "preset": saved.preset, "out": str(paths.best)}  # the files may have been renamed
     return argparse.Namespace(**{**vars(saved), "stop_at": None, **changed, **fixed})

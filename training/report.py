@@ -3,19 +3,23 @@
 import json
 import math
 import os
+import shlex
 import signal
+import sys
+import time
 
 from tqdm import tqdm
 
 from recipe import lr_factor
-from support.command import Interrupted
+from support.command import Interrupted, UserError
 from support.device import describe_device
 from tokenizer import CharTokenizer
 from training.run import Run
-from training.save import where_kept
+from training.save import next_command, where_kept
 
 # How far above its best the validation loss may rise, in nats per token, before a note says so.
 OVERFITTING = 0.02
+PROGRESS = 30.0  # seconds
 
 
 def announce(run: Run) -> None:
@@ -39,6 +43,13 @@ def announce(run: Run) -> None:
         print(f"floor    {corpus.floor:.4f} nats per character: no honest model validates below it")
     if run.state.step:
         print(f"resuming at step {run.state.step}")
+
+
+def print_progress(run: Run, loss: float) -> None:
+    """A line every PROGRESS seconds where no progress bar is shown: into a pipe or file."""
+    if not sys.stderr.isatty() and time.monotonic() - run.last_line > PROGRESS:
+        run.last_line = time.monotonic()
+        print(f"step {run.state.step:5d} of {run.settings.steps:,} | loss {loss:.3f}", file=sys.stderr)
 
 
 def comparable_losses(run: Run, val_loss: float) -> dict[str, float]:
@@ -71,11 +82,14 @@ def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if settings.tensorboard:
+            log_tensorboard(run, line)
     return line
 
 
 def print_step(run: Run, line: dict[str, float], better: bool, sample: str) -> None:
     """The step's figures and sample, and a note when the validation loss begins to rise."""
+    run.last_line = time.monotonic()
     state, floor = run.state, f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
     units = "".join(
         f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}"
@@ -104,3 +118,55 @@ def interruption(run: Run, told: bool, signum: int) -> Exception:
             f"{number} of {run.dist.size} processes got {signal.Signals(signum).name}; {where_kept(run)}"
         )
     return Interrupted(signum, where_kept(run))
+
+
+def log_tensorboard(run: Run, line: dict[str, float]) -> None:
+    """Add a line of the metrics to the event files in NAME.tensorboard/."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs a package that is not installed: pip install tensorboard") from None
+    with SummaryWriter(str(run.paths.best.with_suffix(".tensorboard"))) as writer:
+        for name, value in line.items():
+            if name != "step":
+                writer.add_scalar(name, value, line["step"])
+
+
+def finish(run: Run) -> None:
+    """The last words of a run: where it stands, its losses as a small plot, the command to sample with."""
+    settings, state = run.settings, run.state
+    if state.step < settings.steps and not (settings.patience and state.stale >= settings.patience):
+        print(where_kept(run))
+        return
+    if state.step < settings.steps:
+        print(f"ended at step {state.step}: {state.stale} evaluations without a new best (--patience)")
+    if run.dist.first:
+        lines = run.paths.metrics.read_text(encoding="utf-8").splitlines()
+        print("\n".join(plot([json.loads(line)["val_loss"] for line in lines])))
+    seconds = state.train_seconds
+    print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds:.0f} s of training")
+    prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
+    print(f"sample from it with: {next_command(run, 'generate.py')}{prompt}")
+    if not settings.lora_rank:
+        print(f"look into it with:   python convert.py {quoted(run)} {quoted(run, '.html')}")
+
+
+def quoted(run: Run, suffix: str = ".pth") -> str:
+    """The best checkpoint's path, or one beside it with another suffix, as a shell takes it."""
+    return shlex.quote(str(run.paths.best.with_suffix(suffix)))
+
+
+def plot(losses: list[float], width: int = 60, height: int = 6) -> list[str]:
+    """Lines of a plot of the validation losses, evaluation by evaluation; none for fewer than three."""
+    if len(losses) < 3:
+        return []
+    shown = (
+        [losses[round(i * (len(losses) - 1) / (width - 1))] for i in range(width)] if len(losses) > width else losses
+    )
+    low, high = min(shown), max(shown)
+    rows = [round((high - loss) / ((high - low) or 1) * (height - 1)) for loss in shown]
+    labels = {0: f"{high:.3f}", height - 1: f"{low:.3f}"}
+    return [
+        f"{labels.get(row, ''):>8} |" + "".join("*" if at == row else " " for at in rows).rstrip()
+        for row in range(height)
+    ]

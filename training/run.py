@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import shutil
+import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from corpora.bpe import BPETokenizer
 from corpora.texts import count_unknown, encode_split
-from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
+from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, bigram_entropy, load_corpus
 from formats.checkpoint import (
     Tokenizer,
     check_tensors,
@@ -66,6 +68,7 @@ class Run:
     dist: DistContext = ALONE
     saved_in: Path | None = None  # the file that holds the newest whole training state
     saved_step: int = 0
+    last_line: float = field(default_factory=time.monotonic)  # when the run's user last read something
     network: nn.Module = field(init=False)  # the model, compiled and wrapped as needed; the weights are the model's
     average: AveragedModel | None = field(init=False)
 
@@ -86,6 +89,11 @@ class Run:
     def model_to_keep(self) -> TinyGPT:
         """The model to evaluate and to save as the best: the average of the weights if there is one."""
         return self.average.module if self.average else self.model
+
+    @cached_property
+    def bigram_entropy(self) -> float:
+        """See `bigram_entropy`: of the first 4 million training tokens."""
+        return bigram_entropy(self.train_set.tokens[: 2**22])
 
     @property
     def paths(self) -> RunPaths:

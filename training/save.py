@@ -2,11 +2,19 @@
 
 import shlex
 
+import torch
+
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from recipe import make_parser
 from training.lora import adapter_weights, base_weights, save_adapter
 from training.optimizers import optimizer_tensors
 from training.run import Run, lora_config, trained_parameters
+
+# The settings that a model's origin tells; where files lie, and what machine it was, is nobody's business.
+RECIPE = (
+    *("steps", "batch_size", "windows", "token_noise", "optimizer", "lr", "muon_lr", "weight_decay", "warmup"),
+    *("schedule", "cooldown", "ema_decay", "init", "dtype"),
+)
 
 
 def origin_of(run: Run) -> dict:
@@ -20,6 +28,9 @@ def origin_of(run: Run) -> dict:
         "train_seconds": run.state.train_seconds,
         "seed": run.settings.seed,
         "torch": str(torch.__version__),
+        "bigram_entropy": run.bigram_entropy,
+        "floor": run.corpus.floor,
+        "recipe": {name: getattr(run.settings, name) for name in RECIPE},
     }
 
 

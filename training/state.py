@@ -31,7 +31,9 @@ class TrainState:
     seconds_sum: float = 0.0  # what they took
     best_loss: float = math.inf
     best_step: int = 0
+    stale: int = 0  # evaluations since the last new best
     overfitting_noted: bool = False  # since the last new best
+    planned: bool = False  # whether the number of steps is final
     threads: int = 1
     processes: int = 1
     launch: str = ""  # names the torchrun that started the run, the same after it has restarted the ranks
@@ -47,7 +49,7 @@ class TrainState:
         check_fields(found, {**fields, "corpus_sha256": str, "best_loss": (float, type(None))})
         state = cls(**{name: found[name] for name in fields})
         state.best_loss = math.inf if state.best_loss is None else state.best_loss
-        for name in ("step", "loss_steps", "best_step", "threads", "processes"):
+        for name in ("step", "loss_steps", "best_step", "stale", "threads", "processes"):
             if not 0 <= getattr(state, name) <= 10**9:
                 raise ValueError(f"its entry {name!r} is out of range")
         for name in ("train_seconds", "loss_sum", "seconds_sum"):
