@@ -6,13 +6,13 @@ import threading
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import data_setup
+from conftest import ROOT
 from corpora import synthetic
 from corpora.download import Download, fetch
 from corpora.synthetic import Choice, synthetic_text
@@ -237,9 +237,9 @@ def test_auto_takes_the_file_that_is_there(tmp_path):
 
 
 @pytest.mark.tinyshakespeare
-@pytest.mark.skipif(not Path("data/tinyshakespeare.txt").exists(), reason="needs data/tinyshakespeare.txt")
+@pytest.mark.skipif(not (ROOT / "data/tinyshakespeare.txt").exists(), reason="needs data/tinyshakespeare.txt")
 def test_the_real_tinyshakespeare():
-    corpus = load_corpus("tinyshakespeare")
+    corpus = load_corpus("tinyshakespeare", ROOT / "data")
     assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
     assert corpus.sha256 == data_setup.TINYSHAKESPEARE.sha256
     assert corpus.train.text().startswith("First Citizen:")
