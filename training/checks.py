@@ -9,9 +9,8 @@ from training.distributed import DistContext
 from training.state import RunPaths
 
 # What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = frozenset(
-    "steps minutes stop_at eval_every eval_tokens patience tensorboard lr muon_lr".split()
-) | frozenset("warmup cooldown resume out device dtype compile".split())
+ADJUSTABLE = {"steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
+ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device", "dtype", "compile"}
 # What the base of a fine-tuning decides.
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")
 

@@ -25,12 +25,14 @@ PROGRESS = 30.0  # seconds
 def announce(run: Run) -> None:
     """Say what was chosen."""
     settings, corpus = run.settings, run.corpus
-    tokens = settings.steps * settings.batch_size * settings.max_seq
+    length = f"{settings.steps:,} steps of {settings.batch_size} windows"
+    if settings.minutes and not run.state.planned:
+        length = f"steps of {settings.batch_size} windows, as many as fit into {settings.minutes:g} minutes"
     print(
         f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate\n"
         f"model    {run.model.num_parameters():,} parameters: {settings.num_layers} layers x {settings.embed_dim}, "
         f"{settings.num_heads} heads, window {settings.max_seq}, {run.tokenizer.vocab_size} tokens in the vocabulary\n"
-        f"recipe   {settings.preset}: {settings.steps:,} steps of {settings.batch_size} windows, {tokens:,} tokens\n"
+        f"recipe   {settings.preset}: {length}\n"
         f"machine  {describe_device(run.device)}, {settings.dtype}{', compiled' if run.compiled else ''}"
     )
     if run.dist.size > 1:
@@ -160,9 +162,8 @@ def plot(losses: list[float], width: int = 60, height: int = 6) -> list[str]:
     """Lines of a plot of the validation losses, evaluation by evaluation; none for fewer than three."""
     if len(losses) < 3:
         return []
-    shown = (
-        [losses[round(i * (len(losses) - 1) / (width - 1))] for i in range(width)] if len(losses) > width else losses
-    )
+    width = min(width, len(losses))
+    shown = [losses[round(i * (len(losses) - 1) / (width - 1))] for i in range(width)]
     low, high = min(shown), max(shown)
     rows = [round((high - loss) / ((high - low) or 1) * (height - 1)) for loss in shown]
     labels = {0: f"{high:.3f}", height - 1: f"{low:.3f}"}

@@ -216,10 +216,11 @@ def assemble_run(
     settings = argparse.Namespace(**{**vars(settings), **chosen})
     model = model.to(device)
     with dist.one_per_machine_first("tokens"):
-        train_tokens, val_tokens = (encode_split(tokenizer, part, TOKEN_FOLDER) for part in (corpus.train, corpus.val))
+        train_tokens = encode_split(tokenizer, corpus.train, TOKEN_FOLDER)
+        with user_errors():
+            train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
+        val_tokens = encode_split(tokenizer, corpus.val, TOKEN_FOLDER)
     dist.require_same("number of tokens", str(len(train_tokens)))
-    with user_errors():
-        train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
     return Run(
         settings=settings,
         state=TrainState(corpus.sha256, threads=torch.get_num_threads(), processes=dist.size, launch=dist.launch),
