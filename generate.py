@@ -9,6 +9,7 @@ examples:
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -20,11 +21,17 @@ from sampler import Sampling, SlidingWindow, generate, row_generators
 from sampling.beam import beam_search
 from sampling.explain import Explainer
 from sampling.fast_step import FastStep
-from sampling.prompts import read_prompts
+from sampling.prompts import converse, read_prompts, unescape
+from sampling.score import print_score
 from sampling.text_stream import TextStream
-from support.command import Parser, UserError, number, run, text, user_errors, whole
+from support.command import Parser, UserError, flag_of, given_flags, number, run, text, user_errors, visible, whole
 from support.device import pick_device
+from tiny_decoder import TinyGPT
 from training.lora import apply_adapter, merge_adapters
+
+# A beam search takes the likeliest, for one prompt.
+UNUSED_BY_BEAMS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "explain"}
+UNUSED_BY_BEAMS |= {"num_samples", "prompt_file", "interactive", "score"}
 
 
 def make_parser() -> Parser:
@@ -33,11 +40,14 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("input").add_argument
     add("--checkpoint", type=text, default="checkpoints/tiny_decoder.pth", help="the model to sample from")
     add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
-    add("--prompt", help="how the text begins; without it, as a new line does")
-    add("--prompt-file", type=text, help="a UTF-8 file with a prompt on each line, for one batch")
+    add("--prompt", help=r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input")
+    add("--prompt-file", type=text, help="UTF-8 prompts for one batch: a line each, or with lines of --- between them")
+    add("--interactive", action="store_true", help="prompt after prompt from the keyboard; /temperature 0.5 sets")
+    add("--score", type=text, metavar="FILE", help="how likely the model finds a text, instead of writing one")
+    add("text", nargs="?", help=argparse.SUPPRESS)  # to answer who forgets --prompt
     add = parser.add_argument_group("length").add_argument
     add("--max-new-tokens", type=whole(0, 10**9), default=500, help="how many tokens to add")
-    add("--stop", type=text, action="append", default=[], help=r"end before this text (\n: a new line); repeatable")
+    add("--stop", type=text, action="append", default=[], help=r"end before this text (\n as in --prompt); repeatable")
     add("--num-samples", type=whole(1, 4096), default=1, help="how many texts for each prompt, all in one batch")
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 bolder, above 1 wilder, 0 the likeliest token")
@@ -48,7 +58,7 @@ def make_parser() -> Parser:
     add("--repetition-penalty", type=number(1e-3, 1e6), default=1.0, help="above 1: tokens in the text are less likely")
     seeds = "same seed, same text; text i of several has seed + i (default: random, and shown)"
     add("--seed", type=whole(0, 2**63 - 1), help=seeds)
-    add("--explain", action="store_true", help="show on stderr how the filters treat each token's candidates")
+    add("--explain", action="store_true", help="show how the filters treat each token, or with --score each loss")
     add = parser.add_argument_group("beam search").add_argument
     add("--beams", type=whole(0, 1024), default=0, help="search for the likeliest text with so many beams; 0 samples")
     add("--n-best", type=whole(1, 1024), default=1, help="how many of the texts found to print, with scores")
@@ -64,14 +74,17 @@ def make_parser() -> Parser:
 def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
     """The settings that a command line asks for. Raises UserError that names the flag if they do not go together."""
     parser = make_parser()
-    settings = parser.parse_args(arguments)
-    settings.stop = tuple(stop.replace("\\n", "\n") for stop in settings.stop)  # a newline is hard to type
+    settings, given = parser.parse_args(arguments), given_flags(parser, arguments)
+    settings.stop = [unescape(stop) for stop in settings.stop]
+    if settings.text:
+        raise UserError(f"a prompt needs its flag: python generate.py --prompt {shlex.quote(settings.text)}")
     if 0 < settings.temperature < 1e-6:
         raise UserError(f"--temperature must be 0 or at least 1e-6, not {settings.temperature}")
-    if settings.prompt is not None and settings.prompt_file is not None:
-        raise UserError("--prompt and --prompt-file exclude each other")
-    if settings.beams and (settings.num_samples > 1 or settings.prompt_file or settings.explain):
-        raise UserError("--beams searches for one prompt: leave --num-samples, --prompt-file and --explain out")
+    sources = given.keys() & {"prompt", "prompt_file", "interactive", "score"}
+    if len(sources) > 1:
+        raise UserError(f"{' and '.join(flag_of(name) for name in sorted(sources))} exclude each other")
+    for name in given.keys() & UNUSED_BY_BEAMS if settings.beams else ():
+        raise UserError(f"{flag_of(name)} does nothing beside --beams: leave it out")
     if settings.n_best > max(1, settings.beams):
         raise UserError(f"--n-best {settings.n_best} needs at least as many --beams, not {settings.beams}")
     if settings.explain and (settings.num_samples > 1 or settings.prompt_file):
@@ -79,10 +92,21 @@ def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
     return settings
 
 
-def write(text: str) -> None:
-    """Text to stdout, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+class Output:
+    """Text to stdout, at once. On a terminal, control characters are shown; what goes to stderr gets its own lines."""
+
+    def __init__(self):
+        self.open_line = False
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(visible(text, sys.stdout))
+        sys.stdout.flush()
+        self.open_line = not text.endswith("\n") if text else self.open_line
+
+    def end_line(self) -> None:
+        """Begin a new line, if stdout and stderr share a terminal."""
+        if self.open_line and sys.stdout.isatty() and sys.stderr.isatty():
+            self.write("\n")
 
 
 def sample(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Tokenizer, prompts: list[str]) -> int:
@@ -90,81 +114,84 @@ def sample(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Token
 
     A single text appears as it is made, several one after the other at the end.
     """
-    filters = Sampling(
-        settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
-    )
-    streams = [TextStream(tokenizer, settings.stop) for _ in prompts]
-    watch = Explainer(tokenizer) if settings.explain else None
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    filters = Sampling(**{name: getattr(settings, name) for name in names})
+    output, streams = Output(), [TextStream(tokenizer, settings.stop) for _ in prompts]
+    watch = Explainer(tokenizer, before=output.end_line) if settings.explain else None
     generators = row_generators(settings.seed, len(prompts))
     alone = len(prompts) == 1
     made = 0
     if alone:
-        write(prompts[0])
+        output.write(prompts[0])
     for chosen in generate(window, settings.max_new_tokens, generators, filters, tokenizer.special_ids, watch):
         made += sum(not stream.stopped for stream in streams)
         pieces = [stream.add(token) for stream, token in zip(streams, chosen, strict=True)]
-        if alone and pieces[0]:
-            write(pieces[0])
+        if alone:
+            output.write(pieces[0])
         if all(stream.stopped for stream in streams):
             break
     rests = [stream.finish() for stream in streams]
     if alone:
-        write(rests[0] + "\n")
+        output.write(rests[0] + "\n")
     else:
         for row, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
-            write(f"--- text {row + 1} (seed {settings.seed + row})\n{prompt}{stream.text}\n")
+            output.write(f"--- text {row + 1} (seed {settings.seed + row})\n{prompt}{stream.text}\n")
     return made
 
 
 def search(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Tokenizer, prompt: str) -> int:
     """Print the texts that beam search finds, best first; returns how many tokens the longest has."""
 
-    def cut(tokens: list[int]) -> TextStream:
-        stream = TextStream(tokenizer, settings.stop)
-        for token in tokens:
-            stream.add(token)
-        stream.finish()
-        return stream
+    def follow(stream: TextStream, token: int) -> tuple[TextStream, bool]:
+        stream = stream.fork()
+        stream.add(token)
+        return stream, stream.stopped
 
-    found = beam_search(
-        window,
-        settings.max_new_tokens,
-        settings.beams,
-        settings.length_penalty,
-        suppress_tokens=tokenizer.special_ids,
-        finished=lambda tokens: bool(settings.stop) and cut(tokens).stopped,
-    )
-    for rank, hypothesis in enumerate(found[: settings.n_best], start=1):
+    start = TextStream(tokenizer, settings.stop)
+    options = (settings.max_new_tokens, settings.beams, settings.length_penalty, tokenizer.special_ids, follow, start)
+    found = beam_search(window, *options)
+    for rank, best in enumerate(found[: settings.n_best], start=1):
         if settings.n_best > 1:
-            scores = f"score {hypothesis.score:.4f}, log-probability {hypothesis.log_probability:.4f}"
-            write(f"--- text {rank} ({scores})\n")
-        write(prompt + cut(hypothesis.tokens).text + "\n")
-    return max(len(hypothesis.tokens) for hypothesis in found)
+            scores = f"score {best.score(settings.length_penalty):.4f}, log-probability {best.log_probability:.4f}"
+            Output().write(f"--- text {rank} ({scores})\n")
+        best.state.finish()
+        Output().write(f"{prompt}{best.state.text}\n")
+    return max(len(one.tokens) for one in found)
+
+
+def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokenizer, prompts: list[str]) -> None:
+    """Print the texts that the settings ask for, and on stderr how fast they were made."""
+    prompts = [prompt for prompt in prompts for _ in range(settings.beams or settings.num_samples)]
+    rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts]
+    with user_errors():
+        window = SlidingWindow(model, rows, settings.stride, FastStep(model))
+    started = time.perf_counter()
+    if settings.beams:
+        made, seeded = search(settings, window, tokenizer, prompts[0]), ""
+    else:
+        seed = torch.seed() % 2**31 if settings.seed is None else settings.seed
+        settings = argparse.Namespace(**{**vars(settings), "seed": seed})
+        made, seeded = sample(settings, window, tokenizer, prompts), f", seed {seed}"
+    seconds = time.perf_counter() - started
+    print(f"{made} tokens, {made / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)
 
 
 def main() -> None:
     """The command: text to stdout as it is made, all else to stderr."""
     settings = parse_settings()
-    prompts = read_prompts(settings)
+    prompts = [] if settings.interactive or settings.score else read_prompts(settings)
     device = pick_device(settings.device)
     loaded = load_model(Path(settings.checkpoint))
     if settings.lora:
         apply_adapter(loaded, Path(settings.lora))
         merge_adapters(loaded.model)  # the same weights, without the sum at every token
     model, tokenizer = loaded.model.to(device), loaded.tokenizer
-    prompts = [prompt for prompt in prompts for _ in range(settings.beams or settings.num_samples)]
-    rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts]
-    with user_errors():
-        window = SlidingWindow(model, rows, settings.stride, FastStep(model))
-    if settings.seed is None:
-        settings.seed = torch.seed() % 2**31
-    started = time.perf_counter()
-    if settings.beams:
-        made, seeded = search(settings, window, tokenizer, prompts[0]), ""
+    if settings.score:
+        print_score(model, tokenizer, Path(settings.score), settings.explain)
+    elif settings.interactive:
+        converse(settings, make_parser(), lambda now, prompt: write_texts(now, model, tokenizer, [prompt]))
     else:
-        made, seeded = sample(settings, window, tokenizer, prompts), f", seed {settings.seed}"
-    seconds = time.perf_counter() - started
-    print(f"{made} tokens, {made / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)
+        write_texts(settings, model, tokenizer, prompts)
 
 
 if __name__ == "__main__":

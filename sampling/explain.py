@@ -1,22 +1,29 @@
 """Why this token: the filters at work on each step's likeliest candidates, as a table."""
 
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 from torch import Tensor
+
+from sampling.score import shown_token
 
 
 class Explainer:
     """To be given to `sampler.generate` as `watch`: prints one table per token of the first row.
 
     A row per candidate, a column per filter with the probability after it, "-" where the filter rejected the token;
-    the token drawn is marked and always listed.
+    the token sampled is marked and always listed.
     """
 
-    def __init__(self, tokenizer, candidates: int = 5, file: TextIO | None = None):
+    def __init__(
+        self, tokenizer, candidates: int = 5, file: TextIO | None = None, before: Callable[[], None] | None = None
+    ):
+        """before: called before each table."""
         self.tokenizer = tokenizer
         self.candidates = candidates
         self.file = file
+        self.before = before
         self.number = 0
 
     def __call__(self, stages: list[tuple[str, Tensor]], chosen: list[int]) -> None:
@@ -29,12 +36,14 @@ class Explainer:
         lines = [["token", *columns]]
         for token in shown:
             cells = [f"{p[token]:.4f}" if p[token] else "-" for p in columns.values()]
-            lines.append([repr(self.tokenizer.decode([token])), *cells])
+            lines.append([shown_token(self.tokenizer, token), *cells])
         left = [str(sum(p > 0 for p in probabilities)) for probabilities in columns.values()]
         lines.append(["(candidates)", *left])
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        if self.before:
+            self.before()
         print(f"token {self.number}", file=self.file or sys.stderr)
         for token, line in zip([None, *shown, None], lines, strict=True):
             name, *numbers = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            mark = " <- drawn" if token == chosen[0] else ""
+            mark = " <- sampled" if token == chosen[0] else ""
             print(f"  {name.strip().ljust(widths[0])}  {'  '.join(numbers)}{mark}", file=self.file or sys.stderr)

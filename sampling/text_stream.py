@@ -5,6 +5,7 @@ characters may be the beginning of a stop string. Both are held back until the n
 """
 
 import codecs
+import copy
 import functools
 
 from formats.checkpoint import Tokenizer
@@ -30,6 +31,13 @@ class TextStream:
         """The text that is certain now that `token` has come: possibly none."""
         content = self.content(token)
         return self.release(content if isinstance(content, str) else self.decoder.decode(content))
+
+    def fork(self) -> "TextStream":
+        """A copy that goes on by itself: for beams."""
+        twin = copy.copy(self)
+        twin.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        twin.decoder.setstate(self.decoder.getstate())
+        return twin
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens will come."""

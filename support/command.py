@@ -148,7 +148,7 @@ def check(found: float, value: str, low=None, high=None, above=None, below=None)
 
 def given_flags(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict[str, object]:
     """The settings that a command line gives, and only those: whatever replaces a sentinel was given."""
-    sentinel = object()
+    sentinel = []  # a list, because argparse appends to it (a copy) for flags that may be repeated
     names = {action.dest for action in parser._actions}
     found = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, sentinel))))
     return {name: value for name, value in found.items() if value is not sentinel}

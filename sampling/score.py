@@ -1,0 +1,61 @@
+"""How likely a model finds a text: the loss of any file under any checkpoint."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from corpora.bpe import Tokenizer
+from data_setup import consecutive_windows
+from support.command import UserError
+from tiny_decoder import TinyGPT
+
+
+@torch.inference_mode()
+def token_losses(model: TinyGPT, ids: np.ndarray) -> np.ndarray:
+    """The negative log-likelihood in nats of ids[1:], (N - 1,), given what stands before each in its window.
+
+    The windows are consecutive, as in validation, so the first tokens of each see little.
+    """
+    losses = []
+    for inputs, targets in consecutive_windows(ids, model.config.max_seq, 2**12):
+        logits = model(inputs.to(model.position_embedding.weight.device)).cpu()
+        losses.append(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none"))
+    return torch.cat(losses).numpy()
+
+
+def print_score(model: TinyGPT, tokenizer: Tokenizer, path: Path, explain: bool) -> None:
+    """Print the loss of a UTF-8 text per token, character and byte, and its perplexity; with explain each token's.
+
+    Raises UserError if the file holds no text.
+    """
+    if not path.is_file():
+        raise UserError(f"--score {path}: no such file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--score {path} is not UTF-8 text (byte {error.start})") from None
+    if not text:
+        raise UserError(f"--score {path} is empty")
+    ids = np.concatenate([[tokenizer.start_id], tokenizer.encode_array(text)])
+    losses = token_losses(model.eval(), ids)
+    if explain:
+        for token, loss in zip(ids[1:].tolist(), losses.tolist(), strict=True):
+            print(f"{loss:8.4f}  {shown_token(tokenizer, token)}")
+    nats, size = float(losses.sum(dtype=np.float64)), len(text.encode("utf-8", "surrogatepass"))
+    print(f"{path}: {len(losses):,} tokens, {len(text):,} characters, {size:,} bytes")
+    print(f"{nats / len(losses):.4f} nats per token, perplexity {math.exp(nats / len(losses)):.2f}")
+    print(f"{nats / len(text):.4f} nats per character, {nats / math.log(2) / size:.4f} bits per byte")
+
+
+def shown_token(tokenizer: Tokenizer, token: int) -> str:
+    """A token in quotes, as a reader can tell it apart; half a character as its bytes."""
+    in_bytes = getattr(tokenizer, "decode_bytes", None)
+    if in_bytes is None or not in_bytes([token]):
+        return repr(tokenizer.decode([token]))
+    try:
+        return repr(in_bytes([token]).decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(in_bytes([token]))[1:]
