@@ -18,13 +18,13 @@ import torch
 
 from formats.checkpoint import Tokenizer, load_model
 from sampler import Sampling, SlidingWindow, generate, row_generators
-from sampling.beam import beam_search
 from sampling.explain import Explainer
 from sampling.fast_step import FastStep
+from sampling.output import Output, search
 from sampling.prompts import converse, read_prompts, unescape
 from sampling.score import print_score
 from sampling.text_stream import TextStream
-from support.command import Parser, UserError, flag_of, given_flags, number, run, text, user_errors, visible, whole
+from support.command import Parser, UserError, flag_of, given_flags, number, run, text, user_errors, whole
 from support.device import pick_device
 from tiny_decoder import TinyGPT
 from training.lora import apply_adapter, merge_adapters
@@ -92,23 +92,6 @@ def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
     return settings
 
 
-class Output:
-    """Text to stdout, at once. On a terminal, control characters are shown; what goes to stderr gets its own lines."""
-
-    def __init__(self):
-        self.open_line = False
-
-    def write(self, text: str) -> None:
-        sys.stdout.write(visible(text, sys.stdout))
-        sys.stdout.flush()
-        self.open_line = not text.endswith("\n") if text else self.open_line
-
-    def end_line(self) -> None:
-        """Begin a new line, if stdout and stderr share a terminal."""
-        if self.open_line and sys.stdout.isatty() and sys.stderr.isatty():
-            self.write("\n")
-
-
 def sample(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Tokenizer, prompts: list[str]) -> int:
     """Print a text for every row of the window; returns how many tokens were made.
 
@@ -137,26 +120,6 @@ def sample(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Token
         for row, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
             output.write(f"--- text {row + 1} (seed {settings.seed + row})\n{prompt}{stream.text}\n")
     return made
-
-
-def search(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Tokenizer, prompt: str) -> int:
-    """Print the texts that beam search finds, best first; returns how many tokens the longest has."""
-
-    def follow(stream: TextStream, token: int) -> tuple[TextStream, bool]:
-        stream = stream.fork()
-        stream.add(token)
-        return stream, stream.stopped
-
-    start = TextStream(tokenizer, settings.stop)
-    options = (settings.max_new_tokens, settings.beams, settings.length_penalty, tokenizer.special_ids, follow, start)
-    found = beam_search(window, *options)
-    for rank, best in enumerate(found[: settings.n_best], start=1):
-        if settings.n_best > 1:
-            scores = f"score {best.score(settings.length_penalty):.4f}, log-probability {best.log_probability:.4f}"
-            Output().write(f"--- text {rank} ({scores})\n")
-        best.state.finish()
-        Output().write(f"{prompt}{best.state.text}\n")
-    return max(len(one.tokens) for one in found)
 
 
 def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokenizer, prompts: list[str]) -> None:
