@@ -1,0 +1,166 @@
+"""A model as one HTML file that runs it: no network, no server, nothing to install.
+
+The file holds page/page.html with the style sheet, the scripts and the data in it. The scripts of ENGINE run in the
+page and make up its worker; those of INTERFACE only run in the page. The data are a block of JSON and the weights in
+base64. Nothing but these very scripts may run: a Content-Security-Policy names their hashes and forbids every
+connection.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from formats.checkpoint import Checkpoint, Tokenizer, model_weights
+from support.command import UserError
+from support.durable import check_overwrite, write_atomically
+from support.plain import parse_json
+
+PARTS = Path(__file__).with_name("page")
+ENGINE = ("model.js", "sampler.js", "tokenizer.js", "worker.js")
+INTERFACE = ("api.js", "draw.js", "write.js", "look.js", "maps.js", "learn.js", "main.js")
+GENERATOR = '<meta name="generator" content="TinyGPT">'
+MOST_BYTES = 50_000_000  # of a page, unless forced
+MOST_POINTS = 512  # on a map of embeddings
+MOST_METRICS = 2**24  # bytes that are read of a metrics file
+# What the page knows of a checkpoint's origin.
+KNOWN = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
+CURVES = ("step", "train_seconds", "train_loss", "val_loss")  # what the page shows of them
+
+
+def save_page(
+    path: Path, loaded: Checkpoint, metrics: Path | None = None, precision: str = "float16", force: bool = False
+) -> None:
+    """Write a page that runs the model; its curves come from the `metrics` file, if that exists.
+
+    precision: of the weights in it, "float16" or "float32". Raises UserError if `path` is another file, if a weight
+    does not fit into float16, or if the page would be larger than MOST_BYTES; `force` allows the first and the last.
+    """
+    check_overwrite(path, is_page, force)
+    weights = model_weights(loaded.model)
+    text = fill_template(page_data(loaded, weights, read_metrics(metrics), precision), encode(weights, precision))
+    if len(text) > MOST_BYTES and not force:
+        raise UserError(f"{path} would have {len(text) / 1e6:.0f} MB, too much for most browsers; --force writes it")
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file was written by `save_page`."""
+    with open(path, "rb") as file:
+        return GENERATOR.encode() in file.read(2000)
+
+
+def encode(weights: dict[str, Tensor], precision: str) -> str:
+    """All weights one after the other, little-endian, in base64. UserError if one is too large for float16."""
+    numbers = np.concatenate([tensor.numpy().ravel() for tensor in weights.values()])
+    with np.errstate(over="ignore"):
+        rounded = numbers.astype({"float16": "<f2", "float32": "<f4"}[precision])
+    if not np.isfinite(rounded).all():
+        raise UserError("a weight is too large for float16: use --precision float32")
+    return base64.b64encode(rounded.tobytes()).decode()
+
+
+def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict], precision: str) -> dict:
+    """Everything but the weights that the page needs, as plain data."""
+    origin = {name: value for name, value in loaded.origin.items() if name in KNOWN and is_plain(value)}
+    if "corpus" in origin:
+        origin["corpus"] = Path(str(origin["corpus"])).name  # where it lay is nobody else's business
+    tokens, positions = loaded.model.token_embedding.weight.detach(), loaded.model.position_embedding.weight.detach()
+    return {
+        "config": dataclasses.asdict(loaded.model.config),
+        "tokenizer": plain_tokenizer(loaded.tokenizer),
+        "origin": origin,
+        "curves": curves,
+        "parameters": loaded.model.num_parameters(),
+        "precision": precision,
+        "layout": [[name, tensor.numel()] for name, tensor in weights.items()],
+        "maps": {
+            "tokens": principal_components(tokens[:MOST_POINTS]),
+            "positions": principal_components(positions[:: math.ceil(len(positions) / MOST_POINTS)]),
+        },
+    }
+
+
+def is_plain(value: object) -> bool:
+    """Whether it is text, a finite number, a truth value, or a dictionary of these."""
+    if isinstance(value, dict):
+        return all(not isinstance(inner, dict) and is_plain(inner) for inner in value.values())
+    return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
+
+
+def plain_tokenizer(tokenizer: Tokenizer) -> dict:
+    """What page/tokenizer.js makes a tokenizer from."""
+    plain = {"kind": tokenizer.kind, "startId": tokenizer.start_id, "specialIds": list(tokenizer.special_ids)}
+    if tokenizer.kind == "char":
+        return {**plain, "characters": tokenizer.characters}
+    model = json.loads(tokenizer.to_json())["model"]
+    merges = [list(merge) if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+    return {**plain, "tokens": sorted(model["vocab"], key=model["vocab"].get), "merges": merges}
+
+
+def principal_components(vectors: Tensor, count: int = 2) -> dict:
+    """The vectors (N, C) on the `count` axes along which they differ most: points (N, count), and which share of the
+    variance each axis has."""
+    centred = (vectors - vectors.mean(0)).double()
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    points = torch.zeros(len(vectors), count, dtype=torch.float64)
+    points[:, : len(s[:count])] = u[:, :count] * s[:count]
+    shares = (s**2 / (s**2).sum().clamp(min=1e-30))[:count]
+    return {"points": [[round(x, 5) for x in point] for point in points.tolist()], "shares": shares.tolist()}
+
+
+def read_metrics(path: Path | None) -> list[dict]:
+    """The evaluations in a metrics file, at most 1,000 of them; none if there is no such file.
+
+    A damaged line is left out: the curves are a picture beside the model, which is whole without them.
+    """
+    if path is None or not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        lines = file.read(MOST_METRICS).decode("utf-8", "replace").splitlines()
+    found = []
+    for line in lines:
+        try:
+            entry = parse_json(line)
+            point = {name: float(entry[name]) for name in CURVES}
+        except (ValueError, TypeError, KeyError):
+            continue
+        if all(map(math.isfinite, point.values())):
+            found.append(point)
+    return found[:: math.ceil(len(found) / 1000) or 1]
+
+
+def fill_template(data: dict, weights: str) -> str:
+    """The page's text: the template with style, scripts, their hashes and the data in its places."""
+    style = (PARTS / "page.css").read_text("utf-8")
+    engine, interface = ([(PARTS / name).read_text("utf-8") for name in names] for names in (ENGINE, INTERFACE))
+    # "<" would let a vocabulary end the block of data, or begin a comment.
+    plain = json.dumps(data, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
+    scripts = " ".join(map(source_hash, (*engine, *interface)))
+    policy = (
+        f"default-src 'none'; script-src {scripts}; style-src {source_hash(style)}; worker-src blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    contents = {
+        "generator": GENERATOR,
+        "policy": policy,
+        "style": f"<style>{style}</style>",
+        "data": f'<script type="application/json" id="model">{plain}</script>',
+        "weights": f'<script type="text/plain" id="weights">{weights}</script>',
+        "engine": "\n".join(f'<script class="engine">{text}</script>' for text in engine),
+        "interface": "\n".join(f"<script>{text}</script>" for text in interface),
+    }
+    template = (PARTS / "page.html").read_text("utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: contents[found[1]], template)
+
+
+def source_hash(text: str) -> str:
+    """How a Content-Security-Policy names an inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

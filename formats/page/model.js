@@ -1,0 +1,270 @@
+/* The network in plain loops: what tiny_decoder.py computes, for one text, without a library.
+
+   Shapes: T time (tokens), C embed_dim, nh num_heads, hs = C / nh, V vocab_size. A matrix (rows, columns) is one Float32Array,
+   row after row. Names of weights are those of the checkpoint.
+*/
+"use strict";
+
+/** out (T, rows) = x (T, columns) · matrixᵀ + bias, with matrix (rows, columns), as PyTorch's nn.Linear keeps it.
+ *
+ * Four rows at once for one token, or four tokens at once for one row: a number that is loaded is used four times.
+ */
+function linear(out, x, matrix, bias, T, rows, columns) {
+  let t = 0;
+  for (; t + 4 <= T; t += 4) linearFourTokens(out, x, matrix, bias, t, rows, columns);
+  for (; t < T; t++) linearOneToken(out, x, matrix, bias, t, rows, columns);
+}
+
+/** Row t of `linear`. */
+function linearOneToken(out, x, matrix, bias, t, rows, columns) {
+  const xStart = t * columns, outStart = t * rows;
+  let row = 0;
+  for (; row + 4 <= rows; row += 4) {
+    const r0 = row * columns, r1 = r0 + columns, r2 = r1 + columns, r3 = r2 + columns;
+    let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    for (let i = 0; i < columns; i++) {
+      const value = x[xStart + i];
+      s0 += value * matrix[r0 + i];
+      s1 += value * matrix[r1 + i];
+      s2 += value * matrix[r2 + i];
+      s3 += value * matrix[r3 + i];
+    }
+    out[outStart + row] = s0;
+    out[outStart + row + 1] = s1;
+    out[outStart + row + 2] = s2;
+    out[outStart + row + 3] = s3;
+  }
+  for (; row < rows; row++) {
+    let sum = 0;
+    for (let i = 0; i < columns; i++) sum += x[xStart + i] * matrix[row * columns + i];
+    out[outStart + row] = sum;
+  }
+  if (bias) for (let i = 0; i < rows; i++) out[outStart + i] += bias[i];
+}
+
+/** Rows t to t + 3 of `linear`. */
+function linearFourTokens(out, x, matrix, bias, t, rows, columns) {
+  const x0 = t * columns, x1 = x0 + columns, x2 = x1 + columns, x3 = x2 + columns;
+  for (let row = 0; row < rows; row++) {
+    const start = row * columns;
+    let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    for (let i = 0; i < columns; i++) {
+      const value = matrix[start + i];
+      s0 += value * x[x0 + i];
+      s1 += value * x[x1 + i];
+      s2 += value * x[x2 + i];
+      s3 += value * x[x3 + i];
+    }
+    const add = bias ? bias[row] : 0;
+    out[t * rows + row] = s0 + add;
+    out[(t + 1) * rows + row] = s1 + add;
+    out[(t + 2) * rows + row] = s2 + add;
+    out[(t + 3) * rows + row] = s3 + add;
+  }
+}
+
+/** out (T, C): each row of x (T, C) with mean 0 and variance 1, then scaled and shifted. */
+function layerNorm(out, x, weight, bias, T, C) {
+  for (let start = 0; start < T * C; start += C) {
+    let mean = 0, variance = 0;
+    for (let i = 0; i < C; i++) mean += x[start + i] / C;
+    for (let i = 0; i < C; i++) variance += (x[start + i] - mean) ** 2 / C;
+    const scale = 1 / Math.sqrt(variance + 1e-5);
+    for (let i = 0; i < C; i++) out[start + i] = (x[start + i] - mean) * scale * weight[i] + (bias ? bias[i] : 0);
+  }
+}
+
+/** The error function, to 1.2e-7: Press et al., Numerical Recipes, section 6.2 (erfc by a Chebyshev polynomial). */
+function erf(x) {
+  const t = 1 / (1 + 0.5 * Math.abs(x));
+  const polynomial = -1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806 + t * (
+    0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))));
+  const complement = t * Math.exp(-x * x + polynomial);
+  return x >= 0 ? 1 - complement : complement - 1;
+}
+
+/** Apply GELU to the first `count` numbers of x, in place; `kind` is "exact" or "tanh", GPT-2's approximation. */
+function gelu(x, count, kind) {
+  for (let i = 0; i < count; i++) {
+    const value = x[i];
+    const inner = kind === "exact"
+      ? erf(value * Math.SQRT1_2)
+      : Math.tanh(Math.sqrt(2 / Math.PI) * (value + 0.044715 * value ** 3));
+    x[i] = 0.5 * value * (1 + inner);
+  }
+}
+
+/** The keys and values of every layer, (maxSeq, C) each, of which the first `length` rows are filled. */
+class KVCache {
+  constructor(config) {
+    const rows = () => Array.from({ length: config.num_layers }, () => new Float32Array(config.max_seq * config.embed_dim));
+    this.keys = rows();
+    this.values = rows();
+    this.length = 0;
+  }
+}
+
+/** What `forward` notes on its way, if it is asked to, for the panel "Look inside".
+ *
+ * attention[layer]: (nh, T, T), the weights that each token (row) gives to each token (column).
+ * residual[layer]: (T, C), the stream after the embeddings (0) and after each block (1 … num_layers).
+ */
+class Trace {
+  constructor() {
+    this.attention = [];
+    this.residual = [];
+  }
+}
+
+class TinyGPT {
+  /** config: the fields of TinyGPTConfig (vocab_size, max_seq, …). weights: name -> Float32Array; without "head.weight"
+   * the head is the token embedding ("tied"). */
+  constructor(config, weights) {
+    this.config = config;
+    this.weights = weights;
+    this.head = weights["head.weight"] || weights["token_embedding.weight"];
+    this.layers = Array.from({ length: config.num_layers }, (_, layer) => this.layerWeights(layer));
+    const most = config.max_seq * config.embed_dim;
+    this.normed = new Float32Array(most);
+    this.qkv = new Float32Array(3 * most);
+    this.mixed = new Float32Array(most);
+    this.hidden = new Float32Array(4 * most);
+    this.branch = new Float32Array(most);
+    this.scores = new Float32Array(config.max_seq);
+  }
+
+  /** The weights of one block by short names. */
+  layerWeights(layer) {
+    const get = (name) => this.weights[`blocks.${layer}.${name}`];
+    return {
+      norm1: get("attention_norm.weight"), norm1Bias: get("attention_norm.bias"),
+      qkv: get("attention.in_proj_weight"), qkvBias: get("attention.in_proj_bias"),
+      out: get("attention.out_proj.weight"), outBias: get("attention.out_proj.bias"),
+      norm2: get("mlp_norm.weight"), norm2Bias: get("mlp_norm.bias"),
+      up: get("mlp.0.weight"), upBias: get("mlp.0.bias"),
+      down: get("mlp.2.weight"), downBias: get("mlp.2.bias"),
+    };
+  }
+
+  /** Logits (T, V) after each of the ids (T), or (1, V) after the last one with lastOnly.
+   *
+   * The ids come after the tokens in the cache and are added to it. trace: a Trace, with an empty cache only.
+   * off: which heads give nothing, as a Set of layer * numHeads + head.
+   */
+  forward(ids, cache, { lastOnly = false, trace = null, off = null } = {}) {
+    const { embed_dim: C, max_seq: maxSeq } = this.config, T = ids.length, start = cache.length;
+    if (T === 0 || start + T > maxSeq) throw new Error(`${start + T} tokens do not fit into the window of ${maxSeq}`);
+    const x = this.embed(ids, start);
+    if (trace) trace.residual.push(x.slice());
+    for (let layer = 0; layer < this.layers.length; layer++) {
+      this.attend(x, T, layer, cache, trace, off);
+      this.feedForward(x, T, this.layers[layer]);
+      if (trace) trace.residual.push(x.slice());
+    }
+    cache.length += T;
+    return lastOnly ? this.predict(x.subarray((T - 1) * C), 1) : this.predict(x, T);
+  }
+
+  /** Token plus position embeddings (T, C) of ids that stand at start, start + 1, … */
+  embed(ids, start) {
+    const { embed_dim: C, vocab_size: vocabSize } = this.config;
+    const tokens = this.weights["token_embedding.weight"], positions = this.weights["position_embedding.weight"];
+    const x = new Float32Array(ids.length * C);
+    ids.forEach((id, t) => {
+      if (!(Number.isInteger(id) && id >= 0 && id < vocabSize)) throw new Error(`${id} is no token id`);
+      for (let i = 0; i < C; i++) x[t * C + i] = tokens[id * C + i] + positions[(start + t) * C + i];
+    });
+    return x;
+  }
+
+  /** Add one layer's attention to x (T, C). */
+  attend(x, T, layer, cache, trace, off) {
+    const { embed_dim: C, num_heads: numHeads } = this.config, w = this.layers[layer], start = cache.length;
+    const keys = cache.keys[layer], values = cache.values[layer];
+    layerNorm(this.normed, x, w.norm1, w.norm1Bias, T, C);
+    linear(this.qkv, this.normed, w.qkv, w.qkvBias, T, 3 * C, C);
+    for (let t = 0; t < T; t++) {
+      keys.set(this.qkv.subarray((3 * t + 1) * C, (3 * t + 2) * C), (start + t) * C);
+      values.set(this.qkv.subarray((3 * t + 2) * C, (3 * t + 3) * C), (start + t) * C);
+    }
+    const maps = trace && new Float32Array(numHeads * T * T);
+    for (let head = 0; head < numHeads; head++) {
+      const silent = off !== null && off.has(layer * numHeads + head);
+      for (let t = 0; t < T; t++) {
+        this.attendHead(t, start + t + 1, head, keys, values, silent);
+        if (trace) maps.set(this.scores.subarray(0, t + 1), (head * T + t) * T);
+      }
+    }
+    if (trace) trace.attention.push(maps);
+    linear(this.branch, this.mixed, w.out, w.outBias, T, C, C);
+    for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
+  }
+
+  /** One head of token t, which sees the first `seen` keys: that is the causal mask. Weights go to this.scores. */
+  attendHead(t, seen, head, keys, values, silent) {
+    const { embed_dim: C, num_heads: numHeads } = this.config, hs = C / numHeads, from = head * hs;
+    const query = 3 * t * C + from, out = t * C + from, { scores, qkv, mixed } = this;
+    const scale = 1 / Math.sqrt(hs);
+    let largest = -Infinity, total = 0;
+    for (let j = 0; j < seen; j++) {
+      let dot = 0;
+      for (let i = 0; i < hs; i++) dot += qkv[query + i] * keys[j * C + from + i];
+      scores[j] = dot * scale;
+      if (scores[j] > largest) largest = scores[j];
+    }
+    for (let j = 0; j < seen; j++) total += scores[j] = Math.exp(scores[j] - largest);
+    for (let i = 0; i < hs; i++) mixed[out + i] = 0;
+    for (let j = 0; j < seen; j++) {
+      const weight = scores[j] /= total;
+      if (!silent) for (let i = 0; i < hs; i++) mixed[out + i] += weight * values[j * C + from + i];
+    }
+  }
+
+  /** Add one layer's two-layer perceptron to x (T, C). */
+  feedForward(x, T, w) {
+    const C = this.config.embed_dim;
+    layerNorm(this.normed, x, w.norm2, w.norm2Bias, T, C);
+    linear(this.hidden, this.normed, w.up, w.upBias, T, 4 * C, C);
+    gelu(this.hidden, T * 4 * C, this.config.gelu);
+    linear(this.branch, this.hidden, w.down, w.downBias, T, C, 4 * C);
+    for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
+  }
+
+  /** Logits (T, V) that the head reads from the residual stream x (T, C) of any layer: after the last one the
+   * model's own, before that the "logit lens" (nostalgebraist 2020). */
+  predict(x, T) {
+    const { embed_dim: C, vocab_size: vocabSize } = this.config, logits = new Float32Array(T * vocabSize);
+    layerNorm(this.normed, x, this.weights["final_norm.weight"], this.weights["final_norm.bias"], T, C);
+    linear(logits, this.normed, this.head, null, T, vocabSize, C);
+    return logits;
+  }
+}
+
+/** A model reading a text that grows by one token at a time: SlidingWindow of sampler.py, for one row.
+ *
+ * A full window drops `stride` tokens at its left end, and is read anew: all its positions change.
+ */
+class SlidingWindow {
+  constructor(model, ids, stride) {
+    const { max_seq: maxSeq } = model.config;
+    this.model = model;
+    this.maxSeq = maxSeq;
+    this.stride = stride ?? Math.max(1, Math.floor(maxSeq / 2));
+    if (!(Number.isInteger(this.stride) && this.stride >= 1 && this.stride <= maxSeq)) {
+      throw new Error(`stride must be a whole number from 1 to ${maxSeq}, not ${stride}`);
+    }
+    this.ids = [...ids];
+    this.start = Math.max(0, ids.length - maxSeq); // where the window begins
+    this.cache = new KVCache(model.config);
+  }
+
+  /** Logits (V) after the last token. */
+  nextLogits() {
+    if (this.ids.length - this.start > this.maxSeq) {
+      this.start = this.ids.length - this.maxSeq - 1 + this.stride;
+      this.cache.length = 0;
+    }
+    const unread = this.ids.slice(this.start + this.cache.length);
+    return this.model.forward(unread, this.cache, { lastOnly: true });
+  }
+}

@@ -1,0 +1,178 @@
+/* From logits to tokens: the filters and the random numbers of sampler.py, in the same order and precision. */
+"use strict";
+
+/** How the next token is chosen; these values switch everything off. */
+const NO_FILTERS = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 };
+
+/** Probabilities of logits, in double precision. */
+function softmax(logits) {
+  let largest = -Infinity, total = 0;
+  for (const logit of logits) if (logit > largest) largest = logit;
+  const shares = Float64Array.from(logits, (logit) => Math.exp(logit - largest));
+  for (const share of shares) total += share;
+  return shares.map((share) => share / total);
+}
+
+/** The place of the first of the largest values. */
+function argmax(values) {
+  let best = 0;
+  for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i;
+  return best;
+}
+
+/** All places of logits, the largest first; of equal ones the lower first. */
+function descending(logits) {
+  return Uint32Array.from(logits.keys()).sort((a, b) => (logits[b] - logits[a]) || a - b);
+}
+
+// --- Filters: logits (V) -> logits (V), in float32; -Infinity is "rejected" ------------------------------------------
+
+/** Make the tokens of the Set `seen` less likely: CTRL (Keskar et al. 2019), section 4.1. */
+function penalizeRepetition(logits, seen, penalty) {
+  const by = Math.fround(penalty);
+  return logits.map((logit, id) => (!seen.has(id) ? logit : logit > 0 ? logit / by : logit * by));
+}
+
+/** Scale the distances to the largest logit by 1 / temperature; at 0 only the first of the largest stays. */
+function applyTemperature(logits, temperature) {
+  const best = argmax(logits);
+  if (temperature === 0) return logits.map((_, id) => (id === best ? 0 : -Infinity));
+  const largest = logits[best], by = Math.fround(temperature);
+  return logits.map((logit) => Math.fround(logit - largest) / by);
+}
+
+/** Keep the k largest. */
+function keepTopK(logits, k) {
+  const kept = logits.slice();
+  for (const id of descending(logits).subarray(k)) kept[id] = -Infinity;
+  return kept;
+}
+
+/** Keep the fewest of the likeliest tokens whose probabilities sum to at least p, and always one. */
+function keepTopP(logits, p) {
+  const order = descending(logits);
+  const probabilities = softmax(Float32Array.from(order, (id) => logits[id]));
+  const kept = logits.slice();
+  let cumulative = 0;
+  order.forEach((id, place) => {
+    cumulative += probabilities[place];
+    if (place > 0 && cumulative - probabilities[place] >= p) kept[id] = -Infinity;
+  });
+  return kept;
+}
+
+/** Keep the tokens that are at least minP times as likely as the likeliest (Nguyen et al. 2024). */
+function keepMinP(logits, minP) {
+  const least = Math.fround(logits[argmax(logits)] + Math.fround(Math.log(minP)));
+  return logits.map((logit) => (logit < least ? -Infinity : logit));
+}
+
+/** What each filter that is switched on makes of logits (V), in order: [{name, logits}], first the logits themselves. */
+function filterStages(logits, seen, sampling) {
+  const { temperature, topK, topP, minP, repetitionPenalty } = { ...NO_FILTERS, ...sampling };
+  const stages = [{ name: "model", logits }];
+  for (const [name, wanted, apply] of [
+    ["penalty", repetitionPenalty !== 1, (x) => penalizeRepetition(x, seen, repetitionPenalty)],
+    ["temperature", temperature !== 1, (x) => applyTemperature(x, temperature)],
+    ["top-k", topK > 0 && topK < logits.length, (x) => keepTopK(x, topK)],
+    ["top-p", topP < 1, (x) => keepTopP(x, topP)],
+    ["min-p", minP > 0, (x) => keepMinP(x, minP)],
+  ]) {
+    if (wanted) stages.push({ name, logits: apply(stages[stages.length - 1].logits) });
+  }
+  return stages;
+}
+
+// --- Sampling --------------------------------------------------------------------------------------------------------
+
+/** mt19937 (Matsumoto & Nishimura 1998), seeded and read as torch.Generator does: a seed gives the same numbers. */
+class Mersenne {
+  constructor(seed) {
+    this.state = new Uint32Array(624);
+    this.state[0] = Number(BigInt.asUintN(32, BigInt(seed)));
+    for (let i = 1; i < 624; i++) {
+      const last = this.state[i - 1];
+      this.state[i] = Math.imul(1812433253, last ^ (last >>> 30)) + i;
+    }
+    this.place = 624;
+  }
+
+  /** Make the next 624 numbers out of the last 624. */
+  twist() {
+    const s = this.state;
+    for (let i = 0; i < 624; i++) {
+      const y = (s[i] & 0x80000000) | (s[(i + 1) % 624] & 0x7fffffff);
+      s[i] = s[(i + 397) % 624] ^ (y >>> 1) ^ (y & 1 ? 0x9908b0df : 0);
+    }
+    this.place = 0;
+  }
+
+  /** 32 random bits. */
+  next() {
+    if (this.place === 624) this.twist();
+    let y = this.state[this.place++];
+    y ^= y >>> 11;
+    y ^= (y << 7) & 0x9d2c5680;
+    y ^= (y << 15) & 0xefc60000;
+    return (y ^ (y >>> 18)) >>> 0;
+  }
+
+  /** A number from [0, 1), as torch.rand(…, dtype=float64): the last 53 of 64 bits. */
+  uniform() {
+    const high = this.next() & 0x1fffff, low = this.next();
+    return (high * 2 ** 32 + low) * 2 ** -53;
+  }
+}
+
+/** The token that `uniform`, from [0, 1), falls on when the probabilities (V) are laid side by side. */
+function sampleToken(probabilities, uniform) {
+  let total = 0, cumulative = 0, last = 0;
+  for (const probability of probabilities) total += probability;
+  for (let id = 0; id < probabilities.length; id++) {
+    if (probabilities[id] === 0) continue;
+    cumulative += probabilities[id];
+    if (cumulative > uniform * total) return id;
+    last = id;
+  }
+  return last; // uniform * total was rounded up to the total
+}
+
+/** What the page shows of one chosen token: how the filters treated its likeliest rivals (as --explain does).
+ *
+ * Returns {id, surprise (nats, before any filter), stages: names, rows: [{id, shares: one per stage}], left: how many
+ * tokens each stage leaves}; the chosen token is always among the rows.
+ */
+function explainChoice(stages, probabilities, chosen, candidates = 8) {
+  const model = probabilities[0];
+  const top = [];
+  for (let id = 0; id < model.length; id++) {
+    if (top.length === candidates && model[id] <= model[top[candidates - 1]]) continue;
+    let place = top.length;
+    while (place > 0 && model[id] > model[top[place - 1]]) place--;
+    top.splice(place, 0, id);
+    top.length = Math.min(top.length, candidates);
+  }
+  if (!top.includes(chosen)) top.push(chosen);
+  return {
+    id: chosen,
+    surprise: -Math.log(model[chosen]),
+    stages: stages.map((stage) => stage.name),
+    rows: top.map((id) => ({ id, shares: probabilities.map((shares) => shares[id]) })),
+    left: probabilities.map((shares) => shares.reduce((count, share) => count + (share > 0), 0)),
+  };
+}
+
+/** Yield an explained token, `maxNewTokens` times; the window grows by each. suppressed: ids that are never sampled. */
+function* generateTokens(window, maxNewTokens, seed, sampling, suppressed) {
+  const random = new Mersenne(seed), seen = new Set(window.ids);
+  for (let made = 0; made < maxNewTokens; made++) {
+    const logits = window.nextLogits();
+    for (const id of suppressed) logits[id] = -Infinity;
+    const stages = filterStages(logits, seen, sampling);
+    const probabilities = stages.map((stage) => softmax(stage.logits));
+    const chosen = sampleToken(probabilities[probabilities.length - 1], random.uniform());
+    window.ids.push(chosen);
+    seen.add(chosen);
+    yield explainChoice(stages, probabilities, chosen);
+  }
+}

@@ -1,0 +1,120 @@
+/* Text to token ids and back: characters (tokenizer.py) and byte-level BPE (corpora/bpe.py). */
+"use strict";
+
+const REPLACEMENT = "\ufffd"; // what is no character, or an unknown one
+
+/** One token per character: 0 is unknown, 1 begins a document, then the known characters in code-point order. */
+class CharTokenizer {
+  /** plain: {characters, startId, specialIds}. */
+  constructor(plain) {
+    Object.assign(this, plain);
+    this.tokens = [REPLACEMENT, "", ...plain.characters];
+    this.idOf = new Map(this.tokens.map((character, id) => [character, id]));
+    this.idOf.delete("");
+  }
+
+  encode(text) {
+    return Array.from(text, (character) => this.idOf.get(character) ?? 0);
+  }
+
+  decode(ids) {
+    return ids.map((id) => this.tokens[id]).join("");
+  }
+
+  /** A function that is given the ids of a text one by one, and returns what each adds to it. */
+  stream() {
+    return (id) => this.tokens[id];
+  }
+
+  /** The characters of a text that the model has never seen, each once. */
+  unknown(text) {
+    return [...new Set(Array.from(text).filter((character) => !this.idOf.get(character)))];
+  }
+}
+
+/** GPT-2's way to write any byte as one visible character: an array of 256. */
+function byteSymbols() {
+  const visible = (byte) => (byte >= 33 && byte < 127) || (byte >= 161 && byte < 256 && byte !== 173);
+  let hidden = 256;
+  return Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(visible(byte) ? byte : hidden++));
+}
+
+// BPE takes a time that grows with the square of a word's length, and a text may be one word.
+const LONG_WORD = /\P{White_Space}{256}|\p{White_Space}{256}/gu;
+// GPT-2's words: no merge goes beyond one. \p{White_Space}, because \s differs between languages by a few characters.
+const WORD = new RegExp(
+  String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+` +
+  String.raw`|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+`, "gu");
+
+/** Pairs of UTF-8 bytes merged into tokens, the earliest learned pair first (Sennrich et al. 2016). */
+class BPETokenizer {
+  /** plain: {tokens: in byte symbols, by id; merges: [[left, right], …], startId, specialIds}. */
+  constructor(plain) {
+    Object.assign(this, plain);
+    this.symbols = byteSymbols();
+    this.byteOf = new Map(this.symbols.map((symbol, byte) => [symbol, byte]));
+    this.idOf = new Map(plain.tokens.map((token, id) => [token, id]));
+    this.rank = new Map(plain.merges.map(([left, right], rank) => [`${left} ${right}`, rank]));
+  }
+
+  encode(text) {
+    const whole = text.replace(/[\ud800-\udfff]/gu, REPLACEMENT); // half a surrogate pair is no character
+    return cutOut(whole, LONG_WORD).flatMap((piece) => piece.match(WORD) ?? []).flatMap((word) => this.merge(word));
+  }
+
+  /** The ids of one word. */
+  merge(word) {
+    const parts = Array.from(new TextEncoder().encode(word), (byte) => this.symbols[byte]);
+    for (;;) {
+      let best = -1, bestRank = Infinity;
+      for (let i = 0; i + 1 < parts.length; i++) {
+        const rank = this.rank.get(`${parts[i]} ${parts[i + 1]}`) ?? Infinity;
+        if (rank < bestRank) [best, bestRank] = [i, rank];
+      }
+      if (best < 0) return parts.map((part) => this.idOf.get(part));
+      parts.splice(best, 2, parts[best] + parts[best + 1]);
+    }
+  }
+
+  decode(ids) {
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => this.bytes(id))));
+  }
+
+  /** A function that is given the ids of a text one by one, and returns what each adds to it: a character appears
+   * with its last byte. */
+  stream() {
+    const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    return (id) => decoder.decode(Uint8Array.from(this.bytes(id)), { stream: true });
+  }
+
+  bytes(id) {
+    return this.specialIds.includes(id) ? [] : Array.from(this.tokens[id], (symbol) => this.byteOf.get(symbol));
+  }
+
+  unknown() {
+    return [];
+  }
+}
+
+/** A text in pieces: the matches of a pattern and what lies between them. */
+function cutOut(text, pattern) {
+  const pieces = [];
+  let end = 0;
+  for (const found of text.matchAll(pattern)) {
+    pieces.push(text.slice(end, found.index), found[0]);
+    end = found.index + found[0].length;
+  }
+  return [...pieces, text.slice(end)].filter((piece) => piece);
+}
+
+/** The tokenizer that formats/page.py described. */
+function makeTokenizer(plain) {
+  return plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain);
+}
+
+/** How a token is written in a table: white space visible. */
+function showToken(tokenizer, id) {
+  if (tokenizer.specialIds.includes(id)) return "(special)";
+  const text = tokenizer.decode([id]);
+  return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍");
+}

@@ -1,0 +1,140 @@
+/* The model's side of the page: it runs in a worker, so that the page never freezes. */
+"use strict";
+
+/** The 32-bit value of every 16-bit floating-point number (IEEE 754 binary16). */
+function float16Values() {
+  return Float32Array.from({ length: 2 ** 16 }, (_, bits) => {
+    const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    if (exponent === 0) return sign * fraction * 2 ** -24;
+    return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+  });
+}
+
+/** The bytes of base64 text. */
+function fromBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const characters = atob(text), bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
+}
+
+/** The weights by name; layout: [[name, how many numbers], …] in the order in which they lie in the file. */
+function readWeights(base64, precision, layout) {
+  const { buffer } = fromBase64(base64), values = float16Values();
+  const all = precision === "float16" ? Float32Array.from(new Uint16Array(buffer), (bits) => values[bits])
+    : new Float32Array(buffer);
+  const weights = {};
+  let start = 0;
+  for (const [name, count] of layout) weights[name] = all.subarray(start, start += count);
+  return weights;
+}
+
+/** Row t of a matrix that lies in one array, row after row. */
+function rowOf(matrix, t, width) {
+  return matrix.subarray(t * width, (t + 1) * width);
+}
+
+/** The likeliest tokens of logits (V): [{id, share}]. */
+function likeliest(logits, count) {
+  const shares = softmax(logits);
+  return Array.from(descending(logits).subarray(0, count), (id) => ({ id, share: shares[id] }));
+}
+
+/** The mean of -ln p of every token after the first: logits (T, V) against ids (T). */
+function lossOf(logits, ids, vocabSize) {
+  let total = 0;
+  for (let t = 0; t + 1 < ids.length; t++) total -= Math.log(softmax(rowOf(logits, t, vocabSize))[ids[t + 1]]);
+  return total / (ids.length - 1);
+}
+
+/** What the page can ask of the model. Each method's answer goes back to it. */
+class ModelServer {
+  load({ model, weights }) {
+    this.model = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
+    this.suppressed = model.tokenizer.specialIds;
+    this.stopped = new Set();
+    return true;
+  }
+
+  /** Logits after each of the ids: T arrays of V numbers. */
+  logits({ ids }) {
+    const all = this.model.forward(ids, new KVCache(this.model.config)), { vocab_size: V } = this.model.config;
+    return ids.map((_, t) => Array.from(rowOf(all, t, V)));
+  }
+
+  /** Make tokens, sending them to the page some thirty times a second; the answer is all of their ids. */
+  async generate({ ids, maxNewTokens, seed, stride, sampling }, job, send) {
+    const window = new SlidingWindow(this.model, ids, stride), made = [];
+    let fresh = [], mark = performance.now();
+    for (const choice of generateTokens(window, maxNewTokens, seed, sampling, this.suppressed)) {
+      made.push(choice.id);
+      fresh.push(choice);
+      if (performance.now() - mark < 33) continue;
+      send(fresh);
+      fresh = [];
+      await letMessagesIn();
+      mark = performance.now();
+      if (this.stopped.delete(job)) break;
+    }
+    send(fresh);
+    return made;
+  }
+
+  stop({ job }) {
+    this.stopped.add(job);
+  }
+
+  /** Attention (layers, nh, T, T) of the ids, and their loss with all heads and without those in `off`. */
+  look({ ids, off }) {
+    const { vocab_size: V } = this.model.config, trace = new Trace();
+    const logits = this.model.forward(ids, new KVCache(this.model.config), { trace });
+    const without = !off.length ? logits
+      : this.model.forward(ids, new KVCache(this.model.config), { off: new Set(off) });
+    this.looked = { ids, trace, logits, without };
+    return { attention: trace.attention, loss: lossOf(logits, ids, V), lossWithout: lossOf(without, ids, V) };
+  }
+
+  /** What every layer would predict after token t of the ids last looked at; `next`: the likeliest next tokens with
+   * all heads, and their shares without those switched off. */
+  position({ t, count = 5 }) {
+    const { vocab_size: V, embed_dim: C } = this.model.config, { trace, logits, without } = this.looked;
+    const lens = trace.residual.map((x) => likeliest(this.model.predict(rowOf(x, t, C).slice(), 1), count));
+    const shares = softmax(rowOf(without, t, V));
+    const next = likeliest(rowOf(logits, t, V), 8).map((token) => ({ ...token, without: shares[token.id] }));
+    return { lens, next };
+  }
+
+  /** All of the logit lens: (layers + 1) x (T, V) logits of the ids. */
+  lens({ ids }) {
+    const trace = new Trace();
+    this.model.forward(ids, new KVCache(this.model.config), { trace });
+    return trace.residual.map((x) => this.model.predict(x, ids.length));
+  }
+}
+
+/** Resolve once messages that have arrived were handled. (setTimeout would wait at least 4 ms.) */
+function letMessagesIn() {
+  return new Promise((resolve) => {
+    const channel = new MessageChannel();
+    channel.port1.onmessage = () => {
+      channel.port1.close();
+      resolve();
+    };
+    channel.port2.postMessage(null);
+  });
+}
+
+/** Answer the messages {job, ask, arguments} of the page by {job, answer} or {job, error}, and {job, part} before. */
+function serve(scope) {
+  const server = new ModelServer();
+  scope.onmessage = async ({ data: { job, ask, given } }) => {
+    try {
+      const answer = await server[ask](given, job, (part) => scope.postMessage({ job, part }));
+      scope.postMessage({ job, answer });
+    } catch (error) {
+      scope.postMessage({ job, error: error.message });
+    }
+  };
+}
+
+if (typeof document === "undefined" && typeof self !== "undefined") serve(self);

@@ -1,0 +1,51 @@
+"""What a model does inside, for one text: where each head looks, and what each layer would predict."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tiny_decoder import TinyGPT
+
+
+@torch.inference_mode()
+def residual_stream(model: TinyGPT, ids: list[int]) -> Tensor:
+    """The stream (L + 1, T, C) after the embeddings, and after each of the L blocks, of the ids (T).
+
+    Raises ValueError if there are no ids, or more than max_seq.
+    """
+    if not 1 <= len(ids) <= model.config.max_seq:
+        raise ValueError(f"needs 1 to {model.config.max_seq} tokens, not {len(ids)}")
+    model.eval()
+    tokens = torch.tensor(ids, device=model.position_embedding.weight.device)
+    mask = model.causal_mask[: len(ids), : len(ids)]
+    x = (model.token_embedding(tokens) + model.position_embedding.weight[: len(ids)])[None]  # (1, T, C)
+    stream = [x]
+    for block in model.blocks:
+        stream.append(block(stream[-1], mask))
+    return torch.cat(stream)
+
+
+@torch.inference_mode()
+def attention_maps(model: TinyGPT, ids: list[int]) -> Tensor:
+    """The attention weights (L, nh, T, T) of the ids (T): row t says how much token t takes from each token.
+
+    Every row sums to 1, and is 0 to the right of the diagonal. Raises like `residual_stream`.
+    """
+    mask = model.causal_mask[: len(ids), : len(ids)]
+    maps = []
+    for block, x in zip(model.blocks, residual_stream(model, ids), strict=False):
+        attention = block.attention
+        qkv = F.linear(block.attention_norm(x[None]), attention.in_proj_weight, attention.in_proj_bias)
+        q, k, _ = (attention.heads(part) for part in qkv.chunk(3, dim=-1))  # (1, nh, T, hs)
+        maps.append((q @ k.mT * q.size(-1) ** -0.5 + mask).softmax(-1)[0])
+    return torch.stack(maps)
+
+
+@torch.inference_mode()
+def logit_lens(model: TinyGPT, ids: list[int]) -> Tensor:
+    """Logits (L + 1, T, V) that the head reads from the residual stream after the embeddings and after each block.
+
+    The last are the model's own. nostalgebraist 2020, "interpreting GPT: the logit lens". Raises like
+    `residual_stream`.
+    """
+    return model.head(model.final_norm(residual_stream(model, ids)))
