@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from formats.checkpoint import load_checkpoint
+from formats.checkpoint import load_model
 from support import command as cli
-from training.state import RunPaths, load_newest
+from training.state import RunPaths, read_newest
 
 OUT = RunPaths(Path("checkpoints/tiny_decoder.pth"))
 # A network and a corpus so small that a run of a few steps takes a fraction of a second.
 NETWORK = ["--max-seq", 8, "--embed-dim", 8, "--num-heads", 2, "--num-layers", 1, "--batch-size", 4]
 SMALL_RUN = ["--data", "text.txt", *NETWORK, "--device", "cpu", "--dtype", "float32"]
-SMALL_RUN += ["--dropout", "0.1", "--average", "0.5"]
+SMALL_RUN += ["--dropout", "0.1", "--ema-decay", "0.5"]
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 8
 
 
@@ -198,14 +198,14 @@ def assert_nothing_lost(folder: Path, output: str, earlier: dict[str, bytes] | N
         assert content in contents, f"the earlier {name} is lost"
     announced, paths = announced_step(output), RunPaths(folder / OUT.best)
     if paths.best.exists():
-        load_checkpoint(paths.best)
+        load_model(paths.best)
     if not announced and not paths.last.exists() and not paths.previous.exists():
         return 0
     with contextlib.redirect_stderr(io.StringIO()) as loud:
-        loaded, _ = load_newest(paths)
-    assert loaded.training["step"] >= announced
+        header, _, _ = read_newest(paths)
+    assert header["training"]["step"] >= announced
     assert not loud.getvalue() or not paths.last.exists(), "a whole state was taken for a damaged one"
-    return loaded.training["step"]
+    return header["training"]["step"]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -229,23 +229,6 @@ def flip_a_bit(path: Path) -> None:
     name_size, extra_size = struct.unpack_from("<HH", content, largest.header_offset + 26)
     content[largest.header_offset + 30 + name_size + extra_size + largest.file_size // 2] ^= 1
     path.write_bytes(content)
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    """Every weight and optimizer tensor of a training state, flat."""
-    content = torch.load(path, weights_only=True)
-    flat = dict(content["weights"])
-    for number, optimizer in enumerate(content["training"]["optimizers"]):
-        for index, entry in optimizer.items():
-            flat |= {f"{number}.{index}.{name}": tensor for name, tensor in entry.items()}
-    return flat
-
-
-def assert_same_bits(a: Path, b: Path) -> None:
-    """Two training states are equal to the last bit."""
-    first, second = tensors_of(a), tensors_of(b)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def seeded(*parts: object) -> random.Random:

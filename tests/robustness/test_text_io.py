@@ -107,7 +107,7 @@ def shell(trained, line: str) -> subprocess.CompletedProcess:
 
 @posix
 def test_a_reader_that_has_enough_ends_the_text_quietly(trained):
-    done = shell(trained, "$RUN generate.py --max-new-tokens 100000 --hop 4 | head -c 3")
+    done = shell(trained, "$RUN generate.py --max-new-tokens 100000 --stride 4 | head -c 3")
     assert (done.returncode, len(done.stdout)) == (0, 3)
     assert "Traceback" not in done.stderr and "Broken" not in done.stderr
 

@@ -7,12 +7,12 @@ import signal
 import pytest
 
 import main
+from conftest import assert_same_state
 from faults import (
     OUT,
     SMALL_RUN,
     Child,
     assert_nothing_lost,
-    assert_same_bits,
     copy_of,
     files_of,
     train,
@@ -34,7 +34,7 @@ def signal_in(name: str, *signums: int, call: int = 1):
     """Prepares a child to send itself signals at the `call`th call of a function of main.py, and to count saves."""
 
     def prepare():
-        original, save, calls = getattr(main, name), main.save_training, []
+        original, save, calls = getattr(main, name), main.save_state, []
 
         def interrupted(*arguments):
             calls.append(name)
@@ -44,12 +44,12 @@ def signal_in(name: str, *signums: int, call: int = 1):
             return original(*arguments)
 
         def counted(run):
-            (interrupted if name == "save_training" else save)(run)
+            (interrupted if name == "save_state" else save)(run)
             with open("saves.txt", "a", encoding="utf-8") as file:
-                file.write(f"{run.step}\n")
+                file.write(f"{run.state.step}\n")
 
         setattr(main, name, interrupted)
-        main.save_training = counted
+        main.save_state = counted
 
     return prepare
 
@@ -57,17 +57,17 @@ def signal_in(name: str, *signums: int, call: int = 1):
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
     "phase, call, saves",
-    [("train_step", 3, [2, 3]), ("evaluate", 1, [2]), ("save_training", 1, [2])],
+    [("train_step", 3, [2, 3]), ("evaluate", 1, [2]), ("save_state", 1, [2])],
 )
 def test_a_signal_finishes_the_step_and_saves_once(uninterrupted, tmp_path, signum, code, phase, call, saves):
     folder = write_corpus(tmp_path / "run")
     child = train(folder, *RUN, prepare=signal_in(phase, signum, call=call), code=code)
     last_step = saves[-1]
-    assert f"saved at step {last_step} of 6; go on with: python main.py --resume" in child.stderr
+    assert f"saved at step {last_step} of 6; continue with: python main.py --resume" in child.stderr
     assert "Traceback" not in child.stderr and len(child.stderr.splitlines()) == 1
     assert [int(line) for line in (folder / "saves.txt").read_text().split()] == saves
     train(folder, "--resume")
-    assert_same_bits(folder / OUT.last, uninterrupted / OUT.last)
+    assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
     assert files_of(folder)["tiny_decoder.metrics.jsonl"].count(b"\n") == 3
 
 
@@ -80,7 +80,7 @@ def test_a_second_sigint_ends_at_once(uninterrupted, tmp_path, phase):
     assert saved == (0 if phase == "train_step" else 2), "nothing more was done or saved"
     if saved:
         train(folder, "--resume")
-        assert_same_bits(folder / OUT.last, uninterrupted / OUT.last)
+        assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
 
 
 @pytest.mark.parametrize("at", [1, 4, 9])

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from conftest import assert_one_error_line
+from conftest import assert_one_error_line, assert_same_state
 from faults import (
     OUT,
     SMALL_RUN,
@@ -17,7 +17,6 @@ from faults import (
     Faults,
     announced_step,
     assert_nothing_lost,
-    assert_same_bits,
     copy_of,
     failing,
     files_of,
@@ -26,11 +25,10 @@ from faults import (
     train,
     write_corpus,
 )
-from formats.checkpoint import load_checkpoint, save_checkpoint
+from formats.checkpoint import TRAINING, read_checkpoint, write_checkpoint
 from support import durable
-from tokenizer import CharTokenizer
 from training import state as run_files
-from training.state import RunPaths, keep_earlier_run, load_newest, trim_metrics
+from training.state import RunPaths, keep_earlier_run, read_newest, trim_metrics
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast")
 RUN = [*SMALL_RUN, "--steps", 3, "--eval-every", 1]
@@ -122,7 +120,7 @@ def test_a_run_that_died_resumes_to_the_same_bits(uninterrupted, tmp_path, share
     child = Child(folder, "main.py", *RUN, prepare=Faults(int(share * len(names)), lambda: os._exit(9)).install)
     assert child.wait() == 9
     train(folder, "--resume")
-    assert_same_bits(folder / OUT.last, uninterrupted / OUT.last)
+    assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
     lines = [json.loads(line) for line in (folder / OUT.metrics).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3], "each evaluation has one line"
     assert not list(folder.rglob("*.tmp"))
@@ -198,11 +196,13 @@ def test_a_damaged_state_gives_way_to_the_one_before_with_a_loud_line(uninterrup
     for again in range(2):
         flip_a_bit(folder / OUT.last)
         child = train(folder, "--resume")  # of a run that was complete but for its damaged state
-        assert f"WARNING: {OUT.last} is damaged" in child.stderr
-        assert f"WARNING: going on from the state before it, {OUT.previous}, step 2" in child.stderr
-        assert_same_bits(folder / OUT.last, uninterrupted / OUT.last)
-        assert load_newest(RunPaths(folder / OUT.best))[1] == folder / OUT.last
-        assert load_checkpoint(folder / OUT.previous, "training").training["step"] == 2, "the whole one was pushed out"
+        assert f"WARNING: {OUT.last} is no TinyGPT checkpoint" in child.stderr
+        assert f"WARNING: continuing from the state before it, {OUT.previous}, step 2" in child.stderr
+        assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
+        assert read_newest(RunPaths(folder / OUT.best))[2] == folder / OUT.last
+        assert read_checkpoint(folder / OUT.previous, TRAINING)[0]["training"]["step"] == 2, (
+            "the whole one was pushed out"
+        )
         assert [json.loads(line)["step"] for line in (folder / OUT.metrics).read_text().splitlines()] == [1, 2, 3], (
             again
         )
@@ -263,14 +263,13 @@ def test_two_runs_on_one_output_the_second_is_refused(tmp_path):
     )  # died with its process
 
 
-def test_a_state_with_numbers_that_do_not_load_is_not_written(tmp_path, tiny_model):
+def test_a_state_with_numbers_that_do_not_load_is_not_written(tmp_path):
     """What cannot be loaded must not push out what can."""
-    path, tokenizer = tmp_path / "a.pth", CharTokenizer.from_text("abcdefghi")
-    save_checkpoint(path, tiny_model, tokenizer, {}, None)
+    path, header = tmp_path / "a.last.pth", {"kind": TRAINING, "config": {}, "origin": {}}
+    write_checkpoint(path, header, {"optimizer/0/0/exp_avg_sq": torch.ones(2)})
     before = path.read_bytes()
-    moments = {0: {"exp_avg_sq": torch.tensor([1.0, torch.inf])}}
     with pytest.raises(FloatingPointError, match="exp_avg_sq"):
-        save_checkpoint(path, tiny_model, tokenizer, {}, {"optimizers": [moments]})
+        write_checkpoint(path, header, {"optimizer/0/0/exp_avg_sq": torch.tensor([1.0, torch.inf])})
     assert path.read_bytes() == before
 
 
