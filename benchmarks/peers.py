@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from tiny_decoder import TinyGPT
 
 
 def gpt2_twin(model: TinyGPT):
-    """transformers' GPT2LMHeadModel with these weights and the exact GELU, which GPT-2 itself approximates.
-
-    GPT-2's head has no bias: ours must be 0, or is left out.
-    """
+    """transformers' GPT2LMHeadModel with these weights, for any config; biases that the model lacks are 0 there."""
     import transformers
 
     config = model.config
@@ -22,45 +20,38 @@ def gpt2_twin(model: TinyGPT):
             n_embd=config.embed_dim,
             n_layer=config.num_layers,
             n_head=config.num_heads,
-            tie_word_embeddings=False,
-            activation_function="gelu",
+            tie_word_embeddings=config.tie_embeddings,
+            activation_function="gelu" if config.gelu == "exact" else "gelu_new",
             bos_token_id=None,
             eos_token_id=None,
         )
     ).eval()
-    weights = {
-        "transformer.wte.weight": model.token_embedding.weight,
-        "transformer.wpe.weight": model.position_embedding.weight,
-        "lm_head.weight": model.head.weight,
-        **two("transformer.ln_f", model.final_norm),
-    }
+    layers = {"transformer.wte": model.token_embedding, "transformer.wpe": model.position_embedding}
+    layers |= {"transformer.ln_f": model.final_norm, "lm_head": model.head}
     for i, block in enumerate(model.blocks):
-        name = f"transformer.h.{i}."
-        weights |= two(name + "ln_1", block.attention_norm) | two(name + "ln_2", block.mlp_norm)
-        weights[name + "attn.c_attn.weight"] = block.attention.in_proj_weight.t()  # its linear layers are transposed
-        weights[name + "attn.c_attn.bias"] = block.attention.in_proj_bias
-        for theirs, ours in (
-            ("attn.c_proj", block.attention.out_proj),
-            ("mlp.c_fc", block.mlp[0]),
-            ("mlp.c_proj", block.mlp[2]),
-        ):
-            weights |= two(name + theirs, ours, transpose=True)
+        name, attention = f"transformer.h.{i}.", block.attention
+        packed = nn.Linear(1, 1, bias=config.bias)  # the packed projection as a layer of its own
+        packed.weight, packed.bias = attention.in_proj_weight, attention.in_proj_bias
+        layers |= {name + "ln_1": block.attention_norm, name + "ln_2": block.mlp_norm}
+        layers |= {name + "attn.c_attn": packed, name + "attn.c_proj": attention.out_proj}
+        layers |= {name + "mlp.c_fc": block.mlp[0], name + "mlp.c_proj": block.mlp[2]}
+    weights = {}
+    for name, layer in layers.items():
+        weights[f"{name}.weight"] = layer.weight.T if ".c_" in name else layer.weight  # theirs are transposed
+        if not isinstance(layer, nn.Embedding) and layer is not model.head:
+            weights[f"{name}.bias"] = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
     twin.load_state_dict({name: tensor.detach() for name, tensor in weights.items()})
     return twin
 
 
-def two(name: str, layer: nn.Module, transpose: bool = False) -> dict[str, Tensor]:
-    """A layer's weight and bias under GPT-2's names."""
-    return {f"{name}.weight": layer.weight.t() if transpose else layer.weight, f"{name}.bias": layer.bias}
-
-
 def save_for_ctranslate2(model: TinyGPT, folder: Path) -> None:
-    """Write these weights as a CTranslate2 decoder; the token with id i is called `ti`."""
+    """Write a model with biases and the exact GELU as a CTranslate2 decoder; the token with id i is called `ti`."""
     from ctranslate2.specs import TransformerDecoderModelSpec, common_spec
 
     def fill(theirs, ours: nn.Module, names: tuple[str, str]) -> None:
         for name, tensor in zip(names, (ours.weight, ours.bias), strict=True):
-            setattr(theirs, name, tensor.detach().numpy())
+            if tensor is not None:
+                setattr(theirs, name, tensor.detach().numpy())
 
     norm, linear = ("gamma", "beta"), ("weight", "bias")
     config = model.config
@@ -82,7 +73,7 @@ def save_for_ctranslate2(model: TinyGPT, folder: Path) -> None:
         fill(theirs.ffn.linear_0, ours.mlp[0], linear)
         fill(theirs.ffn.linear_1, ours.mlp[2], linear)
     fill(decoder.layer_norm, model.final_norm, norm)
-    fill(decoder.projection, model.head, linear)
+    decoder.projection.weight = model.head.weight.detach().numpy()
     names = [f"t{i}" for i in range(config.vocab_size)]
     spec.register_vocabulary(names)
     spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = names[0]

@@ -2,23 +2,23 @@
 
 import pytest
 import torch
-from sampling.decode import Reader
 
 from benchmarks.peers import save_for_ctranslate2
-from sampler import Sampling, generate, row_generators
+from sampler import Sampling, SlidingWindow, generate, row_generators
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 
 def test_ctranslate2_twin_writes_the_same_greedy_text(tmp_path):
     ctranslate2 = pytest.importorskip("ctranslate2")
     torch.manual_seed(0)
-    model = TinyGPT(TinyGPTConfig(vocab_size=20, max_seq=16, embed_dim=32, num_heads=4, num_layers=2))
+    model = TinyGPT(TinyGPTConfig(vocab_size=20, max_seq=16, embed_dim=32, num_heads=4, num_layers=2)).init_weights()
     with torch.no_grad():
         model.head.weight *= 30  # clear preferences
-        model.head.bias[0] = -100  # t0 ends a text there
     save_for_ctranslate2(model, tmp_path)
     twin = ctranslate2.Generator(str(tmp_path), compute_type="float32", intra_threads=1)
     options = {"max_length": 15, "min_length": 15, "include_prompt_in_result": False}
     theirs = twin.generate_batch([["t5"]], **options)[0].sequences_ids[0]
-    ours = [token for (token,) in generate(Reader(model, [[5]]), 15, row_generators(0, 1), Sampling(temperature=0))]
+    window, greedy = SlidingWindow(model, [[5]]), Sampling(temperature=0)
+    steps = generate(window, 15, row_generators(0, 1), greedy, suppress_tokens=(0,))  # t0 ends a text there
+    ours = [token for (token,) in steps]
     assert theirs == ours and len(set(ours)) > 2

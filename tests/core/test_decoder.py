@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.peers import gpt2_twin
 from conftest import tiny_config
@@ -67,42 +68,58 @@ def test_boolean_masks_mean_the_opposite_of_tril():
     assert torch.isnan(weights[0, -1]).all(), "tril itself as a mask blocks all that the last position may see"
 
 
-@pytest.mark.parametrize("time", [1, 7, 512, 513])
-def test_attention_is_that_of_its_parent(time):
-    """nn.MultiheadAttention's own forward is the oracle, for the products written out and for the fused kernel."""
+def random_attention(**options) -> CausalSelfAttention:
     torch.manual_seed(0)
-    attention = CausalSelfAttention(8, 2, batch_first=True)
-    nn.init.normal_(attention.in_proj_bias)
+    attention = CausalSelfAttention(8, 2, batch_first=True, **options)
+    if attention.in_proj_bias is not None:
+        nn.init.normal_(attention.in_proj_bias)
+    return attention
+
+
+@pytest.mark.parametrize("time", [1, 7, 40])
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_is_that_of_its_parent(time, bias):
+    """nn.MultiheadAttention's own forward is the oracle."""
+    attention = random_attention(bias=bias)
     x, mask = torch.randn(2, time, 8), causal_mask(time)
     expected, _ = nn.MultiheadAttention.forward(attention, x, x, x, attn_mask=mask)
     torch.testing.assert_close(attention(x, mask), expected)
-    assert attention.state_dict().keys() == nn.MultiheadAttention(8, 2).state_dict().keys()
+    assert attention.state_dict().keys() == nn.MultiheadAttention(8, 2, bias=bias).state_dict().keys()
 
 
-@pytest.mark.parametrize("time", [512, 513])
-def test_attention_weights_are_dropped_in_training_only(time):
-    """With values of 1 a result is the sum of the weights that were kept: 1 in all, or, dropped, not always 1."""
-    torch.manual_seed(0)
-    attention = CausalSelfAttention(8, 2, dropout=0.5, batch_first=True)
-    with torch.no_grad():
-        attention.in_proj_weight[16:], attention.in_proj_bias[16:] = 0, 1
-        attention.out_proj.weight.copy_(torch.eye(8))
-        x, mask = torch.randn(1, time, 8), causal_mask(time)
-        sums = attention(x, mask)[0].view(time, 2, 4)  # a head's four results are the same sum
-        torch.testing.assert_close(sums, sums[:, :, :1].expand_as(sums))
-        assert set(sums[0].unique().tolist()) <= {0.0, 2.0}, "the first token's only weight is dropped or doubled"
-        assert sums.std() > 0.01 and sums[64:].mean().item() == pytest.approx(1, abs=0.05)
-        torch.testing.assert_close(attention.eval()(x, mask), torch.ones(1, time, 8))
-
-
-def test_attention_in_bfloat16_is_close_to_float32():
-    torch.manual_seed(0)
-    attention = CausalSelfAttention(32, 2, batch_first=True)
-    x, mask = torch.randn(2, 16, 32), causal_mask(16)
+@pytest.mark.parametrize("time", [1, 7, 512, 513])
+def test_attention_in_bfloat16_is_close_to_its_parent_in_float32(time):
+    """Up to 512 tokens by the products written out, beyond by the fused kernel."""
+    attention = random_attention()
+    x, mask = torch.randn(2, time, 8), causal_mask(time)
+    expected, _ = nn.MultiheadAttention.forward(attention, x, x, x, attn_mask=mask)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = attention(x, mask)
     assert rounded.dtype == torch.bfloat16
-    torch.testing.assert_close(rounded.float(), attention(x, mask), rtol=0, atol=0.02)
+    torch.testing.assert_close(rounded.float(), expected, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("time", [1, 7, 40])
+def test_the_products_written_out_are_the_fused_kernel(time):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, time, 4)
+    found = random_attention().attend(q, k, v, causal_mask(time), dropout=0.0)
+    torch.testing.assert_close(found, scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_weights_are_dropped_in_training_only(dtype):
+    """With values of 1 a result is the sum of the weights that were kept: 1 in all, or, dropped, not always 1."""
+    attention = random_attention(dropout=0.5)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        attention.in_proj_weight[16:], attention.in_proj_bias[16:] = 0, 1
+        attention.out_proj.weight.copy_(torch.eye(8))
+        x, mask = torch.randn(1, 256, 8), causal_mask(256)
+        sums = attention(x, mask)[0].float().view(256, 2, 4)  # a head's four results are the same sum
+        torch.testing.assert_close(sums, sums[:, :, :1].expand_as(sums))
+        assert set(sums[0].unique().tolist()) <= {0.0, 2.0}, "the first token's only weight is dropped or doubled"
+        assert sums.std() > 0.01 and sums[64:].mean().item() == pytest.approx(1, abs=0.05)
+        torch.testing.assert_close(attention.eval()(x, mask).float(), torch.ones(1, 256, 8), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("time", [1, 2, 5, 6])
@@ -124,11 +141,9 @@ def test_gradients_are_finite(tiny_model):
         (torch.zeros(1, 0, dtype=torch.long), "neither of them 0"),
         (torch.zeros(0, 3, dtype=torch.long), "neither of them 0"),
         (torch.zeros(3, dtype=torch.long), "shape"),
-        (torch.tensor([[0, 11]]), "token id 11 is outside the vocabulary of 11"),
-        (torch.tensor([[0, -1]]), "token id -1"),
     ],
 )
-def test_wrong_ids_are_refused(tiny_model, ids, words):
+def test_ids_of_a_wrong_shape_are_refused(tiny_model, ids, words):
     with pytest.raises(ValueError, match=words):
         tiny_model(ids)
 
@@ -145,6 +160,11 @@ def test_wrong_ids_are_refused(tiny_model, ids, words):
         ("dropout", 1.0),
         ("dropout", float("nan")),
         ("dropout", "0"),
+        ("attention_dropout", -0.1),
+        ("bias", 1),
+        ("tie_embeddings", None),
+        ("gelu", "relu"),
+        ("gelu", None),
     ],
 )
 def test_wrong_configs_name_the_field(field, value):
@@ -177,11 +197,25 @@ def test_loss_flattens_batch_and_time():
         next_token_loss(logits, targets[:, :2])
 
 
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("init", ["init_weights", "init_sinusoid"])
+def test_first_weights_come_after_the_constructor(init, tie_embeddings):
+    """Whatever the constructor left in the matrices, the first weights depend on the seed before `init_…` only."""
+    models = []
+    for earlier in (1, 2):
+        torch.manual_seed(earlier)
+        model = TinyGPT(tiny_config(tie_embeddings=tie_embeddings))
+        assert not model.token_embedding.weight.any() and not model.position_embedding.weight.any()
+        torch.manual_seed(0)
+        models.append(getattr(model, init)())
+    weights, others = (model.state_dict() for model in models)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
 def test_the_other_first_weights_are_sinusoids_and_xavier():
     """Glorot & Bengio's bound is sqrt(6 / (fan_in + fan_out)); q, k and v count as three square matrices."""
     torch.manual_seed(0)
-    model = TinyGPT(TinyGPTConfig(11, max_seq=8, embed_dim=64, num_heads=2, num_layers=1))
-    model.init_sinusoid()
+    model = TinyGPT(TinyGPTConfig(11, max_seq=8, embed_dim=64, num_heads=2, num_layers=1)).init_sinusoid()
     assert torch.equal(model.position_embedding.weight, 0.1 * sinusoids(8, 64))
     block = model.blocks[0]
     assert block.attention.in_proj_weight.abs().max().item() == pytest.approx(math.sqrt(6 / 128), rel=0.01)
@@ -192,7 +226,7 @@ def test_the_other_first_weights_are_sinusoids_and_xavier():
 def test_gpt2_initial_weights():
     """N(0, 0.02²), and the ends of the 2 x 8 branches by 1 / sqrt(16) less; biases and norms as ever."""
     torch.manual_seed(0)
-    model = TinyGPT(TinyGPTConfig(100, max_seq=100, embed_dim=64, num_heads=2, num_layers=8))
+    model = TinyGPT(TinyGPTConfig(100, max_seq=100, embed_dim=64, num_heads=2, num_layers=8)).init_weights()
     matrices = {name: p.std().item() for name, p in model.named_parameters() if p.ndim == 2}
     shrunk = {name for name, std in matrices.items() if std == pytest.approx(0.005, rel=0.05)}
     assert all(std == pytest.approx(0.02, rel=0.05) for name, std in matrices.items() if name not in shrunk)
@@ -225,20 +259,57 @@ def test_one_batch_can_be_learned_by_heart(tiny_model):
 
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
-    model = TinyGPT(tiny_config(dropout=0.5))
+    model = TinyGPT(tiny_config(dropout=0.5)).init_weights()
     ids = random_ids(model, 2, 6)
     assert not torch.equal(model.train()(ids), model(ids))
     assert torch.equal(model.eval()(ids), model(ids))
 
 
-def test_same_logits_as_gpt2():
-    """GPT-2's head has no bias, so ours is left at its initial zero; every other parameter is random."""
+SHAPES = {
+    "ours": {},
+    "GPT-2": {"gelu": "tanh", "tie_embeddings": True},
+    "nanoGPT": {"bias": False, "tie_embeddings": True},
+    "another": {"gelu": "tanh", "bias": False},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_logits_as_gpt2(shape):
+    """Every parameter is random; biases that a model does not have are 0 in its twin."""
     pytest.importorskip("transformers")
     torch.manual_seed(0)
-    model = TinyGPT(TinyGPTConfig(vocab_size=50, max_seq=16, embed_dim=32, num_heads=4, num_layers=3)).eval()
+    config = TinyGPTConfig(vocab_size=50, max_seq=16, embed_dim=32, num_heads=4, num_layers=3, **SHAPES[shape])
+    model = TinyGPT(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name != "head.bias":
-                parameter.normal_(std=0.2)
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
         ids = random_ids(model, 2, 16)
         torch.testing.assert_close(model(ids), gpt2_twin(model)(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_are_those_of_gpt2(shape):
+    """The embeddings' too: a tied weight gets the sum of what it does in both places."""
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = TinyGPT(tiny_config(**SHAPES[shape])).init_weights()
+    ids = random_ids(model, 3, 6)
+    twin = gpt2_twin(model)
+    next_token_loss(model(ids[:, :-1]), ids[:, 1:]).backward()
+    next_token_loss(twin(ids[:, :-1]).logits, ids[:, 1:]).backward()
+    for ours, theirs in ((model.token_embedding, twin.transformer.wte), (model.head, twin.lm_head)):
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-6)
+    packed = model.blocks[0].attention.in_proj_weight.grad
+    torch.testing.assert_close(packed, twin.transformer.h[0].attn.c_attn.weight.grad.T, rtol=1e-4, atol=1e-6)
+
+
+def test_shapes_hold_the_parameters_that_they_say():
+    """Counted by hand for V 11, T 6, C 8, one layer: 12 C^2 matrices; biases 9 C; norms 3 x C, twice with biases."""
+    matrices, biases, norms, tables = 12 * 64, 9 * 8, 3 * 8, (11 + 6) * 8
+    for changes, expected in (
+        ({}, tables + 11 * 8 + matrices + biases + 2 * norms),
+        ({"bias": False}, tables + 11 * 8 + matrices + norms),
+        ({"tie_embeddings": True}, tables + matrices + biases + 2 * norms),
+    ):
+        model = TinyGPT(tiny_config(**changes))
+        assert model.num_parameters() == expected and model.head.bias is None
