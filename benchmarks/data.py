@@ -1,28 +1,22 @@
-"""Benchmarks of what comes before and after training on one play: text to ids at any size, and fine-tuning."""
+"""Text to ids: the speed of the tokenizers, and the time and memory that a text of a gigabyte takes."""
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.tools import print_table, seconds_of, take_turns
-from corpora import texts
-from data_setup import ShiftedWindowDataset, split_text, synthetic_text
-from formats.checkpoint import read_content
-from recipe import PRESETS
+from benchmarks.tools import print_table, take_turns
+from corpora.bpe import BPETokenizer, cut_between_words
+from corpora.synthetic import synthetic_text
+from corpora.texts import encode_split
+from data_setup import ShiftedWindowDataset, load_corpus
 from tokenizer import CharTokenizer
 
 LARGE = 10**9  # bytes of the large text
 BPE_TEXT = 2 * 10**7  # characters for BPE
 VOCAB_SIZE = 1024
-
-
-# --- Text to ids -------------------------------------------------------------------------------------------------
 
 
 def memory(field: str) -> int | None:
@@ -60,10 +54,10 @@ def large_text(sample: str, folder: Path) -> None:
         rows.append([words, f"{seconds:.1f} s", held])
         return result
 
-    corpus = step("count, check and hash", lambda: split_text("large", path))
+    corpus = step("count, check and hash", lambda: load_corpus(str(path)))
     tokenizer = step("find the characters", lambda: CharTokenizer.from_blocks(corpus.train.blocks()))
-    step("encode into a token file", lambda: texts.encode_split(tokenizer, corpus.train, folder))
-    ids = step("find that file again", lambda: texts.encode_split(tokenizer, corpus.train, folder))
+    step("encode into a token file", lambda: encode_split(tokenizer, corpus.train, folder))
+    ids = step("find that file again", lambda: encode_split(tokenizer, corpus.train, folder))
     windows = ShiftedWindowDataset(ids, 256)
     random = np.random.default_rng(0)
 
@@ -78,8 +72,6 @@ def large_text(sample: str, folder: Path) -> None:
 
 def rates(sample: str) -> None:
     """Characters per second of both tokenizers, BPE beside the library alone."""
-    from corpora.bpe import BPETokenizer, cut_between_words
-
     text = sample * (BPE_TEXT // len(sample))
     characters, pairs = CharTokenizer.from_text(text), BPETokenizer.train([sample], VOCAB_SIZE)
     pieces = list(cut_between_words([text]))
@@ -91,58 +83,3 @@ def rates(sample: str) -> None:
     seconds = take_turns(tasks, rounds=3)
     rows = [[name, f"{len(text) / taken / 1e6:,.1f}"] for name, taken in seconds.items()]
     print_table([f"text to ids, {os.cpu_count()} CPU cores", "million characters per second"], rows)
-
-
-# --- Fine-tuning -------------------------------------------------------------------------------------------------
-
-BASE_STEPS, STEPS = PRESETS["tiny"]["steps"], 200
-# Rates that a few tries, for full and rank 32, found best by this same validation loss.
-METHODS = {
-    "full": ("--optimizer", "adamw", "--lr", "2e-3"),
-    "rank 2": ("--lora-rank", "2", "--lr", "2e-2"),
-    "rank 8": ("--lora-rank", "8", "--lr", "2e-2"),
-    "rank 32": ("--lora-rank", "32", "--lr", "2e-2"),
-}
-
-
-def bench_lora() -> None:
-    """Fine-tune a model of tinyshakespeare on a little of another style, in full and by adapters of several ranks."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        text, nats = synthetic_text(100_000)
-        (folder / "plays.txt").write_text(text, encoding="utf-8", newline="\n")
-        floor = nats[90_001:].mean()
-        base = folder / "base.pth"
-        run(
-            "--data", "tinyshakespeare", "--preset", "tiny", "--steps", BASE_STEPS, "--eval-every", 10**6, "--out", base
-        )
-        rows = []
-        for method, flags in METHODS.items():
-            out = folder / f"{method.replace(' ', '-')}.pth"
-            tuning = ["--init-from", base, "--data", folder / "plays.txt", "--preset", "tiny", "--out", out]
-            seconds = seconds_of(
-                lambda tuning=tuning, flags=flags: run(*tuning, "--steps", STEPS, "--eval-every", 100, *flags)
-            )
-            lines = out.with_suffix(".metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            best = min(map(json.loads, lines), key=lambda line: line["val_loss"])
-            rows.append(
-                [
-                    method,
-                    f"{trained_parameters(out):,}",
-                    f"{out.stat().st_size / 1e6:.2f} MB",
-                    f"{json.loads(lines[-1])['train_seconds']:.0f} s (with start and evaluations {seconds:.0f} s)",
-                    f"{best['val_loss']:.4f}",
-                ]
-            )
-    print_table(["fine-tuning", "trained", "file", f"{STEPS} steps", f"val loss (floor {floor:.4f})"], rows)
-
-
-def trained_parameters(out: Path) -> int:
-    """How many numbers the run that wrote `out` trained: those of the file, adapter or model."""
-    return sum(tensor.numel() for tensor in read_content(out)["weights"].values())
-
-
-def run(*flags: object) -> None:
-    """main.py in a process of its own, in silence."""
-    command = [sys.executable, str(Path(__file__).with_name("main.py")), *map(str, flags)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

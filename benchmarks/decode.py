@@ -1,4 +1,4 @@
-"""How fast text is made, beside other libraries with the same weights, and what the faster ways cost in quality."""
+"""How fast text is made, beside other libraries with the same weights."""
 
 import importlib.util
 import tempfile
@@ -6,85 +6,89 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from sampling.decode import WEIGHTS, FastStep, Reader
-from torch.nn.functional import cross_entropy
 
 from benchmarks.peers import gpt2_twin, save_for_ctranslate2
-from benchmarks.tools import print_table, seconds_of, take_turns
-from data_setup import load_corpus
-from formats.checkpoint import load_checkpoint
-from sampler import Sampling, generate, row_generators
+from benchmarks.tools import print_table, take_turns
+from sampler import Sampling, SlidingWindow, generate, row_generators
+from sampling.fast_step import FastStep
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 SHAPES = {
     "4 x 128, window 64": TinyGPTConfig(vocab_size=67, max_seq=64, embed_dim=128, num_heads=4, num_layers=4),
+    "4 x 192, window 256": TinyGPTConfig(vocab_size=67, max_seq=256, embed_dim=192, num_heads=3, num_layers=4),
     "6 x 384, window 256": TinyGPTConfig(vocab_size=67, max_seq=256, embed_dim=384, num_heads=6, num_layers=6),
 }
-BATCHES = (1, 8, 64)
-ROUNDS = {1: 7, 8: 3, 64: 3}
+ROUNDS = {1: 7, 8: 3, 64: 3}  # batch size -> rounds
 FEW = 3  # tokens, where every single one costs a whole window
 ORDINARY = Sampling(temperature=0.8)
 
 Task = Callable[[], object]
 
 
-# --- Speed -------------------------------------------------------------------------------------------------------
-
-
 def bench_decode() -> None:
-    """Tokens per second at both shapes, with one thread and with all."""
+    """Tokens per second of every shape, with one thread and with all; in the end a line per shape."""
     all_threads = torch.get_num_threads()
+    summary = []
     for shape, config in SHAPES.items():
         torch.manual_seed(0)
-        model = TinyGPT(config).eval()  # the weights' values do not matter to speed
-        for threads in sorted({1, all_threads}):
+        model = TinyGPT(config).init_weights().eval()  # the weights' values do not matter to speed
+        for threads in sorted({all_threads, 1}, reverse=True):
             torch.set_num_threads(threads)
             with tempfile.TemporaryDirectory() as folder:
                 print(f"\n{shape}, {threads} thread{'s' if threads > 1 else ''}: tokens/s of the whole batch\n")
-                compare(model, threads, Path(folder))
+                rates = compare(model, threads, Path(folder))
+        torch.set_num_threads(all_threads)
+        summary.append(in_words(shape, {name: batches[0] for name, batches in rates.items()}))
+    print("\none text, one thread:")
+    print("\n".join(summary))
 
 
-def compare(model: TinyGPT, threads: int, folder: Path) -> None:
-    """One table: a row per way to decode, a column per batch size, and what batch 1 is in relation to others."""
+def in_words(shape: str, rates: dict[str, float]) -> str:
+    """One line on batch 1: our fastest way in each precision, and what it is beside the others."""
+    parts = []
+    for kind in ("float32", "int8"):
+        ours = max((rate for name, rate in rates.items() if name.startswith("cache") and kind in name), default=None)
+        peers = {name: rate for name, rate in rates.items() if name in (f"CTranslate2 {kind}", "transformers")}
+        if ours:
+            beside = ", ".join(f"{ours / rate:.2f} x {name}" for name, rate in peers.items())
+            parts.append(f"{ours:,.0f} tokens/s in {kind}" + (f" ({beside})" if beside else ""))
+    return f"{shape}: {'; '.join(parts)}"
+
+
+def compare(model: TinyGPT, threads: int, folder: Path) -> dict[str, list[float]]:
+    """One table: a row per way to decode, a column per batch size. Returns its figures, by way."""
     rates: dict[str, list[float]] = {}
-    for batch in BATCHES:
+    for batch, rounds in ROUNDS.items():
         tasks = our_tasks(model, batch) | peer_tasks(model, batch, threads, folder)
-        seconds = take_turns({name: task for name, (task, _tokens) in tasks.items()}, ROUNDS[batch])
+        seconds = take_turns({name: task for name, (task, _tokens) in tasks.items()}, rounds)
         for name, (_task, tokens) in tasks.items():
             rates.setdefault(name, []).append(tokens * batch / seconds[name])
-    header = ["", *(f"batch {batch}" for batch in BATCHES)]
-    peers = [name for name in rates if name.startswith(("transformers", "CTranslate2"))]
-    rows = [
-        [name, *(f"{rate:,.0f}" for rate in row), *(f"{row[0] / rates[peer][0]:.2f} x" for peer in peers)]
-        for name, row in rates.items()
-    ]
-    print_table([*header, *(f"batch 1 / {peer}" for peer in peers)], rows)
-    print_bandwidth(model, rates)
+    rows = [[name, *(f"{rate:,.0f}" for rate in row)] for name, row in rates.items()]
+    print_table(["", *(f"batch {batch}" for batch in ROUNDS)], rows)
+    return rates
 
 
 def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
     """name -> (what to time, how many tokens a row it makes)."""
     window = model.config.max_seq
-    start, half, full = ([[5] * length] * batch for length in (1, window // 2, window))
+    start, half, full, over = ([[5] * length] * batch for length in (1, window // 2, window, window + 1))
 
-    exact, rounded = FastStep(model), FastStep(model, "int8")  # like the peers' loading, not part of the time
-
-    def decode(prompts: list[list[int]], tokens: int, hop: int = 1, step: FastStep = exact) -> tuple[Task, int]:
-        return lambda: make(Reader(model, prompts, hop, step), tokens), tokens
+    def decode(prompts: list[list[int]], tokens: int, stride: int | None = None, step=None) -> tuple[Task, int]:
+        return lambda: make(SlidingWindow(model, prompts, stride, step), tokens), tokens
 
     return {
         "no cache, half a window": (lambda: make_uncached(model, half, FEW), FEW),
         "no cache, full window": (lambda: make_uncached(model, full, FEW), FEW),
-        "cache": decode(start, window - 1),
-        "cache, int8 weights": decode(start, window - 1, step=rounded),
-        "past the window, exact": decode(full, FEW),
-        f"past the window, --hop {window // 2}": decode([[5] * (window + 1)] * batch, window // 2, hop=window // 2),
+        "cache, the model, float32": decode(start, window - 1),
+        "cache, FastStep, float32": decode(start, window - 1, step=FastStep(model)),
+        "past the window, --stride 1": decode(full, FEW, 1),
+        "past the window, half of it at once": decode(over, window // 2, step=FastStep(model)),
     }
 
 
-def make(reader: Reader, tokens: int) -> None:
+def make(window: SlidingWindow, tokens: int) -> None:
     """Sample so many tokens in every row."""
-    for _ in generate(reader, tokens, row_generators(0, len(reader.rows)), ORDINARY):
+    for _ in generate(window, tokens, row_generators(0, len(window.rows)), ORDINARY):
         pass
 
 
@@ -122,45 +126,3 @@ def peer_tasks(model: TinyGPT, batch: int, threads: int, folder: Path) -> dict[s
         run = generator.generate_batch
         tasks[f"CTranslate2 {kind}"] = (lambda run=run, options=options: run([["t5"]] * batch, **options), tokens)
     return tasks
-
-
-def print_bandwidth(model: TinyGPT, rates: dict[str, list[float]]) -> None:
-    """How near batch 1 comes to reading the weights once a token, from wherever so many bytes lie: cache or memory."""
-    matrices = sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
-    for name, width in (("cache", 4), ("cache, int8 weights", 1)):
-        size = matrices * width
-        data = torch.ones(size // 4)
-        data.sum()
-        seconds = min(seconds_of(data.sum) for _ in range(50))
-        share = seconds * rates[name][0]
-        print(f"{name}: {size / 1e6:.1f} MB a token, read at {size / seconds / 1e9:.0f} GB/s: {share:.0%} of the limit")
-
-
-# --- Quality -----------------------------------------------------------------------------------------------------
-
-
-def bench_decode_loss(checkpoint: str = "checkpoints/tiny_decoder.pth", rows: int = 32) -> None:
-    """Nats per token on tinyshakespeare's validation split, as the decoder predicts it: int8 weights and hops."""
-    loaded = load_checkpoint(Path(checkpoint))
-    model, window = loaded.model, loaded.model.config.max_seq
-    tokens = loaded.tokenizer.encode(load_corpus("tinyshakespeare").val.text())
-    texts = [tokens[i * (len(tokens) // rows) :][: 2 * window] for i in range(rows)]
-    inside = {name: text_loss(model, texts, 1, window, step=FastStep(model, name)) for name in WEIGHTS}
-    past = {hop: text_loss(model, texts, window, 2 * window, hop=hop) for hop in {1, window // 4, window // 2, window}}
-    lines = [[f"within the window, {name}", loss, loss - inside["float32"]] for name, loss in inside.items()]
-    lines += [[f"past the window, --hop {hop}", loss, loss - past[1]] for hop, loss in sorted(past.items())]
-    print(f"{checkpoint}, {rows} texts, a window of {window} tokens\n")
-    print_table(
-        ["decoder", "nats per token", "difference"], [[name, f"{loss:.4f}", f"{d:+.4f}"] for name, loss, d in lines]
-    )
-
-
-def text_loss(model: TinyGPT, texts: list[list[int]], start: int, end: int, **options) -> float:
-    """Mean negative log-likelihood in nats of every text's tokens start … end - 1, each fed after its prediction."""
-    reader = Reader(model, [text[:start] for text in texts], **options)
-    total = 0.0
-    for position in range(start, end):
-        truth = [text[position] for text in texts]
-        total += cross_entropy(reader.next_logits(), torch.tensor(truth)).item()
-        reader.append(truth)
-    return total / (end - start)

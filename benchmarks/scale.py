@@ -1,8 +1,10 @@
 """What several processes gain, and what they cost: the measurement behind `bench.py scale`.
 
 A step is gradients (shared among the ranks), communication (what averaging the gradients adds to that), and the update
-(every rank does all of it). `bench_scale` starts this file in one process and, with torchrun, in two, and takes turns.
+(every rank does all of it). `bench_scale` starts this module in one process and, with torchrun, in two, taking turns.
 """
+
+from support.start import ROOT
 
 import json
 import os
@@ -10,16 +12,16 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 from benchmarks.tools import print_table
 from main import compute_gradients, train_step
-from recipe import PRESETS, TrainSettings
-from support import command as cli
+from recipe import parse_flags
+from support.command import Parser
+from support.command import run as run_command
 from support.device import pick_device
-from training.distributed import Ranks, joined
+from training.distributed import DistContext, joined
 from training.run import Run, start_run
 
 PRESET_NAMES = ("tiny", "small")
@@ -27,8 +29,8 @@ ROUNDS = 3  # times that every way of starting has its turn
 STEPS = 8  # measured in each
 RANKS = (2, 4, 8, 64)  # to predict for
 NETWORKS = (1, 10, 100)  # Gbit/s, likewise
-HEADER = ["preset", "processes x threads", "tokens/s", "beside one with all", "efficiency", "step", "gradients",
-          "communication", "update", "MiB per process"]  # fmt: skip
+HEADER = ["preset", "processes x threads", "tokens/s", "beside one with all", "efficiency", "step", "gradients"]
+HEADER += ["communication", "update", "MiB per process"]
 
 
 def bench_scale() -> None:
@@ -84,8 +86,8 @@ def start(preset: str, processes: int, threads: int) -> dict[str, float]:
     """What one measurement says, made by so many processes with so many threads each."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(Path(__file__)), preset],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        [sys.executable, *(launcher if processes > 1 else []), "-m", "benchmarks.scale", preset],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": ROOT},
         stdout=subprocess.PIPE,
         encoding="utf-8",
         check=True,
@@ -99,7 +101,7 @@ def measure(run: Run) -> dict[str, float]:
 
     def seconds(task, network) -> float:
         run.network = network
-        run.ranks.largest(0)  # all ranks start together
+        run.dist.largest(0)  # all ranks start together
         started = time.perf_counter()
         task(run)
         if run.device.type == "cuda":
@@ -129,23 +131,23 @@ def peak_mib(run: Run) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def measure_preset(name: str, ranks: Ranks) -> dict[str, float]:
+def measure_preset(name: str, dist: DistContext) -> dict[str, float]:
     """The figures of one preset on the synthetic corpus, the peak memory as a mean over the ranks."""
-    settings = TrainSettings(**{**PRESETS[name], "preset": name, "data": "synthetic"})
-    run = start_run(settings, ranks.pick_device(pick_device(settings.device)), ranks)
+    settings, _given = parse_flags(["--preset", name, "--data", "synthetic"])
+    run = start_run(settings, dist.pick_device(pick_device(settings.device)), dist)
     figures = measure(run)
     figures["parameters"] = run.model.num_parameters()
-    figures["peak_mib"] = float(ranks.sum(peak_mib(run))) / ranks.size
+    figures["peak_mib"] = float(dist.sum(peak_mib(run))) / dist.size
     return figures
 
 
 def main() -> None:
     """One measurement, as a line of JSON."""
-    parser = cli.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("preset", choices=PRESET_NAMES, help="which recipe to measure")
-    with joined() as ranks:
-        print(json.dumps(measure_preset(parser.parse_args().preset, ranks)))
+    with joined() as dist:
+        print(json.dumps(measure_preset(parser.parse_args().preset, dist)))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_command(main)

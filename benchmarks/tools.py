@@ -1,13 +1,24 @@
-"""What the benchmarks share: the machine in words, fair timing, tables."""
+"""What the benchmarks share: the machine in words, fair timing, runs of main.py, tables."""
 
+from support.start import ROOT
+
+import json
+import math
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from support.device import describe_device
+from training.state import RunPaths
+
+SEEDS = (1, 2, 3)
 
 
 def machine() -> str:
@@ -34,6 +45,33 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
         for name, task in tasks.items():
             times[name].append(seconds_of(task))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def train_once(out: Path, *flags: object) -> dict:
+    """A run of main.py on tinyshakespeare in a process of its own: `lines`, those of its metrics, and `peak`, its
+    largest memory in bytes (None if unknown)."""
+    command = [sys.executable, os.path.join(ROOT, "main.py"), "--data", "tinyshakespeare", "--out", out, *flags]
+    command = [str(part) for part in command]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak = None
+    if hasattr(os, "wait4"):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    else:
+        process.wait()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} left with {process.returncode}")
+    lines = RunPaths(out).metrics.read_text(encoding="utf-8").splitlines()
+    return {"lines": [json.loads(line) for line in lines], "peak": peak}
+
+
+def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
+    """Median and range: `8 (7 to 9) s`."""
+    if math.isinf(max(values)):
+        return f"{sum(map(math.isinf, values))} of {len(values)} never reached it"
+    low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high}){unit}"
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -1,0 +1,38 @@
+"""What the faster ways to decode cost in quality: nats per token as the decoder predicts them."""
+
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.tools import print_table
+from data_setup import load_corpus
+from formats.checkpoint import load_model
+from sampler import SlidingWindow
+from tiny_decoder import TinyGPT
+
+
+def bench_decode_loss(checkpoint: str = "checkpoints/tiny_decoder.pth", rows: int = 32) -> None:
+    """A checkpoint on tinyshakespeare's validation split, with every --stride."""
+    loaded = load_model(Path(checkpoint))
+    model, window = loaded.model, loaded.model.config.max_seq
+    tokens = loaded.tokenizer.encode(load_corpus("tinyshakespeare").val.text())
+    texts = [tokens[i * (len(tokens) // rows) :][: 2 * window] for i in range(rows)]
+    strides = sorted({1, window // 4, window // 2, window})
+    past = {stride: text_loss(model, texts, window, 2 * window, stride=stride) for stride in strides}
+    lines = [[f"past the window, --stride {stride}", loss, loss - past[1]] for stride, loss in past.items()]
+    print(f"{checkpoint}, {rows} texts, a window of {window} tokens\n")
+    print_table(
+        ["decoder", "nats per token", "difference"], [[name, f"{loss:.4f}", f"{d:+.4f}"] for name, loss, d in lines]
+    )
+
+
+def text_loss(model: TinyGPT, texts: list[list[int]], start: int, end: int, **options) -> float:
+    """Mean negative log-likelihood in nats of every text's tokens start … end - 1, each fed after its prediction."""
+    window = SlidingWindow(model, [text[:start] for text in texts], **options)
+    total = 0.0
+    for position in range(start, end):
+        truth = [text[position] for text in texts]
+        total += cross_entropy(window.next_logits(), torch.tensor(truth)).item()
+        window.append(truth)
+    return total / (end - start)
