@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 import torch
-from sampling.decode import Reader
 
 from conftest import tiny_config
+from sampler import SlidingWindow
 from sampling.beam import beam_search
 from tiny_decoder import TinyGPT
 
@@ -17,7 +17,7 @@ VOCABULARY, HORIZON, PROMPT = 4, 4, [1, 2, 3]
 def model() -> TinyGPT:
     """max_seq 5: the window slides within the horizon."""
     torch.manual_seed(2)
-    model = TinyGPT(tiny_config(vocab_size=VOCABULARY, max_seq=5, num_layers=2)).eval()
+    model = TinyGPT(tiny_config(vocab_size=VOCABULARY, max_seq=5, num_layers=2)).init_weights().eval()
     with torch.no_grad():
         model.head.weight *= 40  # opinions, so that beams fork and die
     return model
@@ -34,7 +34,7 @@ def log_probability(model: TinyGPT, tokens: list[int]) -> float:
 
 
 def search(model, width, length=HORIZON, **options):
-    return beam_search(Reader(model, [PROMPT] * width), length, width, **options)
+    return beam_search(SlidingWindow(model, [PROMPT] * width, stride=1), length, width, **options)
 
 
 def test_wide_beam_is_exhaustive_search(model):
@@ -52,10 +52,12 @@ def test_wide_beam_is_exhaustive_where_texts_end_early(model, length_penalty):
         for tokens in product(range(VOCABULARY), repeat=HORIZON)
     }
     score = {text: log_probability(model, list(text)) / len(text) ** length_penalty for text in texts}
-    found = search(model, VOCABULARY**HORIZON, length_penalty=length_penalty, finished=lambda tokens: tokens[-1] == 0)
+    found = search(
+        model, VOCABULARY**HORIZON, length_penalty=length_penalty, follow=lambda state, token: (None, token == 0)
+    )
     assert [tuple(h.tokens) for h in found] == sorted(texts, key=lambda text: -score[text])
     for hypothesis in found:
-        assert hypothesis.score == pytest.approx(score[tuple(hypothesis.tokens)], abs=1e-5)
+        assert hypothesis.score(length_penalty) == pytest.approx(score[tuple(hypothesis.tokens)], abs=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
@@ -65,8 +67,9 @@ def test_scores_are_the_models_log_probabilities(model, width):
     assert len(found) == width and len({tuple(h.tokens) for h in found}) == width
     for hypothesis in found:
         assert hypothesis.log_probability == pytest.approx(log_probability(model, hypothesis.tokens), abs=1e-5)
-        assert hypothesis.score == pytest.approx(hypothesis.log_probability / 9)
-    assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+        assert hypothesis.score(1.0) == pytest.approx(hypothesis.log_probability / 9)
+    scores = [h.score(1.0) for h in found]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_narrow_beam_is_the_textbook_algorithm(model):
@@ -78,6 +81,23 @@ def test_narrow_beam_is_the_textbook_algorithm(model):
     assert [hypothesis.tokens for hypothesis in search(model, 3, length=9)] == beams
 
 
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("ends", [{0}, {0, 1, 2}, {1, 2, 3}, {0, 2, 3}])
+def test_narrow_beam_goes_on_however_many_texts_end(model, width, ends):
+    """A text that ends leaves its place to the next best; the oracle sorts all extensions, step by step."""
+    beams, done = [[]], []
+    for _ in range(5):
+        extended = [[*tokens, token] for tokens in beams for token in range(VOCABULARY)]
+        beams = []
+        for tokens in sorted(extended, key=lambda tokens: -log_probability(model, tokens)):
+            (done if tokens[-1] in ends else beams).append(tokens)
+            if len(beams) == width:
+                break
+    expected = sorted(done + beams, key=lambda tokens: -log_probability(model, tokens) / len(tokens))[:width]
+    found = search(model, width, length=5, follow=lambda state, token: (None, token in ends))
+    assert [hypothesis.tokens for hypothesis in found] == expected
+
+
 def test_width_one_is_greedy(model):
     text = list(PROMPT)
     with torch.no_grad():
@@ -86,15 +106,15 @@ def test_width_one_is_greedy(model):
     assert [h.tokens for h in search(model, 1, length=9)] == [text[3:]]
 
 
-def test_banned_tokens_are_left_out(model):
-    assert all(not set(h.tokens) & {0, 2} for h in search(model, 3, never=(0, 2)))
+def test_suppressed_tokens_are_left_out(model):
+    assert all(not set(h.tokens) & {0, 2} for h in search(model, 3, suppress_tokens=(0, 2)))
 
 
 def test_no_new_tokens_is_the_empty_text(model):
     (hypothesis,) = search(model, 1, length=0)
-    assert (hypothesis.tokens, hypothesis.score) == ([], 0.0)
+    assert (hypothesis.tokens, hypothesis.log_probability) == ([], 0.0)
 
 
-def test_width_must_fit_the_reader(model):
+def test_width_must_fit_the_window(model):
     with pytest.raises(ValueError, match="width 3"):
-        beam_search(Reader(model, [PROMPT]), 2, 3)
+        beam_search(SlidingWindow(model, [PROMPT]), 2, 3)
