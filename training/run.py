@@ -116,7 +116,10 @@ def open_run(settings: argparse.Namespace, given: set[str], held: contextlib.Exi
         return resume_run(settings, given, held, dist)
     refuse_unused(settings, given)
     device = dist.pick_device(pick_device(settings.device))
-    run = start_fine_tuning(settings, given, device, dist) if settings.init_from else start_run(settings, device, dist)
+    if settings.init_from:
+        run = start_fine_tuning(settings, given, device, dist)
+    else:
+        run = start_run(settings, device, dist, fit_window="max_seq" not in given)
     if dist.first:
         held.enter_context(lock_output(paths))
         keep_earlier_run(paths)
@@ -141,10 +144,12 @@ def lora_config(settings: argparse.Namespace) -> LoRAConfig | None:
         return LoRAConfig(settings.lora_rank, settings.lora_alpha, targets, settings.lora_dropout)
 
 
-def start_run(settings: argparse.Namespace, device: torch.device, dist: DistContext = ALONE) -> Run:
+def start_run(settings: argparse.Namespace, given: set[str], device: torch.device, dist: DistContext = ALONE) -> Run:
     """A new run at step 0."""
     corpus = shared_corpus(settings.data, dist)
     tokenizer = choose_tokenizer(settings, corpus)
+    if fit_window:
+        settings = with_fitting_window(settings, corpus, tokenizer)
     names = {field.name for field in dataclasses.fields(TinyGPTConfig)} & vars(settings).keys()
     shape = {name: getattr(settings, name) for name in names}
     config = TinyGPTConfig(vocab_size=tokenizer.vocab_size, **shape)
@@ -153,6 +158,16 @@ def start_run(settings: argparse.Namespace, device: torch.device, dist: DistCont
     model = TinyGPT(config)
     model = model.init_sinusoid() if settings.init == "sinusoid" else model.init_weights()
     return assemble_run(settings, device, corpus, tokenizer, model, dist)
+
+
+def with_fitting_window(settings: argparse.Namespace, corpus: Corpus, tokenizer: Tokenizer) -> argparse.Namespace:
+    """The settings with a smaller window, and a note, if the text is shorter than the preset's."""
+    if len(corpus.train) > 2**16:
+        return settings
+    longest = max(1, len(encode_split(tokenizer, corpus.train, TOKEN_FOLDER)) - 1)
+    if longest < settings.max_seq:
+        print(f"NOTE: the text is shorter than the window of {settings.max_seq}: --max-seq {longest} is used")
+    return argparse.Namespace(**{**vars(settings), "max_seq": min(longest, settings.max_seq)})
 
 
 def shared_corpus(spec: str, dist: DistContext) -> Corpus:
