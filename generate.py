@@ -23,7 +23,7 @@ from sampling.fast_step import FastStep
 from sampling.output import Output, search
 from sampling.prompts import converse, read_prompts, unescape
 from sampling.score import print_score
-from sampling.text_stream import TextStream
+from sampling.text_stream import TextStream, suppressed
 from support.command import Parser, UserError, flag_of, given_flags, number, run, text, user_errors, whole
 from support.device import pick_device
 from tiny_decoder import TinyGPT
@@ -48,6 +48,7 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("length").add_argument
     add("--max-new-tokens", type=whole(0, 10**9), default=500, help="how many tokens to add")
     add("--stop", type=text, action="append", default=[], help=r"end before this text (\n as in --prompt); repeatable")
+    add("--ignore-eos", action="store_true", help="go on where GPT-2 ends a text: never sample its <|endoftext|>")
     add("--num-samples", type=whole(1, 4096), default=1, help="how many texts for each prompt, all in one batch")
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 bolder, above 1 wilder, 0 the likeliest token")
@@ -106,7 +107,7 @@ def sample(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Token
     made = 0
     if alone:
         output.write(prompts[0])
-    for chosen in generate(window, settings.max_new_tokens, generators, filters, tokenizer.special_ids, watch):
+    for chosen in generate(window, settings.max_new_tokens, generators, filters, suppressed(tokenizer), watch):
         made += sum(not stream.stopped for stream in streams)
         pieces = [stream.add(token) for stream, token in zip(streams, chosen, strict=True)]
         if alone:
@@ -149,6 +150,8 @@ def main() -> None:
         apply_adapter(loaded, Path(settings.lora))
         merge_adapters(loaded.model)  # the same weights, without the sum at every token
     model, tokenizer = loaded.model.to(device), loaded.tokenizer
+    if settings.ignore_eos:
+        tokenizer.eos_id = None
     if settings.score:
         print_score(model, tokenizer, Path(settings.score), settings.explain)
     elif settings.interactive:

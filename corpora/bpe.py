@@ -41,6 +41,7 @@ def byte_symbols() -> dict[str, int]:
 
 
 BYTE_OF = byte_symbols()
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's special token, which stands where ours have <bos>
 MIN_VOCAB_SIZE = len(BYTE_OF) + 1  # every byte and <bos>
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # BPE takes a time that grows with the square of a word's length, and a text may be one word.
@@ -98,7 +99,10 @@ def interruptible(work: Callable[[], object]) -> object:
 
 
 class BPETokenizer:
-    """Byte-level BPE. The file form is a `tokenizer.json` of the `tokenizers` library with a token `<bos>`."""
+    """Byte-level BPE. The file form is a `tokenizer.json` of the `tokenizers` library with a token `<bos>`.
+
+    A vocabulary without `<bos>` may have GPT-2's `<|endoftext|>` instead: it serves as `<bos>` and ends a text.
+    """
 
     kind = "bpe"
     unk_id = None  # no text is unknown
@@ -110,21 +114,25 @@ class BPETokenizer:
         """
         try:
             model = parse_json(text)["model"]
-            vocabulary, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
+            vocabulary = model["vocab"]
+            # Old files have a merge as one string, "a b".
+            merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+            self.bos = BOS if BOS in vocabulary else END_OF_TEXT
             tokens = sorted(vocabulary, key=vocabulary.get)
             if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
                 raise ValueError("its ids are not 0, 1, 2, …")
-            self._bytes = [b"" if token == BOS else bytes(BYTE_OF[c] for c in token) for token in tokens]
+            self._bytes = [b"" if token == self.bos else bytes(BYTE_OF[c] for c in token) for token in tokens]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no byte-level BPE ({type(error).__name__})") from None
-        if not vocabulary.keys() >= {BOS, *BYTE_OF}:
-            raise ValueError(f"its vocabulary must hold {BOS} and every byte")
+        if not vocabulary.keys() >= {self.bos, *BYTE_OF}:
+            raise ValueError(f"its vocabulary must hold {BOS} or {END_OF_TEXT}, and every byte")
         if start not in (BOS, "\n"):
             raise ValueError(f"a text must start after {BOS} or a newline, not {start[:20]!r}")
         self.library = byte_level(vocabulary, merges)
         self.start = start
         self.vocab_size = len(tokens)
-        self.bos_id = vocabulary[BOS]
+        self.bos_id = vocabulary[self.bos]
+        self.eos_id = self.bos_id if self.bos == END_OF_TEXT else None
         self.special_ids = (self.bos_id,)
         self.id_dtype = id_dtype(self.vocab_size)
 
@@ -187,7 +195,7 @@ class BPETokenizer:
         return self.encode_array(text).tolist()
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of some ids; bytes that are no whole character become U+FFFD, `<bos>` nothing.
+        """The text of some ids; bytes that are no whole character become U+FFFD, the special token nothing.
 
         Raises ValueError for an id outside the vocabulary.
         """

@@ -6,7 +6,7 @@ import sys
 from corpora.bpe import Tokenizer
 from sampler import SlidingWindow
 from sampling.beam import beam_search
-from sampling.text_stream import TextStream
+from sampling.text_stream import TextStream, suppressed
 from support.command import visible
 
 
@@ -36,7 +36,7 @@ def search(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Token
         return stream, stream.stopped
 
     start = TextStream(tokenizer, settings.stop)
-    options = (settings.max_new_tokens, settings.beams, settings.length_penalty, tokenizer.special_ids, follow, start)
+    options = (settings.max_new_tokens, settings.beams, settings.length_penalty, suppressed(tokenizer), follow, start)
     found = beam_search(window, *options)
     for rank, best in enumerate(found[: settings.n_best], start=1):
         if settings.n_best > 1:

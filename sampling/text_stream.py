@@ -11,8 +11,14 @@ import functools
 from formats.checkpoint import Tokenizer
 
 
+def suppressed(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The special tokens, which are never sampled, without the one that ends a text."""
+    return tuple(token for token in tokenizer.special_ids if token != tokenizer.eos_id)
+
+
 class TextStream:
-    """The text of one row of tokens; `stopped` turns True at the first stop string, which is not part of the text.
+    """The text of one row of tokens; `stopped` turns True at the first stop string, which is not part of the text, or
+    at the tokenizer's end-of-text token.
 
     Of several stop strings the one that is complete first ends the text, and of those that end together the longest.
     """
@@ -22,6 +28,7 @@ class TextStream:
         self.held = ""  # may be the beginning of a stop string
         self.text = ""  # certain
         self.stopped = False
+        self.eos_id = tokenizer.eos_id
         # A character tokenizer's tokens are text; a byte-level one's are bytes, which the decoder puts together.
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         in_bytes = getattr(tokenizer, "decode_bytes", None)
@@ -29,6 +36,7 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that is certain now that `token` has come: possibly none."""
+        self.stopped = self.stopped or token == self.eos_id
         content = self.content(token)
         return self.release(content if isinstance(content, str) else self.decoder.decode(content))
 
