@@ -144,8 +144,10 @@ def lora_config(settings: argparse.Namespace) -> LoRAConfig | None:
         return LoRAConfig(settings.lora_rank, settings.lora_alpha, targets, settings.lora_dropout)
 
 
-def start_run(settings: argparse.Namespace, given: set[str], device: torch.device, dist: DistContext = ALONE) -> Run:
-    """A new run at step 0."""
+def start_run(
+    settings: argparse.Namespace, device: torch.device, dist: DistContext = ALONE, fit_window: bool = False
+) -> Run:
+    """A new run at step 0; with fit_window a text that is shorter than the window makes the window smaller."""
     corpus = shared_corpus(settings.data, dist)
     tokenizer = choose_tokenizer(settings, corpus)
     if fit_window:

@@ -1,0 +1,98 @@
+"""--minutes: how many steps fit; --patience; what a run says about its length and its losses."""
+
+import argparse
+import json
+
+import pytest
+
+from conftest import SMALL_NETWORK
+from recipe import parse_flags
+from support.command import UserError
+from training.plan import in_minutes, plan_steps, two_digits
+from training.report import plot
+from training.state import TrainState
+
+
+class OneRank:
+    first = True
+
+    @staticmethod
+    def largest(value):
+        return value
+
+
+class FakeRun:
+    def __init__(self, arguments, step=24):
+        self.settings, _ = parse_flags(arguments)
+        self.state, self.dist, self.network = TrainState("", step=step), OneRank, argparse.Namespace(zero_grad=print)
+
+
+def planned(capsys, arguments, seconds, evaluation=0.0, step=24, monkeypatch=None):
+    """Plan a run whose steps and evaluations take so many seconds; returns it and what was printed."""
+    run = FakeRun(arguments, step)
+    monkeypatch.setattr("training.plan.seconds_of", lambda task: evaluation)
+    plan_steps(run, [9.0] * 12 + [seconds] * 12, 10.0, None, None)
+    return run, capsys.readouterr().out
+
+
+def test_a_run_that_asks_for_nothing_plans_five_minutes():
+    assert parse_flags([])[0].minutes == 5
+    for asked in (["--steps", "7"], ["--preset", "small"], ["--resume"]):
+        assert parse_flags(asked)[0].minutes is None
+    with pytest.raises(UserError, match="--minutes and --steps"):
+        parse_flags(["--steps", "7", "--minutes", "2"])
+
+
+def test_fewer_steps_where_the_preset_does_not_fit(capsys, monkeypatch):
+    run, out = planned(capsys, [], 0.5, evaluation=4.0, monkeypatch=monkeypatch)
+    # 300 s, less 10 s so far and 10 evaluations of 4 s: 250 s, 500 steps after the warm-up's 24, in two digits 520
+    assert run.settings.steps == 520 and run.settings.eval_every == 52 and run.state.planned
+    assert "520 of the 1,200 steps of small fit into 5 minutes" in out
+    assert "--steps 520 repeats this run, --steps 1200 takes about 11 minutes" in out
+
+
+def test_the_presets_steps_where_they_fit_and_more_if_minutes_are_asked_for(capsys, monkeypatch):
+    run, out = planned(capsys, [], 0.1, monkeypatch=monkeypatch)
+    assert run.settings.steps == 1200 and run.settings.eval_every == 120 and "all 1,200 steps" in out
+    run, out = planned(capsys, ["--minutes", "10", "--eval-every", "33"], 0.1, monkeypatch=monkeypatch)
+    assert run.settings.steps == 5900 and run.settings.eval_every == 33
+
+
+def test_the_number_that_was_found_repeats_the_run(in_process, tmp_path):
+    (tmp_path / "t.txt").write_text("to be or not to be\n" * 200, encoding="utf-8")
+    flags = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--eval-every", 10, "--out"]
+    code, out, errors = in_process("main.py", *flags, "a.pth", "--minutes", 0.05)
+    assert code == 0, errors
+    steps = out.split("(--steps ")[1].split()[0]
+    code, *_ = in_process("main.py", *flags, "b.pth", "--steps", steps)
+    first, second = (
+        [json.loads(line)["val_loss"] for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("a.metrics.jsonl", "b.metrics.jsonl")
+    )
+    assert code == 0 and first == second
+
+
+def test_interrupted_before_the_plan_a_resume_measures_anew(in_process, tmp_path):
+    (tmp_path / "t.txt").write_text("to be or not to be\n" * 200, encoding="utf-8")
+    flags = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--minutes", 0.03, "--out", "a.pth"]
+    assert in_process("main.py", *flags, "--stop-at", 2)[0] == 0
+    code, out, errors = in_process("main.py", "--resume", "--out", "a.pth")
+    assert code == 0 and "(--steps " in out, errors
+
+
+def test_patience_ends_a_run(in_process, tmp_path):
+    (tmp_path / "t.txt").write_text("to be or not to be\n" * 200, encoding="utf-8")
+    flags = ["--data", "t.txt", *SMALL_NETWORK, "--steps", 50, "--eval-every", 1, "--lr", 50, "--muon-lr", 50]
+    code, out, errors = in_process("main.py", *flags, "--grad-clip", 1e-9, "--patience", 2, "--out", "a.pth")
+    assert code == 0 and "2 evaluations without a new best" in out, errors
+
+
+def test_two_digits_and_words():
+    assert [two_digits(n) for n in (7, 43, 437, 6999)] == [7, 43, 430, 6900]
+    assert in_minutes(40) == "about 40 seconds" and in_minutes(600) == "about 10 minutes"
+
+
+def test_the_plot_falls_from_the_first_loss_to_the_last():
+    lines = plot([3.0, 2.0, 1.0], height=3)
+    assert [line.split("|")[1] for line in lines] == ["*", " *", "  *"] and "3.000" in lines[0] and "1.000" in lines[-1]
+    assert max(len(line) for line in plot([1 / n for n in range(1, 500)])) <= 70 and plot([1.0, 2.0]) == []
