@@ -10,6 +10,8 @@ from sampling.text_stream import TextStream
 class Pieces:
     """A tokenizer whose token i is the i-th of some pieces."""
 
+    eos_id = None
+
     def __init__(self, pieces: list[str]):
         self.pieces = pieces
 
@@ -19,6 +21,8 @@ class Pieces:
 
 class Bytes:
     """A tokenizer whose tokens are bytes, as byte-level BPE's shortest ones are."""
+
+    eos_id = None
 
     def decode_bytes(self, ids):
         return bytes(ids)
