@@ -77,6 +77,7 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
         "config": dataclasses.asdict(loaded.model.config),
         "tokenizer": plain_tokenizer(loaded.tokenizer),
         "origin": origin,
+        "prompt": "ROMEO:" if origin.get("corpus") == "tinyshakespeare" else "",
         "curves": curves,
         "parameters": loaded.model.num_parameters(),
         "precision": precision,

@@ -1,0 +1,100 @@
+/* Small helpers that draw: elements, bars, maps and scales. Text is always inserted as text, never as HTML. */
+"use strict";
+
+/** The element of the page with this id. */
+function byId(id) {
+  return document.getElementById(id);
+}
+
+/** Give an element attributes and children. A child that is no element becomes text. */
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value !== undefined) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** A new HTML element. */
+function html(tag, attributes = {}, ...children) {
+  return fill(document.createElement(tag), attributes, children);
+}
+
+/** A new SVG element. */
+function svg(tag, attributes = {}, ...children) {
+  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+/** A share as a percentage: 12.3%. */
+function percent(share) {
+  if (share === 0) return "0";
+  return share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
+}
+
+/** A bar for each share (0 to 1), one over the other, with numbers. */
+function bars(shares, className = "") {
+  const lines = shares.map((share, place) => {
+    const bar = html("span", { class: `bar bar${place}` });
+    bar.style.width = `${100 * share}%`;
+    return html("span", { class: "bar-line" }, html("span", { class: "track" }, bar), html("span", { class: "number" }, percent(share)));
+  });
+  return html("span", { class: `bar-box ${className}` }, ...lines);
+}
+
+/** A token as it stands in tables. */
+function tokenCode(id, className = "") {
+  return html("code", { class: `tok ${className}` }, showToken(page.tokenizer, id));
+}
+
+/** The red, green and blue of a colour of the style sheet, by its name, such as "--map". */
+function colour(name) {
+  const value = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  return [1, 3, 5].map((start) => parseInt(value.slice(start, start + 2), 16));
+}
+
+/** Paint weights (T, T) on a canvas of T x T pixels: what the mask hides has a colour of its own.
+ *
+ * Small weights matter too, so a shade stands for the square root of a weight.
+ */
+function paintMap(canvas, weights, T) {
+  const [low, high, hidden] = ["--map-low", "--map-high", "--map-hidden"].map(colour);
+  canvas.width = canvas.height = T;
+  const context = canvas.getContext("2d"), image = context.createImageData(T, T);
+  for (let row = 0; row < T; row++) {
+    for (let column = 0; column < T; column++) {
+      const shade = Math.sqrt(weights[row * T + column]);
+      for (let c = 0; c < 3; c++) {
+        image.data[4 * (row * T + column) + c] = column > row ? hidden[c] : low[c] + (high[c] - low[c]) * shade;
+      }
+      image.data[4 * (row * T + column) + 3] = 255;
+    }
+  }
+  context.putImageData(image, 0, 0);
+}
+
+/** Numbers for the marks of an axis from low to high: about `count` of them, 1, 2 or 5 times a power of ten apart. */
+function marks(low, high, count = 5) {
+  const rough = (high - low || 1) / count, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((candidate) => candidate >= rough);
+  const found = [];
+  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) found.push(Number(value.toPrecision(10)));
+  return found;
+}
+
+/** The least and the largest of some values, with a margin (a share of the distance). */
+function extent(values, margin = 0) {
+  const low = Math.min(...values), high = Math.max(...values), extra = (high - low || 1) * margin;
+  return [low - extra, high + extra];
+}
+
+/** A function from [low, high] to [from, to]. */
+function scale([low, high], from, to) {
+  return (value) => from + ((value - low) / (high - low || 1)) * (to - from);
+}
+
+/** Run `work` now and whenever light becomes dark or the other way round. */
+function withTheme(work) {
+  work();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", work);
+}

@@ -1,0 +1,166 @@
+/* The panel "Look inside": attention maps, the logit lens, and heads that can be switched off. */
+"use strict";
+
+const MOST_LOOKED_AT = 64; // tokens: more would make the maps unreadable
+
+class LookPanel {
+  constructor(engine, config) {
+    Object.assign(this, { engine, config });
+    this.ids = [];
+    this.head = { layer: 0, head: 0 };
+    this.off = new Set(); // layer * num_heads + head
+    this.asked = 0;
+    byId("place").addEventListener("input", (event) => this.moveTo(Number(event.target.value)));
+    byId("map").addEventListener("pointermove", (event) => this.point(event));
+    byId("map").addEventListener("click", (event) => this.moveTo(this.cell(event).row));
+    this.addHeads();
+    withTheme(() => this.drawMaps());
+  }
+
+  /** A small map and a switch for every head. */
+  addHeads() {
+    const { num_layers: layers, num_heads: heads } = this.config;
+    this.canvases = [];
+    byId("grid").style.setProperty("--heads", heads);
+    byId("grid").append(html("span"));
+    for (let head = 0; head < heads; head++) byId("grid").append(html("span", { class: "grid-name" }, `head ${head + 1}`));
+    for (let layer = 0; layer < layers; layer++) {
+      byId("grid").append(html("span", { class: "grid-name" }, `layer ${layer + 1}`));
+      const line = html("span", { class: "switch-line" }, html("span", {}, `Layer ${layer + 1}`));
+      for (let head = 0; head < heads; head++) {
+        const canvas = html("canvas", { width: 1, height: 1 });
+        byId("grid").append(html("button", { type: "button", "aria-label": `Layer ${layer + 1}, head ${head + 1}`,
+          onclick: () => this.showHead(layer, head) }, canvas));
+        line.append(this.makeSwitch(layer, head));
+        this.canvases.push(canvas);
+      }
+      byId("switches").append(line);
+    }
+  }
+
+  makeSwitch(layer, head) {
+    const box = html("input", { type: "checkbox", checked: true, "aria-label": `Layer ${layer + 1}, head ${head + 1}` });
+    box.addEventListener("change", () => {
+      const place = layer * this.config.num_heads + head;
+      if (box.checked) this.off.delete(place);
+      else this.off.add(place);
+      this.refresh();
+    });
+    return html("label", { class: "switch" }, box, ` head ${head + 1}`);
+  }
+
+  /** Look at the end of a text. */
+  show(ids) {
+    this.ids = ids.slice(-Math.min(MOST_LOOKED_AT, this.config.max_seq));
+    this.place = this.ids.length - 1;
+    byId("place").max = this.place;
+    byId("place").disabled = this.place < 1;
+    this.chips = this.ids.map((id, t) => html("span", { class: "chip", onclick: () => this.moveTo(t) }, tokenCode(id)));
+    byId("strip").replaceChildren(...this.chips);
+    return this.refresh();
+  }
+
+  /** Ask the model anew: the text or the switches have changed. */
+  async refresh() {
+    if (this.ids.length < 2) {
+      byId("place-line").textContent = "Write a longer text first: here two tokens are needed at least.";
+      return;
+    }
+    const asked = ++this.asked;
+    const answer = await this.engine.ask("look", { ids: this.ids, off: [...this.off] });
+    if (asked !== this.asked) return; // a later question is on its way
+    Object.assign(this, answer);
+    this.describeLoss();
+    this.drawMaps();
+    await this.moveTo(this.place);
+  }
+
+  describeLoss() {
+    const change = this.lossWithout - this.loss, count = this.off.size;
+    byId("loss-line").textContent = `Loss of this text: ${this.loss.toFixed(3)} nats per token` + (count
+      ? `; without ${count} head${count > 1 ? "s" : ""} ${this.lossWithout.toFixed(3)} (${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(3)})`
+      : " with all heads.");
+  }
+
+  /** The weights (T, T) of a head. */
+  weights(layer, head) {
+    const size = this.ids.length ** 2;
+    return this.attention[layer].subarray(head * size, (head + 1) * size);
+  }
+
+  drawMaps() {
+    if (!this.attention) return;
+    const { num_heads: heads } = this.config;
+    this.canvases.forEach((canvas, place) => {
+      const layer = Math.floor(place / heads), head = place % heads;
+      paintMap(canvas, this.weights(layer, head), this.ids.length);
+      canvas.parentElement.setAttribute("aria-pressed", layer === this.head.layer && head === this.head.head);
+      canvas.parentElement.classList.toggle("off", this.off.has(place));
+    });
+    paintMap(byId("map"), this.weights(this.head.layer, this.head.head), this.ids.length);
+    this.drawRow();
+  }
+
+  showHead(layer, head) {
+    this.head = { layer, head };
+    byId("head-title").textContent = `Layer ${layer + 1}, head ${head + 1}`;
+    this.drawMaps();
+  }
+
+  /** Choose a position. */
+  async moveTo(t) {
+    if (!this.attention) return;
+    this.place = Math.max(0, Math.min(this.ids.length - 1, t));
+    const slider = byId("place"), token = showToken(page.tokenizer, this.ids[this.place]);
+    slider.value = this.place;
+    slider.setAttribute("aria-valuetext", `${this.place + 1}: ${token}`);
+    const last = this.place === this.ids.length - 1;
+    byId("place-line").replaceChildren(`Position ${this.place + 1} of ${this.ids.length}: `, tokenCode(this.ids[this.place]),
+      ...(last ? [", the last one."] : [", and the text goes on with ", tokenCode(this.ids[this.place + 1]), "."]));
+    this.drawRow();
+    const asked = this.asked, { lens, next } = await this.engine.ask("position", { t: this.place });
+    if (asked === this.asked && t === this.place) this.drawPredictions(lens, next);
+  }
+
+  /** Where the chosen head looks from the chosen position: shades on the text, and the largest numbers as bars. */
+  drawRow() {
+    const T = this.ids.length, weights = this.weights(this.head.layer, this.head.head);
+    const row = Array.from(weights.subarray(this.place * T, (this.place + 1) * T));
+    this.chips.forEach((chip, t) => {
+      chip.className = `chip a${Math.ceil(Math.sqrt(row[t]) * 7)}${t === this.place ? " chosen" : ""}${t > this.place ? " future" : ""}`;
+      chip.title = t > this.place ? "later: hidden by the mask" : `${percent(row[t])} of the attention`;
+    });
+    const order = row.map((_, t) => t).slice(0, this.place + 1).sort((a, b) => row[b] - row[a]).slice(0, 6);
+    const from = tokenCode(this.ids[this.place]);
+    byId("looks").replaceChildren(html("p", { class: "note" }, from, ` (${this.place + 1}) looks most at:`),
+      ...order.map((t) => html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, tokenCode(this.ids[t]), ` ${t + 1}`), bars([row[t]]))));
+  }
+
+  /** The cell of the map under a pointer. */
+  cell(event) {
+    const box = byId("map").getBoundingClientRect(), T = this.ids.length;
+    const along = (offset, length) => Math.max(0, Math.min(T - 1, Math.floor((offset / length) * T)));
+    return { row: along(event.clientY - box.top, box.height), column: along(event.clientX - box.left, box.width) };
+  }
+
+  point(event) {
+    if (!this.attention) return;
+    const { row, column } = this.cell(event), T = this.ids.length;
+    const share = this.weights(this.head.layer, this.head.head)[row * T + column];
+    byId("readout").replaceChildren(tokenCode(this.ids[row]), ` (${row + 1}) looks at `, tokenCode(this.ids[column]), ` (${column + 1}): `,
+      html("b", {}, column > row ? "hidden by the mask" : percent(share)));
+  }
+
+  /** The logit lens and the next-token bars at the chosen position. */
+  drawPredictions(lens, next) {
+    const really = this.ids[this.place + 1];
+    const name = (depth) => (depth === 0 ? "embeddings" : `layer ${depth}${depth === lens.length - 1 ? " (output)" : ""}`);
+    const rows = lens.map((tokens, depth) => html("tr", {}, html("th", { scope: "row" }, name(depth)),
+      ...tokens.map(({ id, share }) => html("td", { class: id === really ? "drawn" : "" }, tokenCode(id), bars([share])))));
+    const heads = lens[0].map((_, rank) => html("th", { scope: "col" }, `${rank + 1}.`));
+    byId("lens").replaceChildren(html("table", {},
+      html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "After"), ...heads)), html("tbody", {}, ...rows)));
+    byId("next").replaceChildren(...next.map(({ id, share, without }) => html("div", { class: "bar-row" },
+      html("span", { class: "bar-name" }, tokenCode(id, id === really ? "really" : "")), bars([share, without]))));
+  }
+}
