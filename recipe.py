@@ -164,7 +164,7 @@ def saved_settings(saved: dict) -> argparse.Namespace:
             line.append(flag_of(name) if value else flag_of(f"no_{name}"))
         elif isinstance(value, int | float | str) and not isinstance(value, bool):
             line.append(f"{flag_of(name)}={value}")
-        elif value not in (None, False):
+        elif value is not parser.get_default(name):  # None, or False of a flag that has no opposite
             raise UserError(f"{flag_of(name)} is neither a number nor text")
     settings = parser.parse_args(line)
     check_together(settings)

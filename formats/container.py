@@ -9,6 +9,7 @@ import io
 import math
 import os
 import pickletools
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ def checked_copy(path: Path) -> io.BytesIO:
         names = [name for name in entries if name.endswith("/data.pkl")]
         if len(entries) < len(container.infolist()) or len(entries) > MOST_ENTRIES or len(names) != 1:
             raise ValueError("its zip entries repeat, are too many, or hold no data.pkl")
+        if min(entry.header_offset for entry in entries.values()):
+            raise ValueError("it does not begin with its zip")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
             raise ValueError("it is compressed")
         if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
@@ -86,13 +89,16 @@ def checked_copy(path: Path) -> io.BytesIO:
             raise ValueError("its data.pkl is too large")
         pickle, folder = container.read(names[0]), names[0].removesuffix("data.pkl")
         keys = check_storages(walk(pickle), folder, entries)
+        wanted = {folder + name for name in ("data.pkl", "version", "byteorder", *(f"data/{key}" for key in keys))}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as copy:
-            for name in ("data.pkl", "version", "byteorder"):
-                if folder + name in entries:
-                    copy.writestr(f"checkpoint/{name}", container.read(folder + name))
-            for key in keys:  # reading an entry compares its checksum
-                copy.writestr(f"checkpoint/data/{key}", container.read(f"{folder}data/{key}"))
+            for name, entry in entries.items():
+                copied = zipfile.ZipInfo(f"checkpoint/{name.removeprefix(folder)}")
+                copied.file_size = entry.file_size
+                # Read in pieces to its end, an entry meets its checksum; what PyTorch does not need is only read.
+                with container.open(entry) as source:
+                    with copy.open(copied, "w") if name in wanted else open(os.devnull, "wb") as target:
+                        shutil.copyfileobj(source, target, 2**20)
     buffer.seek(0)
     return buffer
 
@@ -203,7 +209,7 @@ def rebuilt(function: object, arguments: object) -> object:
             return Name("empty hooks")
         case (
             Name("torch._utils _rebuild_tensor_v2"),
-            (Storage() as memory, 0, tuple(size), tuple(stride), bool(), Name("empty hooks")),
+            (Storage() as memory, 0, tuple(size), tuple(stride), False, Name("empty hooks")),
         ):
             whole = [math.prod(size[i + 1 :]) for i in range(len(size))]  # the strides of contiguous rows
             fills = memory.items == math.prod(size) and list(stride) == whole

@@ -55,10 +55,11 @@ class LoRAConfig:
 
     def __post_init__(self):
         if type(self.rank) is not int or not 1 <= self.rank <= 2**14:
-            raise ValueError(f"--lora-rank must be a whole number from 1 to {2**14}, not {self.rank!r}")
-        if type(self.alpha) not in (int, float) or not 0 < self.alpha < math.inf:
-            raise ValueError(f"--lora-alpha must be a positive number, not {self.alpha!r}")
-        if type(self.targets) is not tuple or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"--lora-rank must be a whole number from 1 to {2**14}, not {str(self.rank)[:40]}")
+        if type(self.alpha) not in (int, float) or not 0 < self.alpha <= 1e6:
+            raise ValueError(f"--lora-alpha must be a positive number up to 1e6, not {str(self.alpha)[:40]}")
+        names = {name for name in self.targets if type(name) is str}
+        if not names or len(names) < len(self.targets):
             raise ValueError("--lora-targets must name one matrix or more, each once")
         if unknown := [target for target in self.targets if target not in TARGETS]:
             raise ValueError(f"--lora-targets must be some of {','.join(TARGETS)}, not {str(unknown[0])[:40]!r}")

@@ -48,14 +48,15 @@ class TrainState:
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         check_fields(found, {**fields, "corpus_sha256": str, "best_loss": (float, type(None))})
         state = cls(**{name: found[name] for name in fields})
-        state.best_loss = math.inf if state.best_loss is None else state.best_loss
         for name in ("step", "loss_steps", "best_step", "stale", "threads", "processes"):
             if not 0 <= getattr(state, name) <= 10**9:
                 raise ValueError(f"its entry {name!r} is out of range")
         for name in ("train_seconds", "loss_sum", "seconds_sum"):
             if not 0 <= getattr(state, name) < math.inf:
                 raise ValueError(f"its entry {name!r} is no sensible number")
-        if not state.best_loss >= 0:
+        if state.best_loss is None:
+            state.best_loss = math.inf
+        elif not 0 <= state.best_loss < math.inf:
             raise ValueError("its entry 'best_loss' is no sensible number")
         return state
 
