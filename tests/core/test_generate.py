@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import ROOT, assert_one_error_line, environment
-from formats.checkpoint import save_checkpoint
+from formats.checkpoint import save_model
 from sampling.explain import Explainer
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
@@ -23,7 +23,7 @@ def sample(tmp_path, in_process):
     torch.manual_seed(0)
     tokenizer = CharTokenizer.from_text("\nabcdefgh é")
     config = TinyGPTConfig(tokenizer.vocab_size, max_seq=8, embed_dim=16, num_heads=2, num_layers=2)
-    save_checkpoint(tmp_path / MODEL, TinyGPT(config), tokenizer, {}, training=None)
+    save_model(tmp_path / MODEL, TinyGPT(config).init_weights(), tokenizer, {})
     return lambda *arguments: in_process("generate.py", "--checkpoint", MODEL, *arguments)
 
 
@@ -67,7 +67,7 @@ def test_stop_string_ends_the_text_and_is_not_printed(sample):
     assert cut == "ab" + whole[: whole.index(stop)] + "\n"
 
 
-def test_stop_string_may_be_written_as_backslash_n(sample):
+def test_a_new_line_may_be_written_as_backslash_n(sample):
     found = text_of(sample, "--seed", 2, "--max-new-tokens", 200, "--stop", r"\n")
     assert found == text_of(sample, "--seed", 2, "--max-new-tokens", 200).split("\n")[0] + "\n"
 
@@ -94,9 +94,9 @@ def test_explain_shows_the_filters_at_work(sample):
     for table, character in zip(tables, output[2:4], strict=True):
         header, *rows = [line for line in table.splitlines() if line.startswith("  ")]
         assert header.split() == ["token", "model", "temperature", "top-k", "top-p"]
-        (drawn,) = [row for row in rows if row.endswith(" <- drawn")]
-        assert drawn.split("'")[1] == character.replace("\n", "\\n")
-        kept = [row.removesuffix(" <- drawn").split()[-2] for row in rows[:-1]]  # the column after top-k
+        (sampled,) = [row for row in rows if row.endswith(" <- sampled")]
+        assert sampled.split("'")[1] == character.replace("\n", "\\n")
+        kept = [row.removesuffix(" <- sampled").split()[-2] for row in rows[:-1]]  # the column after top-k
         assert sum(cell != "-" for cell in kept) == 3
         assert rows[-1].split()[:-1] == ["(candidates)", "11", "11", "3"]
 
@@ -109,7 +109,7 @@ def test_explain_table_is_aligned_and_exact(capsys):
     assert lines[1:4] == [
         "  token          model   top-k",
         "  'a'           0.5000       -",
-        "  'b'           0.5000  1.0000 <- drawn",
+        "  'b'           0.5000  1.0000 <- sampled",
     ]
 
 
@@ -125,10 +125,12 @@ def test_explain_table_is_aligned_and_exact(capsys):
         (["--repetition-penalty", 0], ["--repetition-penalty"]),
         (["--num-samples", 0], ["--num-samples"]),
         (["--stop", ""], ["--stop", "empty"]),
-        (["--hop", 9], ["--hop", "8"]),
-        (["--weights", "int4"], ["--weights"]),
+        (["--stride", 9], ["--stride", "8"]),
+        (["--stride", 0], ["--stride", "at least 1"]),
+        (["just a prompt"], ["--prompt 'just a prompt'"]),
         (["--beams", 2, "--n-best", 3], ["--n-best"]),
-        (["--beams", 2, "--num-samples", 2], ["--beams"]),
+        (["--beams", 2, "--num-samples", 2], ["--num-samples", "--beams"]),
+        (["--beams", 2, "--temperature", 1], ["--temperature does nothing beside --beams"]),
         (["--explain", "--num-samples", 2], ["--explain"]),
         (["--prompt", "a", "--prompt-file", "p"], ["--prompt-file"]),
         (["--prompt-file", "missing.txt"], ["missing.txt", "no such file"]),
