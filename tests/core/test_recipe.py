@@ -1,0 +1,267 @@
+"""The recipe: schedule, presets, the optimizers against independent oracles, and that learning sees no leak."""
+
+import argparse
+import math
+import re
+
+import pytest
+import torch
+
+from conftest import tiny_config
+from formats.checkpoint import TRAINING, load_model, read_checkpoint
+from main import evaluate, note_best, train_step
+from recipe import PRESETS, lr_factor, noise_share, parse_flags, saved_settings
+from support.command import flag_of
+from tiny_decoder import TinyGPT
+from training.optimizers import Muon, averaged_model, make_optimizers, orthogonalize
+from training.run import start_run
+from training.save import save_best, save_state
+
+CPU = torch.device("cpu")
+SHAPE = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4)
+
+
+def recipe(**changes) -> argparse.Namespace:
+    """The settings of a command line with these flags."""
+    changes = {"preset": "small", **changes}
+    return parse_flags([f"{flag_of(name)}={value}" for name, value in changes.items()])[0]
+
+
+# --- The schedule ------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    settings = recipe(steps=100, warmup=10)
+    factors = [lr_factor(step, settings) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 11) and factors[9] == pytest.approx(10 / 11) and factors[10] == 1
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[-1] == pytest.approx(1 / 90)
+
+
+def test_the_cosine_falls_to_a_tenth():
+    settings = recipe(steps=100, warmup=10, schedule="cosine")
+    assert lr_factor(10, settings) == 1 and lr_factor(55, settings) == pytest.approx(0.55)
+    assert lr_factor(100, settings) == pytest.approx(0.1)
+
+
+def test_the_noise_falls_to_nothing():
+    settings = recipe(steps=101, warmup=0, token_noise=0.2)
+    assert [noise_share(step, settings) for step in (0, 1, 51, 101)] == [0.2, 0.2, 0.1, 0.0]
+
+
+def test_learning_rate_and_noise_fall_during_the_cooldown_only():
+    settings = recipe(steps=100, warmup=10, cooldown=0.2, token_noise=0.2)
+    expected = [1 / 11, 10 / 11, 1, 1, 0.5, 0]
+    assert [lr_factor(step, settings) for step in (0, 9, 50, 80, 90, 100)] == pytest.approx(expected)
+    assert [noise_share(step, settings) for step in (0, 50, 80, 90, 100)] == pytest.approx([0.2, 0.2, 0.2, 0.1, 0])
+    settings = recipe(steps=100, cooldown=0.0, token_noise=0.2)  # never: the run may go on for as long as one likes
+    assert [lr_factor(step, settings) for step in (50, 99)] == [1, 1] and noise_share(99, settings) == 0.2
+
+
+# --- The average of the weights ----------------------------------------------------------------------------------
+
+
+def test_the_average_follows_its_formula():
+    """It begins as the first weights that it sees; at first it keeps less than the share it is asked for."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    average, seen = averaged_model(model, 0.25), [1.0, 5.0, 2.0, -3.0, 4.0]
+    for value in seen:
+        model.weight.data.fill_(value)
+        average.update_parameters(model)
+    expected = seen[0]
+    for value, keep in zip(seen[1:], (2 / 12, 3 / 13, 1 / 4, 1 / 4), strict=True):
+        expected = keep * expected + (1 - keep) * value
+    assert average.module.weight.item() == pytest.approx(expected) and model.weight.item() == 4
+
+
+def test_validation_and_the_best_model_are_of_the_average(tmp_path):
+    settings = recipe(data="synthetic", ema_decay=0.9, steps=8, out=tmp_path / "m.pth", dtype="float32", **SHAPE)
+    run = start_run(settings, CPU)
+    for _ in range(8):
+        train_step(run)
+    val_loss = evaluate(run)
+    assert note_best(run, val_loss)
+    save_best(run)
+    save_state(run)
+    best = load_model(tmp_path / "m.pth").model.state_dict()
+    _, state = read_checkpoint(tmp_path / "m.last.pth", TRAINING)
+    averages = dict(run.average.module.named_parameters())
+    for name, p in run.model.named_parameters():
+        assert torch.equal(best[name], averages[name]) and torch.equal(state[f"average/{name}"], averages[name])
+        assert torch.equal(state[name], p) and not torch.equal(p, averages[name])
+    run.average = None
+    assert evaluate(run) != val_loss
+    run.model.load_state_dict(best)
+    assert evaluate(run) == val_loss
+
+
+# --- Presets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_and_comes_back_from_a_file(preset):
+    settings = recipe(preset=preset)
+    for name, value in PRESETS[preset].items():
+        assert getattr(settings, name) == value
+    assert saved_settings(vars(settings)) == settings
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_help_shows_the_values_of_the_preset(in_process, preset):
+    code, output, _ = in_process("main.py", "--preset", preset, "--help")
+    assert code == 0
+    settings = recipe(preset=preset)
+    for name in ("steps", "max_seq", "embed_dim", "batch_size", "lr", "warmup", "optimizer"):
+        entry = re.search(rf"^  {flag_of(name)} .*?(?=^  -)", output, re.MULTILINE | re.DOTALL)[0]
+        assert f"(default: {getattr(settings, name)})" in " ".join(entry.split())
+
+
+# config/train_shakespeare_char.py and train.py of nanoGPT; the second, the flags for a CPU in its README.
+NANOGPT = dict(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, dropout=0.2, max_iters=5000)
+NANOGPT_CPU = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, dropout=0.0, max_iters=2000)
+
+
+def nanogpt_lr(step: int, max_iters: int) -> float:
+    """Its `get_lr` with learning_rate 1e-3, min_lr 1e-4, warmup_iters 100 and lr_decay_iters = max_iters."""
+    if step < 100:
+        return 1e-3 * (step + 1) / 101
+    share = (step - 100) / (max_iters - 100)
+    return 1e-4 + 0.5 * (1.0 + math.cos(math.pi * share)) * 9e-4
+
+
+@pytest.mark.parametrize("preset, theirs", [("reference", NANOGPT), ("reference-cpu", NANOGPT_CPU)])
+def test_the_references_are_nanogpts_to_the_letter(preset, theirs):
+    s = recipe(preset=preset)
+    names = dict(n_layer="num_layers", n_head="num_heads", n_embd="embed_dim", block_size="max_seq", max_iters="steps")
+    assert {name: getattr(s, names.get(name, name)) for name in theirs} == theirs
+    # one dropout, no biases, a tied head, nn.GELU(), GPT-2's first weights
+    assert s.attention_dropout == s.dropout and (s.bias, s.tie_embeddings, s.gelu) == (False, True, "exact")
+    assert s.init == "normal" and s.windows == "random" and s.grad_accum == 1 and s.dtype == "float32"
+    # nothing that nanoGPT does not have
+    assert s.token_noise == s.ema_decay == 0 and s.patience is None and s.lora_rank is None and s.minutes is None
+    assert (s.grad_clip, s.eval_every) == (1.0, 250)
+    for step in (0, 1, 99, 100, 101, 777, s.steps // 2, s.steps - 1):
+        assert s.lr * lr_factor(step, s) == pytest.approx(nanogpt_lr(step, s.steps))
+
+    model = TinyGPT(tiny_config(bias=s.bias, tie_embeddings=s.tie_embeddings)).init_weights()
+    (adamw,) = make_optimizers(model, s)
+    for group in adamw.param_groups:
+        assert group["betas"] == (0.9, 0.99) and group["eps"] == 1e-8 and not group["amsgrad"]
+        for p in group["params"]:
+            assert group["weight_decay"] == (0.1 if p.ndim >= 2 else 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"init": "sinusoid"},
+        {"windows": "random"},
+        {"token_noise": 0.5},
+        {"attention_dropout": 0.5},
+        {"dropout": 0.5},
+        {"optimizer": "adamw"},
+        {"muon_lr": 0.1},
+        {"muon_momentum": 0.5},
+        {"weight_decay": 9.0},
+        {"lr": 0.1},
+        {"warmup": 4},
+        {"schedule": "cosine"},
+        {"cooldown": 0.5},
+        {"grad_clip": 0.01},
+        {"dtype": "bfloat16"},
+        {"seed": 1},
+        {"gelu": "tanh"},
+        {"num_heads": 4},
+    ],
+)
+def test_every_choice_of_the_recipe_reaches_the_training(change):
+    """Three steps with the choice changed leave other weights than three without; three without leave the same."""
+
+    def weights(**changes) -> torch.Tensor:
+        plain = {"data": "synthetic", "dtype": "float32", "steps": 8, "warmup": 0, **SHAPE}
+        run = start_run(recipe(**{**plain, **changes}), CPU)
+        for _ in range(3):
+            train_step(run)
+        return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(**change), weights())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset, steps", [("tiny", 60), ("small", 50)])
+def test_ten_seeds_learn_and_none_diverges(preset, steps):
+    """Learning rates at their highest, whatever the seed: the loss falls, never below the floor, in a small spread."""
+    losses = []
+    for seed in range(10):
+        run = start_run(recipe(preset=preset, data="synthetic", seed=seed), CPU)
+        for _ in range(steps):
+            train_step(run)
+        losses.append(evaluate(run))
+        assert run.corpus.floor < losses[-1]
+    assert max(losses) < 2.0 and max(losses) - min(losses) < 0.3, losses
+
+
+# --- Optimizers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
+def test_orthogonalize_evens_out_the_singular_values(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    before = torch.linalg.svdvals(matrices)
+    after = torch.linalg.svdvals(orthogonalize(matrices).float())
+    assert before.max() / before.min() > 2
+    assert after.max() < 1.3 and after.min() > 0.3
+
+
+def test_orthogonalize_keeps_the_singular_vectors():
+    """By algebra: for m = u s v', the result is u s' v', so u' r v is diagonal."""
+    m = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    u, _, vt = torch.linalg.svd(m, full_matrices=False)
+    core = u.T @ orthogonalize(m[None])[0] @ vt.T
+    assert (core - core.diag().diag()).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
+def test_muon_equals_pytorchs_on_single_matrices(shape):
+    """torch.optim.Muon is the oracle; it takes the same momentum, iteration and scale for a matrix by itself."""
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    own = Muon([ours], lr=0.1, momentum=0.95, weight_decay=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1, nesterov=True)
+    for _ in range(3):
+        gradient = torch.randn(shape)
+        for parameter, optimizer in ((ours, own), (theirs, reference)):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+    assert (ours - start).abs().max() > 0.05
+
+
+def test_packed_matrices_are_treated_as_three():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(12, 4), torch.randn(12, 4)
+    packed = torch.nn.Parameter(start.clone())
+    packed.grad = gradient.clone()
+    Muon([{"params": [packed], "parts": 3}], lr=0.1, momentum=0.9).step()
+    for part, part_gradient, result in zip(start.chunk(3), gradient.chunk(3), packed.chunk(3), strict=True):
+        single = torch.nn.Parameter(part.clone())
+        single.grad = part_gradient.clone()
+        Muon([single], lr=0.1, momentum=0.9).step()
+        torch.testing.assert_close(result, single)
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, tie_embeddings):
+    model = TinyGPT(tiny_config(tie_embeddings=tie_embeddings))
+    optimizers = make_optimizers(model, recipe(optimizer=optimizer, weight_decay=0.5))
+    groups = [group for o in optimizers for group in o.param_groups]
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    matrices = model.parameters() if optimizer == "adamw" else model.blocks.parameters()
+    assert decaying == {id(p) for p in matrices if p.ndim >= 2}
+    assert [type(o) for o in optimizers] == [torch.optim.AdamW, Muon][: len(optimizers)]
+    assert len(optimizers) == (2 if optimizer == "muon" else 1)
