@@ -2,7 +2,8 @@
 
 import math
 
-from bench import seconds_per_step, seconds_to, spread
+from benchmarks.tools import spread
+from benchmarks.train import seconds_per_step, seconds_to
 
 RUN = {
     "lines": [
