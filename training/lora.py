@@ -11,6 +11,7 @@ packed q, k, v projection, which is no module that an adapter could be wrapped a
     python convert.py checkpoints/tiny_decoder.pth checkpoints/merged.pth --lora checkpoints/my_lora.pth
 """
 
+import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,6 +66,15 @@ class LoRAConfig:
             raise ValueError(f"--lora-targets must be some of {','.join(TARGETS)}, not {str(unknown[0])[:40]!r}")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"--lora-dropout must be a number from 0 up to, not including, 1, not {self.dropout!r}")
+
+
+def lora_config(settings: argparse.Namespace) -> LoRAConfig | None:
+    """The adapters that the settings of a run ask for; UserError if they make no sense."""
+    if not settings.lora_rank:
+        return None
+    targets = tuple(settings.lora_targets.split(","))
+    with user_errors():
+        return LoRAConfig(settings.lora_rank, settings.lora_alpha, targets, settings.lora_dropout)
 
 
 class LowRank(nn.Module):

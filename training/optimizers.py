@@ -139,6 +139,11 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], saved: dict[str,
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training adjusts, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that `update_parameters` moves towards its weights: an exponential moving average (Polyak &
     Juditsky 1992; for language models of small texts Merity et al. 2017, https://arxiv.org/abs/1708.02182).

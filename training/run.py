@@ -33,8 +33,8 @@ from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, CharTokenizer
 from training.checks import check_split, least_memory, refuse_unused, settings_for_base, settings_to_resume
 from training.distributed import ALONE, DistContext
-from training.lora import LoRAConfig, adapt, add_adapters
-from training.optimizers import averaged_model, make_optimizers, restore_optimizers
+from training.lora import adapt, add_adapters, lora_config
+from training.optimizers import averaged_model, make_optimizers, restore_optimizers, trained_parameters
 from training.state import (
     RunPaths,
     TrainState,
@@ -133,15 +133,6 @@ def restarted(paths: RunPaths, dist: DistContext) -> bool:
         with contextlib.suppress(UserError):  # there is no state, or not one of ours
             ours = read_newest(paths)[0]["training"]["launch"] == dist.launch
     return bool(dist.largest(ours))
-
-
-def lora_config(settings: argparse.Namespace) -> LoRAConfig | None:
-    """The adapters that the flags ask for; UserError if they make no sense."""
-    if not settings.lora_rank:
-        return None
-    targets = tuple(settings.lora_targets.split(","))
-    with user_errors():
-        return LoRAConfig(settings.lora_rank, settings.lora_alpha, targets, settings.lora_dropout)
 
 
 def start_run(
@@ -340,7 +331,3 @@ def restore_run(
             for name, p in trained.items():
                 p.copy_(averages[name])
     return run
-
-
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}

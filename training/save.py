@@ -6,9 +6,9 @@ import torch
 
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from recipe import make_parser
-from training.lora import adapter_weights, base_weights, save_adapter
-from training.optimizers import optimizer_tensors
-from training.run import Run, lora_config, trained_parameters
+from training.lora import adapter_weights, base_weights, lora_config, save_adapter
+from training.optimizers import optimizer_tensors, trained_parameters
+from training.run import Run
 
 # The settings that a model's origin tells; where files lie, and what machine it was, is nobody's business.
 RECIPE = (
