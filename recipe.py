@@ -18,8 +18,9 @@ LARGE = dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.
 
 # What each preset changes of the defaults below.
 PRESETS = {
-    "tiny": dict(max_seq=64, num_layers=2, init="sinusoid", windows="random", batch_size=32, steps=180, eval_every=20)
-    | dict(lr=0.01, muon_lr=0.05, muon_momentum=0.85, weight_decay=0.2, warmup=4),
+    "tiny": dict(max_seq=64, embed_dim=128, num_heads=2, num_layers=2, init="sinusoid", windows="random")
+    | dict(batch_size=32, steps=220, eval_every=20, warmup=4)
+    | dict(lr=0.01, muon_lr=0.05, muon_momentum=0.85, weight_decay=0.2),
     "small": {},
     "base": LARGE | dict(steps=2000, warmup=40, eval_every=250),
     "best": dict(max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.15, init="sinusoid", batch_size=8)

@@ -6,7 +6,7 @@ from pathlib import Path
 from recipe import AUTO, PRESETS
 from support.command import UserError, flag_of
 from training.distributed import DistContext
-from training.state import RunPaths
+from training.state import RunPaths, TrainState
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = {"steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
@@ -44,6 +44,14 @@ def settings_to_resume(
     changed = {name: getattr(settings, name) for name in given & ADJUSTABLE}
     fixed = {"data": saved.data, "preset": saved.preset, "out": str(paths.best)}  # the files may have been renamed
     return argparse.Namespace(**{**vars(saved), "stop_at": None, **changed, **fixed})
+
+
+def check_progress(settings: argparse.Namespace, state: TrainState, path: Path) -> None:
+    """Raise UserError if there is nothing left to do."""
+    if state.step >= settings.steps:
+        raise UserError(f"the run in {path} is complete at step {state.step}: give a larger --steps to continue it")
+    if settings.stop_at and state.step >= settings.stop_at:
+        raise UserError(f"the run in {path} is at step {state.step} already: give a larger --stop-at, or none")
 
 
 def settings_for_base(settings: argparse.Namespace, given: set[str], config: argparse.Namespace) -> argparse.Namespace:

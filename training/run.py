@@ -31,7 +31,14 @@ from support.command import UserError, user_errors
 from support.device import check_memory, pick_device, pick_dtype
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, CharTokenizer
-from training.checks import check_split, least_memory, refuse_unused, settings_for_base, settings_to_resume
+from training.checks import (
+    check_progress,
+    check_split,
+    least_memory,
+    refuse_unused,
+    settings_for_base,
+    settings_to_resume,
+)
 from training.distributed import ALONE, DistContext
 from training.lora import adapt, add_adapters, lora_config
 from training.optimizers import averaged_model, make_optimizers, restore_optimizers, trained_parameters
@@ -285,14 +292,6 @@ def read_shared(paths: RunPaths, dist: DistContext) -> tuple[dict, dict[str, Ten
     header, tensors, path = read_newest(paths) if dist.first else ({}, {}, paths.last)
     with dist.file_of_first(path) as copy:
         return (header, tensors, path) if dist.first else (*read_state(copy), path)
-
-
-def check_progress(settings: argparse.Namespace, state: TrainState, path: Path) -> None:
-    """Raise UserError if there is nothing left to do."""
-    if state.step >= settings.steps:
-        raise UserError(f"the run in {path} is complete at step {state.step}: give a larger --steps to continue it")
-    if settings.stop_at and state.step >= settings.stop_at:
-        raise UserError(f"the run in {path} is at step {state.step} already: give a larger --stop-at, or none")
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
