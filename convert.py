@@ -1,9 +1,12 @@
-"""Convert a model into another file.
+"""Convert a model into another file, or say what is in one.
 
 examples:
-  python convert.py checkpoints/tiny_decoder.pth tiny_decoder.html      # a page that runs the model
+  python convert.py checkpoints/tiny_decoder.pth                          # what is in it
+  python convert.py checkpoints/tiny_decoder.pth my_model/                # a Hugging Face folder
+  python convert.py checkpoints/tiny_decoder.pth my_model.html            # a page that runs the model
   python convert.py checkpoints/tiny_decoder.pth merged.pth --lora checkpoints/my_lora.pth
-  python convert.py old.pth new.pth                     # of format 1 into today's
+  python convert.py gpt2/ checkpoints/gpt2.pth                            # a Hugging Face folder of GPT-2's kind
+  python convert.py old.pth new.pth                                       # of format 1 into today's
 """
 
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
@@ -12,51 +15,89 @@ import argparse
 from pathlib import Path
 
 from formats.checkpoint import Checkpoint, load_model, save_model
+from formats.describe import describe_file, describe_model
 from formats.format1 import is_format1, load_format1
+from formats.huggingface import load_huggingface, save_huggingface
 from formats.page import save_page
 from support.command import Parser, UserError, run
+from support.durable import check_overwrite
 from training.lora import apply_adapter, merge_adapters
 
 
-def load(source: Path, lora: Path | None) -> Checkpoint:
-    """The model in a file, with an adapter merged into it if there is one."""
-    loaded = load_format1(source) if is_format1(source) else load_model(source)
+def load(settings: argparse.Namespace) -> Checkpoint:
+    """The source's model, with an adapter merged into it if there is one."""
+    source, lora = settings.source, settings.lora
+    if source.is_dir():
+        loaded = load_huggingface(source)
+    else:
+        loaded = load_format1(source) if is_format1(source) else load_model(source)
     if lora:
         loaded.origin = {**apply_adapter(loaded, lora), "merged_from": str(lora)}
         merge_adapters(loaded.model)
     return loaded
 
 
-def write_pth(settings: argparse.Namespace, loaded: Checkpoint) -> None:
-    if settings.target.exists() and not settings.force:
-        raise UserError(f"TARGET {settings.target} exists: give another name, or --force to overwrite it")
-    save_model(settings.target, loaded.model, loaded.tokenizer, loaded.origin)
+def write_pth(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
+    check_overwrite(target, lambda path: False, settings.force)
+    save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
 
 
-def write_html(settings: argparse.Namespace, loaded: Checkpoint) -> None:
+def write_html(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
     metrics = (settings.lora or settings.source).with_suffix(".metrics.jsonl")
-    save_page(settings.target, loaded, metrics, settings.precision, settings.force)
+    save_page(target, loaded, metrics, settings.precision or "float16", settings.force)
 
 
-WRITERS = {".pth": write_pth, ".html": write_html}  # by the ending of TARGET
+def write_folder(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
+    save_huggingface(target, loaded, settings.force)
+
+
+WRITERS = {".pth": write_pth, ".html": write_html, "/": write_folder}  # by the ending of TARGET
+WITH_PRECISION = (".html",)
+
+
+def make_parser() -> Parser:
+    """Every flag of convert.py, with its one default."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="a model: NAME.pth, or a Hugging Face folder")
+    targets = "NAME.pth, NAME.html, or FOLDER/ for Hugging Face; without it, what is in SOURCE is shown"
+    add("target", nargs="?", metavar="TARGET", help=f"what to write: {targets}")
+    add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
+    precision = "of the weights in a page (float16 if not given)"
+    add("--precision", choices=("float16", "float32"), help=precision)
+    add("--force", action="store_true", help="overwrite TARGET; write a page of more than 50 MB")
+    return parser
+
+
+def show(settings: argparse.Namespace) -> None:
+    """Print what is in the source."""
+    whole = settings.lora or settings.source.suffix != ".pth"
+    found = describe_model(load(settings)) if whole else describe_file(settings.source)
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:{width}}  {value}")
+
+
+def size(target: Path) -> int:
+    """The bytes of a file, or of a folder's files."""
+    return sum(path.stat().st_size for path in target.iterdir()) if target.is_dir() else target.stat().st_size
 
 
 def main() -> None:
     """The command."""
-    parser = Parser(__doc__)
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a model: NAME.pth")
-    parser.add_argument("target", type=Path, metavar="TARGET", help="the file to write: NAME.pth or NAME.html")
-    parser.add_argument("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
-    precision = "of the weights in a page (default: %(default)s)"
-    parser.add_argument("--precision", choices=("float16", "float32"), default="float16", help=precision)
-    parser.add_argument("--force", action="store_true", help="overwrite TARGET; write a page of more than 50 MB")
-    settings = parser.parse_args()
-    if settings.target.suffix not in WRITERS:
-        raise UserError(f"TARGET {settings.target} must end in one of {', '.join(WRITERS)}")
-    loaded = load(settings.source, settings.lora)
-    WRITERS[settings.target.suffix](settings, loaded)
+    settings = make_parser().parse_args()
+    if settings.target is None:
+        return show(settings)
+    target = Path(settings.target)
+    ending = "/" if settings.target.endswith("/") or target.is_dir() else target.suffix
+    if ending not in WRITERS:
+        raise UserError(f"TARGET {target} must end in one of {', '.join(WRITERS)}")
+    if settings.precision and ending not in WITH_PRECISION:
+        raise UserError(f"--precision is for TARGET with {', '.join(WITH_PRECISION)}: others hold float32")
+    loaded = load(settings)
+    WRITERS[ending](target, loaded, settings)
     merged = f" with {settings.lora} merged into it" if settings.lora else ""
-    print(f"{settings.target}: {settings.source}{merged}, {settings.target.stat().st_size:,} bytes")
+    print(f"{target}: {settings.source}{merged}, {size(target):,} bytes")
 
 
 if __name__ == "__main__":

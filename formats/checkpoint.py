@@ -100,11 +100,11 @@ def model_digest(config: TinyGPTConfig, tokenizer: Tokenizer, weights: dict[str,
 # --- Reading -----------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
-    """Header and tensors of a `.pth` of this kind (MODEL, TRAINING or ADAPTER), its outermost layer checked.
+def read_any(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a `.pth`, its outermost layer checked. Nothing in the file is ever executed.
 
-    Raises UserError, with what is wrong and what to do, if the file is missing, damaged or of another kind; OSError if
-    it cannot be read. Nothing in the file is ever executed.
+    Raises UserError, with what is wrong and what to do, if the file is missing or damaged; OSError if it cannot be
+    read.
     """
     content = read_container(path)
     if type(content.get("format")) is int:
@@ -120,6 +120,15 @@ def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
             raise ValueError(f"{strange[0]!r} is no tensor")
     if header["format"] != FORMAT:
         raise UserError(f"{path} has format {header['format']}, and only {FORMAT} is read here: use a newer TinyGPT")
+    return header, content["tensors"]
+
+
+def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a `.pth` of this kind (MODEL, TRAINING or ADAPTER).
+
+    Raises like `read_any`, and UserError if it is of another kind.
+    """
+    header, tensors = read_any(path)
     if header["kind"] != kind:
         hint = {
             MODEL: "name its base here, and the adapter with --lora" if header["kind"] == ADAPTER else "give NAME.pth",
@@ -129,7 +138,7 @@ def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
         found = header["kind"][:60]
         article = "an" if found[:1] in "aeiou" else "a"
         raise UserError(f"{path} is {article} {found} checkpoint, and {kind} is needed: {hint}")
-    return header, content["tensors"]
+    return header, tensors
 
 
 def load_model(path: Path) -> Checkpoint:
@@ -141,14 +150,19 @@ def load_model(path: Path) -> Checkpoint:
 
 def checked_model(header: dict, tensors: dict[str, Tensor]) -> Checkpoint:
     """The model that a header and its weights describe. Raises ValueError if they do not fit together."""
-    try:
-        config = TinyGPTConfig(**header["config"])
-    except TypeError:
-        raise ValueError("its config has a field that this version does not know, or lacks one") from None
+    config = config_from_plain(header["config"])
     tokenizer = tokenizer_from_plain(header.get("tokenizer"))
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
     return Checkpoint(model_from_weights(config, tensors), tokenizer, header["origin"])
+
+
+def config_from_plain(fields: dict) -> TinyGPTConfig:
+    """The config with these fields. Raises ValueError if one is unknown, missing or out of range."""
+    try:
+        return TinyGPTConfig(**fields)
+    except TypeError:
+        raise ValueError("its config has a field that this version does not know, or lacks one") from None
 
 
 def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> TinyGPT:

@@ -7,6 +7,7 @@ exception is a bug and keeps its traceback.
 
 import argparse
 import contextlib
+import importlib
 import math
 import os
 import re
@@ -14,6 +15,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import NoReturn, TextIO
 
 
@@ -39,6 +41,15 @@ def user_errors(prefix: str = "") -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"{prefix}{error}") from None
+
+
+def optional_package(module: str, purpose: str) -> ModuleType:
+    """A module of a package that only `purpose` needs; UserError that says how to get it if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise UserError(f"{purpose} needs a package that is not installed: pip install {package}") from None
 
 
 class StopSignal:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,30 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
         if isinstance(reason, OSError) and reason.errno:
             raise OSError(f"cannot write {path}: {reason.strerror or reason}") from error
         raise reason from None
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, which takes the name `path`, and the place of an earlier folder, once it is whole
+    and on the disk. Raises what `write` raises, the new folder removed and the earlier one in its place."""
+    path = path.absolute()
+    temporary, earlier = (path.with_name(f"{path.name}.{os.getpid()}.{role}.tmp") for role in ("new", "old"))
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        for file in temporary.iterdir():
+            with open(file, "rb+") as handle:
+                os.fsync(handle.fileno())
+        sync_folder(temporary)
+        if path.exists():
+            os.replace(path, earlier)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        if earlier.exists() and not path.exists():
+            os.replace(earlier, path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def check_overwrite(path: Path, is_ours: Callable[[Path], object], force: bool = False) -> None:

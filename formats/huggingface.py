@@ -1,0 +1,381 @@
+"""A folder as Hugging Face's `transformers` keeps a model of GPT-2's architecture: out and in.
+
+Written are `config.json`, `generation_config.json`, `model.safetensors`, `tokenizer.json`, `tokenizer_config.json` and
+a model card. Two things that the architecture does not know come back all the same: a model without biases is written
+with zeros and `tinygpt_bias: false`, and `metadata` of the safetensors holds the origin (other programs that save the
+weights anew leave it out, as they should).
+"""
+
+import dataclasses
+import json
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from corpora.bpe import BPETokenizer
+from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights, model_weights
+from formats.describe import describe_model
+from support.command import UserError, optional_package, user_errors
+from support.durable import write_folder_atomically
+from support.plain import MOST_BYTES, check_fields, parse_json
+from tiny_decoder import TinyGPT, TinyGPTConfig
+from tokenizer import BOS, UNK, CharTokenizer
+
+PURPOSE = "a Hugging Face folder"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GELU_OF = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+ORIGIN = "tinygpt_origin"
+# Parts of a tensor's name: ours, GPT-2's.
+GPT2_NAMES = (
+    *(("token_embedding.", "wte."), ("position_embedding.", "wpe."), ("final_norm.", "ln_f."), ("head.", "lm_head.")),
+    *(("blocks.", "h."), ("attention_norm.", "ln_1."), ("mlp_norm.", "ln_2.")),
+    *(("attention.in_proj_", "attn.c_attn."), ("attention.out_proj.", "attn.c_proj.")),
+    *(("mlp.0.", "mlp.c_fc."), ("mlp.2.", "mlp.c_proj.")),
+)
+# What the network cannot express otherwise: a field of config.json, the values that it may have, its default.
+FIXED = (
+    ("model_type", ("gpt2",), None),
+    ("activation_function", tuple(GELU_OF), "gelu_new"),
+    ("layer_norm_epsilon", (1e-5,), 1e-5),
+    ("scale_attn_weights", (True,), True),
+    ("scale_attn_by_inverse_layer_idx", (False,), False),
+    ("add_cross_attention", (False,), False),
+)
+
+# --- Out ---------------------------------------------------------------------------------------------------------
+
+
+def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> None:
+    """Write the folder, whole or not at all.
+
+    force: replace an earlier folder. Raises UserError if there is one otherwise, or if it holds other files.
+    """
+    save_file = optional_package("safetensors.torch", PURPOSE).save_file
+    model, tokenizer = loaded.model, loaded.tokenizer
+    contents = {
+        "config.json": config_json(model.config, tokenizer),
+        "generation_config.json": generation_json(tokenizer),
+        "tokenizer.json": tokenizer_json(tokenizer),
+        "tokenizer_config.json": tokenizer_config_json(model.config, tokenizer),
+    }
+    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()}
+    texts["README.md"] = card(folder.absolute().name, loaded)
+    check_target(folder, {*texts, WEIGHTS}, force)
+
+    def write(place: Path) -> None:
+        for name, text in texts.items():
+            (place / name).write_text(text, encoding="utf-8")
+        save_file(gpt2_weights(model), place / WEIGHTS, {"format": "pt", ORIGIN: json.dumps(loaded.origin)})
+        (place / WEIGHTS).chmod((place / "config.json").stat().st_mode)  # the library makes it private
+
+    write_folder_atomically(folder, write)
+
+
+def check_target(folder: Path, names: set[str], force: bool) -> None:
+    """Raise UserError unless the folder is new, or empty, or may be replaced: it holds only files of these names."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a folder is to be written: give another name")
+    found = {path.name for path in folder.iterdir()}
+    if found and not force:
+        raise UserError(f"{folder} exists: give another name, or --force to overwrite it")
+    if other := sorted(found - names):
+        raise UserError(f"{folder} holds {other[0]!r}, which is not from this command: give another name")
+
+
+def rename(name: str, pairs: tuple[tuple[str, str], ...], back: bool = False) -> str:
+    """A tensor's name in another program's words, or back."""
+    for ours, theirs in pairs:
+        old, new = (theirs, ours) if back else (ours, theirs)
+        position = name.find(old)
+        if position == 0 or (position > 0 and name[position - 1] == "."):
+            name = name[:position] + new + name[position + len(old) :]
+    return name
+
+
+def weights_with_biases(model: TinyGPT) -> dict[str, Tensor]:
+    """`model_weights`, and zeros where other programs have a bias and the model has none."""
+    weights = model_weights(model)
+    for name, tensor in list(weights.items()):
+        if name.endswith("weight") and name.startswith(("blocks.", "final_norm.")):
+            weights.setdefault(name.removesuffix("weight") + "bias", torch.zeros(len(tensor)))
+    return weights
+
+
+def gpt2_weights(model: TinyGPT) -> dict[str, Tensor]:
+    """The tensors under transformers' names; its matrices in the blocks are (in, out), ours (out, in)."""
+    found = {}
+    for name, tensor in weights_with_biases(model).items():
+        name = rename(name, GPT2_NAMES)
+        tensor = tensor.T.contiguous() if ".c_" in name and tensor.ndim == 2 else tensor
+        found[name if name.startswith("lm_head.") else f"transformer.{name}"] = tensor
+    return found
+
+
+def config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
+    """The content of config.json; texts without a prompt begin after bos_token_id."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_seq,
+        "n_embd": config.embed_dim,
+        "n_head": config.num_heads,
+        "n_layer": config.num_layers,
+        "n_inner": None,
+        "activation_function": "gelu" if config.gelu == "exact" else "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "attn_pdrop": config.attention_dropout,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": tokenizer.start_id,
+        "eos_token_id": tokenizer.eos_id,
+        "torch_dtype": "float32",
+        "tinygpt_bias": config.bias,
+    }
+
+
+def generation_json(tokenizer: Tokenizer) -> dict:
+    """The content of generation_config.json: special tokens are not sampled, as generate.py does not."""
+    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.bos_id}
+    suppressed = [token for token in tokenizer.special_ids if token != tokenizer.eos_id]
+    return {**ids, "suppress_tokens": suppressed or None}
+
+
+def special_token(token: str, number: int) -> dict:
+    """An entry of `added_tokens` in tokenizer.json."""
+    sides = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    return {"id": number, "content": token, **sides, "special": True}
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict:
+    """The content of tokenizer.json. Characters are a BPE whose tokens are never merged."""
+    if isinstance(tokenizer, BPETokenizer):
+        return {**json.loads(tokenizer.to_json()), "added_tokens": [special_token(tokenizer.bos, tokenizer.bos_id)]}
+    vocabulary = {token: number for number, token in enumerate((UNK, BOS, *tokenizer.characters))}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [special_token(UNK, tokenizer.unk_id), special_token(BOS, tokenizer.bos_id)],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": UNK,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [],
+        },
+    }
+
+
+def tokenizer_config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
+    """The content of tokenizer_config.json. A text that spells a special token, "<bos>", is read as characters."""
+    bos = BOS if tokenizer.kind == CharTokenizer.kind else tokenizer.bos
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # versions 4 and 5 and other readers know this one
+        "bos_token": bos,
+        "eos_token": bos,
+        "unk_token": UNK if tokenizer.kind == CharTokenizer.kind else bos,
+        "model_max_length": config.max_seq,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+    }
+
+
+def card(name: str, loaded: Checkpoint) -> str:
+    """The model card, README.md."""
+    known = "\n".join(f"- {what}: {value}" for what, value in describe_model(loaded).items())
+    window = loaded.model.config.max_seq
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {name}
+
+A small GPT, trained with TinyGPT.
+
+{known}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
+ids = tokenizer("The ", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, do_sample=True, temperature=0.8, max_length={window})[0]))
+```
+
+The window holds {window} tokens, prompt included.
+"""
+
+
+# --- In ----------------------------------------------------------------------------------------------------------
+
+
+def load_huggingface(folder: Path) -> Checkpoint:
+    """The model in a folder of GPT-2's architecture, with float16 and bfloat16 widened to float32.
+
+    Raises UserError if a file is missing or damaged, or the network cannot express the model; OSError if a file cannot
+    be read. Warns if the model has more tokens than its tokenizer: these are left out.
+    """
+    with user_errors(f"{folder} cannot be used: "):
+        settings = read_json(folder / "config.json")
+        check_expressible(settings)
+        tokenizer = read_tokenizer(folder, settings.get("bos_token_id"))
+        config = config_from(settings, tokenizer.vocab_size)
+        weights, origin = read_weights(folder, config, settings["vocab_size"])
+        biases = [name for name in weights if name.endswith("bias")]
+        if settings.get("tinygpt_bias") is False and not any(weights[name].any() for name in biases):
+            weights = {name: tensor for name, tensor in weights.items() if name not in biases}
+            config = dataclasses.replace(config, bias=False)
+        return Checkpoint(model_from_weights(config, weights), tokenizer, origin)
+
+
+def read_text(path: Path) -> str:
+    """The text in a file. Raises ValueError if there is none, or too much of it."""
+    if not path.is_file():
+        raise ValueError(f"it has no {path.name}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path.name} is too large")
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    """The dictionary in a JSON file. Raises ValueError if there is none."""
+    try:
+        content = parse_json(read_text(path))
+        check_fields(content, {})
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    return content
+
+
+def check_expressible(settings: dict) -> None:
+    """Raise ValueError that names a field of config.json that asks for what the network cannot do."""
+    check_fields(settings, dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_head", "n_layer"), int))
+    for name, allowed, default in (*FIXED, ("n_inner", (None, 4 * settings["n_embd"]), None)):
+        value = settings.get(name, default)
+        if value not in allowed:
+            raise ValueError(f"its {name} is {str(value)[:60]!r}, and this network has only {allowed[0]!r}")
+
+
+def config_from(settings: dict, vocab_size: int) -> TinyGPTConfig:
+    """The config that a checked config.json describes. Raises ValueError if a value is out of range."""
+    return TinyGPTConfig(
+        vocab_size=vocab_size,
+        max_seq=settings["n_positions"],
+        embed_dim=settings["n_embd"],
+        num_heads=settings["n_head"],
+        num_layers=settings["n_layer"],
+        dropout=settings.get("resid_pdrop", 0.1),
+        attention_dropout=settings.get("attn_pdrop", 0.1),
+        gelu=GELU_OF[settings.get("activation_function", "gelu_new")],
+        tie_embeddings=settings.get("tie_word_embeddings", True),
+    )
+
+
+def read_tokenizer(folder: Path, start_id: object) -> Tokenizer:
+    """The tokenizer of a folder; start_id: what texts without a prompt begin after, if it is a newline or, among
+    characters, any. Raises ValueError if it is no byte-level BPE and no character vocabulary of ours."""
+    if not (folder / "tokenizer.json").is_file() and (folder / "merges.txt").is_file():  # older folders
+        merges = read_text(folder / "merges.txt").splitlines()
+        merges = [merge for merge in merges if merge and not merge.startswith("#version")]
+        return BPETokenizer(json.dumps({"model": {"vocab": read_json(folder / "vocab.json"), "merges": merges}}))
+    content = read_json(folder / "tokenizer.json")
+    check_fields(content, {"model": dict, "decoder": dict})
+    model, kind = content["model"], content["decoder"].get("type")
+    check_fields(model, {"vocab": dict, "merges": list})
+    if content.get("normalizer"):
+        raise ValueError("its tokenizer changes the text before it reads it (normalizer)")
+    if kind == "Fuse" and not model["merges"]:
+        return characters_from(model["vocab"], start_id)
+    if kind != "ByteLevel" or '"add_prefix_space": true' in json.dumps(content.get("pre_tokenizer")):
+        raise ValueError("its tokenizer is neither GPT-2's byte-level BPE nor a character vocabulary")
+    tokenizer = BPETokenizer(json.dumps({"model": model}))
+    if tokenizer.encode("\n")[0] == start_id:
+        tokenizer.start = "\n"
+    return tokenizer
+
+
+def characters_from(vocabulary: dict, start_id: object) -> CharTokenizer:
+    """The character tokenizer with this vocabulary. Raises ValueError if it is not one of ours."""
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token] if type(vocabulary[token]) is int else -1)
+    whole = [vocabulary[token] for token in tokens] == list(range(len(tokens)))
+    if not whole or tokens[:2] != [UNK, BOS] or any(len(token) != 1 for token in tokens[2:]):
+        raise ValueError("its vocabulary is not <unk>, <bos> and single characters")
+    known = type(start_id) is int and 2 <= start_id < len(tokens)
+    return CharTokenizer("".join(tokens[2:]), tokens[start_id] if known else BOS)
+
+
+def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[str, Tensor], dict]:
+    """The weights under our names in float32, and the model's origin. rows: how many tokens the embedding has there."""
+    if rows < config.vocab_size:
+        raise ValueError(f"its tokenizer has {config.vocab_size} tokens, the model {rows}")
+    if rows > config.vocab_size:
+        message = f"{folder}: {rows - config.vocab_size} tokens of the model that its tokenizer lacks are left out"
+        warnings.warn(message, stacklevel=2)
+    weights, origin = {}, {}
+    for name, tensor, metadata in stored_tensors(folder):
+        if ORIGIN in metadata and not origin:
+            origin = parse_json(metadata[ORIGIN])
+            check_fields(origin, {})
+        name = name.removeprefix("transformer.")
+        if name.endswith((".attn.bias", ".attn.masked_bias")) or (name == "lm_head.weight" and config.tie_embeddings):
+            continue  # a mask, or the embedding once more
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"tensor {name[:60]!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
+        if ".c_" in name and tensor.ndim == 2:
+            tensor = tensor.T
+        if name in ("wte.weight", "lm_head.weight") and len(tensor) == rows:
+            tensor = tensor[: config.vocab_size]
+        weights[rename(name, GPT2_NAMES, back=True)] = torch.empty(tensor.shape).copy_(tensor)
+    return weights, origin or {"converted_from": folder.absolute().name}
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor, dict]]:
+    """Name, tensor and the file's metadata of everything in a folder's safetensors files, one after the other."""
+    safetensors = optional_package("safetensors", PURPOSE)
+    files = [WEIGHTS]
+    if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
+        index = read_json(folder / INDEX)
+        check_fields(index, {"weight_map": dict})
+        files = sorted({str(file) for file in index["weight_map"].values()})
+    for file in files:
+        if Path(file).name != file or not (folder / file).is_file():
+            if list(folder.glob("pytorch_model*.bin")):
+                raise ValueError(
+                    "its weights are pickled (pytorch_model.bin), which may hold any program, and are not read; "
+                    "transformers saves them anew: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+                )
+            raise ValueError(f"it has no {file[:60]}")
+        check_header(folder / file)
+        try:
+            with safetensors.safe_open(folder / file, framework="pt") as stored:
+                metadata, names = stored.metadata() or {}, list(stored.keys())
+            for name in names:  # opened anew, so that what was read before no longer takes memory
+                with safetensors.safe_open(folder / file, framework="pt") as stored:
+                    yield name, stored.get_tensor(name), metadata
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error})") from None
+
+
+def check_header(path: Path) -> None:
+    """Raise ValueError if a safetensors file's header is too large, before the library reads it."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if len(start) < 8 or struct.unpack("<Q", start)[0] > MOST_BYTES:
+        raise ValueError(f"{path.name} is damaged: it has no header of a usual size")
