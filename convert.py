@@ -4,6 +4,7 @@ examples:
   python convert.py checkpoints/tiny_decoder.pth                          # what is in it
   python convert.py checkpoints/tiny_decoder.pth my_model/                # a Hugging Face folder
   python convert.py checkpoints/tiny_decoder.pth my_model.html            # a page that runs the model
+  python convert.py checkpoints/tiny_decoder.pth my_model.gguf            # for llama.cpp, Ollama, LM Studio
   python convert.py checkpoints/tiny_decoder.pth merged.pth --lora checkpoints/my_lora.pth
   python convert.py gpt2/ checkpoints/gpt2.pth                            # a Hugging Face folder of GPT-2's kind
   python convert.py old.pth new.pth                                       # of format 1 into today's
@@ -17,6 +18,7 @@ from pathlib import Path
 from formats.checkpoint import Checkpoint, load_model, save_model
 from formats.describe import describe_file, describe_model
 from formats.format1 import is_format1, load_format1
+from formats.gguf import save_gguf
 from formats.huggingface import load_huggingface, save_huggingface
 from formats.page import save_page
 from support.command import Parser, UserError, run
@@ -47,12 +49,18 @@ def write_html(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -
     save_page(target, loaded, metrics, settings.precision or "float16", settings.force)
 
 
+def write_gguf(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
+    off = save_gguf(target, loaded, settings.precision or "float32", settings.force)
+    if off:
+        print(f"{target}: log-probabilities differ from the model's by up to {off:.1g} (float16, or the exact GELU)")
+
+
 def write_folder(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
     save_huggingface(target, loaded, settings.force)
 
 
-WRITERS = {".pth": write_pth, ".html": write_html, "/": write_folder}  # by the ending of TARGET
-WITH_PRECISION = (".html",)
+WRITERS = {".pth": write_pth, ".html": write_html, ".gguf": write_gguf, "/": write_folder}  # by the ending of TARGET
+WITH_PRECISION = (".html", ".gguf")
 
 
 def make_parser() -> Parser:
@@ -60,10 +68,10 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="a model: NAME.pth, or a Hugging Face folder")
-    targets = "NAME.pth, NAME.html, or FOLDER/ for Hugging Face; without it, what is in SOURCE is shown"
+    targets = "NAME.pth, NAME.html, NAME.gguf, or FOLDER/ for Hugging Face; without it, what is in SOURCE is shown"
     add("target", nargs="?", metavar="TARGET", help=f"what to write: {targets}")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
-    precision = "of the weights in a page (float16 if not given)"
+    precision = "of the weights in a page (if not given, float16) or in a GGUF file (float32)"
     add("--precision", choices=("float16", "float32"), help=precision)
     add("--force", action="store_true", help="overwrite TARGET; write a page of more than 50 MB")
     return parser

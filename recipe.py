@@ -146,7 +146,8 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         settings.steps = MOST_STEPS  # until the warm-up has shown how many fit: see training/plan.py
     elif not given.keys() & {"preset", "steps", "resume"}:
         settings.minutes = DEFAULT_MINUTES
-    check_together(settings)
+    if not settings.resume:  # then the saved ones count
+        check_together(settings)
     return settings, set(given)
 
 
