@@ -5,61 +5,73 @@
 */
 "use strict";
 
-/** out (T, rows) = x (T, columns) · matrixᵀ + bias, with matrix (rows, columns), as PyTorch's nn.Linear keeps it.
- *
- * Four rows at once for one token, or four tokens at once for one row: a number that is loaded is used four times.
- */
+/** out (T, rows) = x (T, columns) · matrixᵀ + bias, with matrix (rows, columns), as PyTorch's nn.Linear keeps it. */
 function linear(out, x, matrix, bias, T, rows, columns) {
   let t = 0;
-  for (; t + 4 <= T; t += 4) linearFourTokens(out, x, matrix, bias, t, rows, columns);
-  for (; t < T; t++) linearOneToken(out, x, matrix, bias, t, rows, columns);
+  for (; t + 4 <= T; t += 4) fourTokens(out, x, matrix, t, rows, columns);
+  for (; t < T; t++) dots(out, t * rows, x, t * columns, matrix, 0, columns, rows, columns);
+  if (bias) for (let i = 0; i < T * rows; i++) out[i] += bias[i % rows];
 }
 
-/** Row t of `linear`. */
-function linearOneToken(out, x, matrix, bias, t, rows, columns) {
-  const xStart = t * columns, outStart = t * rows;
-  let row = 0;
-  for (; row + 4 <= rows; row += 4) {
-    const r0 = row * columns, r1 = r0 + columns, r2 = r1 + columns, r3 = r2 + columns;
+/** Products of one vector with `count` others: out[outStart + n] = Σ_i x[xStart + i] · others[first + n · step + i].
+ *
+ * Four at once: a number of x that is loaded is used four times.
+ */
+function dots(out, outStart, x, xStart, others, first, step, count, length) {
+  let n = 0;
+  for (; n + 4 <= count; n += 4) {
+    const r0 = first + n * step, r1 = r0 + step, r2 = r1 + step, r3 = r2 + step;
     let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-    for (let i = 0; i < columns; i++) {
+    for (let i = 0; i < length; i++) {
       const value = x[xStart + i];
-      s0 += value * matrix[r0 + i];
-      s1 += value * matrix[r1 + i];
-      s2 += value * matrix[r2 + i];
-      s3 += value * matrix[r3 + i];
+      s0 += value * others[r0 + i];
+      s1 += value * others[r1 + i];
+      s2 += value * others[r2 + i];
+      s3 += value * others[r3 + i];
     }
-    out[outStart + row] = s0;
-    out[outStart + row + 1] = s1;
-    out[outStart + row + 2] = s2;
-    out[outStart + row + 3] = s3;
+    out[outStart + n] = s0;
+    out[outStart + n + 1] = s1;
+    out[outStart + n + 2] = s2;
+    out[outStart + n + 3] = s3;
   }
-  for (; row < rows; row++) {
+  for (; n < count; n++) {
     let sum = 0;
-    for (let i = 0; i < columns; i++) sum += x[xStart + i] * matrix[row * columns + i];
-    out[outStart + row] = sum;
+    for (let i = 0; i < length; i++) sum += x[xStart + i] * others[first + n * step + i];
+    out[outStart + n] = sum;
   }
-  if (bias) for (let i = 0; i < rows; i++) out[outStart + i] += bias[i];
 }
 
-/** Rows t to t + 3 of `linear`. */
-function linearFourTokens(out, x, matrix, bias, t, rows, columns) {
+/** Rows t to t + 3 of `linear`, without bias: four tokens and two rows of the matrix at once. */
+function fourTokens(out, x, matrix, t, rows, columns) {
   const x0 = t * columns, x1 = x0 + columns, x2 = x1 + columns, x3 = x2 + columns;
-  for (let row = 0; row < rows; row++) {
-    const start = row * columns;
-    let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  const o0 = t * rows, o1 = o0 + rows, o2 = o1 + rows, o3 = o2 + rows;
+  for (let row = 0; row < rows; row += 2) {
+    const next = row + 1 < rows ? row + 1 : row; // the last one twice, if their number is odd
+    const r = row * columns, q = next * columns;
+    let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
     for (let i = 0; i < columns; i++) {
-      const value = matrix[start + i];
-      s0 += value * x[x0 + i];
-      s1 += value * x[x1 + i];
-      s2 += value * x[x2 + i];
-      s3 += value * x[x3 + i];
+      const a = matrix[r + i], b = matrix[q + i];
+      const v0 = x[x0 + i], v1 = x[x1 + i], v2 = x[x2 + i], v3 = x[x3 + i];
+      a0 += a * v0; a1 += a * v1; a2 += a * v2; a3 += a * v3;
+      b0 += b * v0; b1 += b * v1; b2 += b * v2; b3 += b * v3;
     }
-    const add = bias ? bias[row] : 0;
-    out[t * rows + row] = s0 + add;
-    out[(t + 1) * rows + row] = s1 + add;
-    out[(t + 2) * rows + row] = s2 + add;
-    out[(t + 3) * rows + row] = s3 + add;
+    out[o0 + row] = a0; out[o1 + row] = a1; out[o2 + row] = a2; out[o3 + row] = a3;
+    out[o0 + next] = b0; out[o1 + next] = b1; out[o2 + next] = b2; out[o3 + next] = b3;
+  }
+}
+
+/** Add vectors, each times its weight: out[outStart + i] += Σ_n weights[n] · vectors[first + n · step + i]. */
+function addWeighted(out, outStart, weights, vectors, first, step, count, length) {
+  let n = 0;
+  for (; n + 4 <= count; n += 4) {
+    const r0 = first + n * step, r1 = r0 + step, r2 = r1 + step, r3 = r2 + step;
+    const w0 = weights[n], w1 = weights[n + 1], w2 = weights[n + 2], w3 = weights[n + 3];
+    for (let i = 0; i < length; i++) {
+      out[outStart + i] += w0 * vectors[r0 + i] + w1 * vectors[r1 + i] + w2 * vectors[r2 + i] + w3 * vectors[r3 + i];
+    }
+  }
+  for (; n < count; n++) {
+    for (let i = 0; i < length; i++) out[outStart + i] += weights[n] * vectors[first + n * step + i];
   }
 }
 
@@ -67,9 +79,10 @@ function linearFourTokens(out, x, matrix, bias, t, rows, columns) {
 function layerNorm(out, x, weight, bias, T, C) {
   for (let start = 0; start < T * C; start += C) {
     let mean = 0, variance = 0;
-    for (let i = 0; i < C; i++) mean += x[start + i] / C;
-    for (let i = 0; i < C; i++) variance += (x[start + i] - mean) ** 2 / C;
-    const scale = 1 / Math.sqrt(variance + 1e-5);
+    for (let i = 0; i < C; i++) mean += x[start + i];
+    mean /= C;
+    for (let i = 0; i < C; i++) variance += (x[start + i] - mean) ** 2;
+    const scale = 1 / Math.sqrt(variance / C + 1e-5);
     for (let i = 0; i < C; i++) out[start + i] = (x[start + i] - mean) * scale * weight[i] + (bias ? bias[i] : 0);
   }
 }
@@ -203,21 +216,14 @@ class TinyGPT {
   /** One head of token t, which sees the first `seen` keys: that is the causal mask. Weights go to this.scores. */
   attendHead(t, seen, head, keys, values, silent) {
     const { embed_dim: C, num_heads: numHeads } = this.config, hs = C / numHeads, from = head * hs;
-    const query = 3 * t * C + from, out = t * C + from, { scores, qkv, mixed } = this;
-    const scale = 1 / Math.sqrt(hs);
+    const { scores, mixed } = this, out = t * C + from;
+    dots(scores, 0, this.qkv, 3 * t * C + from, keys, from, C, seen, hs);
     let largest = -Infinity, total = 0;
-    for (let j = 0; j < seen; j++) {
-      let dot = 0;
-      for (let i = 0; i < hs; i++) dot += qkv[query + i] * keys[j * C + from + i];
-      scores[j] = dot * scale;
-      if (scores[j] > largest) largest = scores[j];
-    }
+    for (let j = 0; j < seen; j++) largest = Math.max(largest, scores[j] /= Math.sqrt(hs));
     for (let j = 0; j < seen; j++) total += scores[j] = Math.exp(scores[j] - largest);
-    for (let i = 0; i < hs; i++) mixed[out + i] = 0;
-    for (let j = 0; j < seen; j++) {
-      const weight = scores[j] /= total;
-      if (!silent) for (let i = 0; i < hs; i++) mixed[out + i] += weight * values[j * C + from + i];
-    }
+    for (let j = 0; j < seen; j++) scores[j] /= total;
+    mixed.fill(0, out, out + hs);
+    if (!silent) addWeighted(mixed, out, scores, values, from, C, seen, hs);
   }
 
   /** Add one layer's two-layer perceptron to x (T, C). */
