@@ -13,6 +13,7 @@ from benchmarks.data import bench_data
 from benchmarks.decode import bench_decode
 from benchmarks.decode_loss import bench_decode_loss
 from benchmarks.lora import bench_lora
+from benchmarks.plots import bench_plots
 from benchmarks.scale import bench_scale
 from benchmarks.tools import machine
 from benchmarks.train import bench_train
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "5 minutes"),
     "decode-loss": (bench_decode_loss, "what --weights int8 and --stride do to the loss of a checkpoint", "2 minutes"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
+    "plots": (bench_plots, "no measuring: draws the README's curve from docs/measured/", "seconds"),
     "scale": (bench_scale, "what several processes gain, and what they cost", "5 minutes"),
     "train": (bench_train, "seconds to a validation loss, beside nanoGPT's published recipe", "1 hour or more"),
 }

@@ -1,0 +1,60 @@
+"""Draw the README's curve: validation loss against seconds of training, from the measurements in docs/measured/."""
+
+from support.start import ROOT
+
+import json
+from pathlib import Path
+
+from support.command import UserError
+
+MEASURED = Path(ROOT, "docs", "measured")
+PICTURE = Path(ROOT, "docs", "images", "loss.svg")
+# preset, what the picture calls it, colour (of Okabe and Ito, which the colour-blind can tell apart)
+CURVES = (
+    ("tiny", "tiny", "#d55e00"),
+    ("small", "small", "#0072b2"),
+    ("reference-cpu", "nanoGPT's recipe for CPUs", "#555555"),
+)
+NANOGPT_BEST = 1.4697  # what nanoGPT's README gives for its large recipe
+
+
+def bench_plots() -> None:
+    """Draw PICTURE. Raises UserError if matplotlib or a measurement is missing or no metrics file."""
+    draw({preset: read_curve(MEASURED / f"{preset}.metrics.jsonl", preset) for preset, *_ in CURVES}, PICTURE)
+    print(f"drawn: {PICTURE}")
+
+
+def read_curve(path: Path, preset: str) -> tuple[list[float], list[float]]:
+    """Seconds and validation losses (nats per character) of a metrics file. Raises UserError like `bench_plots`."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: run python main.py --data tinyshakespeare --preset {preset} "
+            f"--out checkpoints/{preset}.pth, and copy checkpoints/{path.name} there"
+        )
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [float(line["train_seconds"]) for line in lines], [float(line["val_loss"]) for line in lines]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no metrics file of a run") from None
+
+
+def draw(curves: dict[str, tuple[list[float], list[float]]], path: Path) -> None:
+    """Write the picture, an SVG; the same curves give the same bytes."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("the picture needs a package that is not installed: pip install matplotlib") from None
+    matplotlib.rcParams["svg.hashsalt"] = "TinyGPT"
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for preset, label, colour in CURVES:
+        seconds, losses = curves[preset]
+        axes.plot(seconds, losses, marker=".", color=colour, label=label)
+    axes.axhline(NANOGPT_BEST, color="#555555", linestyle=":", label=f"{NANOGPT_BEST}: nanoGPT's README, on an A100")
+    axes.set(xscale="log", xlabel="seconds of training (logarithmic)", ylabel="validation loss, nats per character")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
