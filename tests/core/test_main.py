@@ -1,5 +1,6 @@
 """Training end to end, as a user runs it: the commands, bit-exact resume, signals, what is refused."""
 
+import functools
 import json
 import random
 import signal
@@ -11,44 +12,26 @@ import pytest
 import torch
 
 import main
-from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, environment
-from formats.checkpoint import TRAINING, load_checkpoint
-from recipe import TrainSettings
-from training import run as training_run
+from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, assert_same_state, environment
+from formats.checkpoint import MODEL, load_model, read_checkpoint
+from recipe import parse_flags
+from support.command import UserError
+from training.run import Run, start_run
 
 OUT = "checkpoints/tiny_decoder.pth"
-SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--average", "0.8", "--eval-every", "6"]
-
-
-def state_of(folder) -> dict:
-    """Every tensor and number of a training state, flat, for a comparison to the last bit."""
-    loaded = load_checkpoint(folder / "checkpoints/tiny_decoder.last.pth", TRAINING)
-    flat = {f"weights.{name}": tensor for name, tensor in loaded.model.state_dict().items()}
-
-    def walk(prefix, value):
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(f"{prefix}.{key}", item)
-        elif isinstance(value, (list, tuple)):
-            for i, item in enumerate(value):
-                walk(f"{prefix}.{i}", item)
-        elif not prefix.endswith(("seconds", "stop_at", "resume")):
-            flat[prefix] = value
-
-    walk("training", loaded.training)
-    return flat
-
-
-def assert_same_bits(a: dict, b: dict) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        same = torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name]
-        assert same, name
+LAST = "checkpoints/tiny_decoder.last.pth"
+SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--ema-decay", "0.8", "--eval-every", "6"]
 
 
 def metrics_of(folder) -> list[dict]:
     lines = (folder / "checkpoints/tiny_decoder.metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def fresh_run(*flags: object) -> Run:
+    """A run in this process, at step 0."""
+    arguments = ["--data", "synthetic", "--device", "cpu", "--dtype", "float32", *SMALL_NETWORK, *map(str, flags)]
+    return start_run(parse_flags(arguments)[0], torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +40,12 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     done = subprocess.run(
         [sys.executable, str(ROOT / "main.py"), *SHORT, "--steps", "12"],
-        cwd=folder, env=environment(), capture_output=True, encoding="utf-8", timeout=120,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -73,17 +60,22 @@ def test_a_run_says_what_it_does_and_leaves_its_files(trained):
 
 def test_no_honest_run_gets_below_the_floor_and_a_leaking_one_does():
     """The end-to-end check of mask, shift and split: with the mask taken away, the model reads the answers."""
-    sizes = dict(max_seq=16, embed_dim=32, num_heads=2, num_layers=1, batch_size=32, steps=150, dtype="float32")
-    settings = TrainSettings(data="synthetic", device="cpu", lr=0.01, **sizes)
+    sizes = ["--embed-dim", 32, "--batch-size", 32, "--steps", 150, "--lr", 0.01]
     losses = {}
     for leaking in (False, True):
-        run = training_run.start_run(settings, torch.device("cpu"))
+        run = fresh_run(*sizes)
         if leaking:
-            run.model.causal_mask.zero_()
-        while run.step < settings.steps:
+            for block in run.model.blocks:
+                block.attention.forward = functools.partial(attend_to_all, block.attention)
+        while run.state.step < run.settings.steps:
             main.train_step(run)
         losses[leaking] = main.evaluate(run)
     assert losses[True] < run.corpus.floor < losses[False]
+
+
+def attend_to_all(attention, x, mask, cache):
+    """nn.MultiheadAttention without a mask: what training would see if the causal mask were forgotten."""
+    return torch.nn.MultiheadAttention.forward(attention, x, x, x, need_weights=False)[0]
 
 
 def test_metrics_hold_a_line_per_evaluation(trained):
@@ -97,40 +89,64 @@ def test_metrics_hold_a_line_per_evaluation(trained):
     assert lines[1]["val_loss"] < lines[0]["val_loss"] < np.log(60)
 
 
-def test_the_best_model_can_be_sampled(trained, command):
-    folder, _ = trained
-    runs = [command("generate.py", "--seed", 1, "--max-new-tokens", 60, cwd=folder) for _ in range(2)]
-    assert runs[0].stdout == runs[1].stdout and len(runs[0].stdout) >= 60
-    other = command("generate.py", "--seed", 2, "--max-new-tokens", 60, cwd=folder)
-    assert other.stdout != runs[0].stdout
+def test_the_best_model_can_be_sampled(trained, in_process, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    flags = ["--max-new-tokens", 60, "--seed"]
+    texts = [in_process("generate.py", *flags, seed)[1] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2] and len(texts[0]) >= 60
 
 
-def test_an_unknown_character_in_the_prompt_warns_once_and_works(trained, command):
-    folder, _ = trained
-    done = command("generate.py", "--prompt", "KING é é", "--max-new-tokens", 5, cwd=folder)
-    assert done.stdout.startswith("KING é é")
-    assert done.stderr.count("warning") == 1 and "U+00E9" in done.stderr
+def test_an_unknown_character_in_the_prompt_warns_once_and_works(trained, in_process, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    code, output, errors = in_process("generate.py", "--prompt", "KING é é", "--max-new-tokens", 5)
+    assert code == 0 and output.startswith("KING é é")
+    assert errors.count("warning") == 1 and "U+00E9" in errors
 
 
 @pytest.mark.parametrize("part", [4, 6])
-def test_stop_and_resume_equals_one_go_to_the_last_bit(trained, command, tmp_path, part):
+def test_stop_and_resume_equals_one_go_to_the_last_bit(trained, in_process, command, tmp_path, part):
     """N steps, stop, M more in a new process, with dropout on; stopping at an evaluation and between two."""
     folder, _ = trained
-    first = command("main.py", *SHORT, "--steps", 12, "--stop-at", part)
-    assert f"saved at step {part} of 12; go on with: python main.py --resume" in first.stdout
+    _, output, _ = in_process("main.py", *SHORT, "--steps", 12, "--stop-at", part)
+    assert f"saved at step {part} of 12; continue with: python main.py --resume" in output
     command("main.py", "--resume")
-    assert_same_bits(state_of(tmp_path), state_of(folder))
-    for resumed, whole in zip(metrics_of(tmp_path), metrics_of(folder), strict=True):
-        for key in ("step", "val_loss", "lr"):
-            assert resumed[key] == whole[key]
-    assert torch.load(tmp_path / OUT, weights_only=True)["origin"]["step"] == 12
+    assert_same_state(tmp_path / LAST, folder / LAST)
+    assert_same_metrics(tmp_path, folder)
+    header, weights = read_checkpoint(tmp_path / OUT, MODEL)
+    _, expected = read_checkpoint(folder / OUT, MODEL)
+    assert header["origin"]["step"] == 12
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def assert_same_metrics(a, b) -> None:
+    """Two runs report the same, but for the time they took."""
+    clocks = ("train_seconds", "tokens_per_second")
+    lines, expected = (
+        [{name: value for name, value in line.items() if name not in clocks} for line in metrics_of(folder)]
+        for folder in (a, b)
+    )
+    assert lines == expected
+
+
+def test_resumes_between_evaluations_report_the_loss_of_all_steps(in_process, tmp_path):
+    """The training loss is the mean since the last evaluation, however often the run was stopped in between."""
+    flags = ["--data", "synthetic", *SMALL_NETWORK, "--eval-every", 4, "--steps", 8]
+    in_process("main.py", *flags, "--out", "whole.pth")
+    in_process("main.py", *flags, "--out", "parts.pth", "--stop-at", 1)
+    for step in (2, 3, 5):
+        assert in_process("main.py", "--resume", "--out", "parts.pth", "--stop-at", step)[0] == 0
+    assert in_process("main.py", "--resume", "--out", "parts.pth")[0] == 0
+    losses = []
+    for name in ("whole", "parts"):
+        lines = (tmp_path / f"{name}.metrics.jsonl").read_text().splitlines()
+        losses.append([(line["step"], line["train_loss"]) for line in map(json.loads, lines)])
+        assert all(json.loads(line)["tokens_per_second"] > 0 for line in lines)
+    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == [4, 8]
 
 
 def gradients(grad_accum: int) -> dict[str, torch.Tensor]:
     """The clipped gradients of a first step: without optimizers, nothing consumes them."""
-    sizes = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=8)
-    settings = TrainSettings(data="synthetic", dtype="float32", device="cpu", grad_accum=grad_accum, **sizes)
-    run = training_run.start_run(settings, torch.device("cpu"))
+    run = fresh_run("--batch-size", 8, "--grad-accum", grad_accum)
     run.optimizers = []
     main.train_step(run)
     return {name: parameter.grad for name, parameter in run.model.named_parameters()}
@@ -143,22 +159,26 @@ def test_grad_accum_gives_the_same_gradients():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_resumed_run_is_bit_exact(trained, command, tmp_path, signum, code):
+def test_ctrl_c_saves_and_the_resumed_run_is_bit_exact(trained, in_process, tmp_path):
+    """From outside, in a real process; tests/robustness/test_signals.py has the other cases."""
     folder, _ = trained
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "main.py"), *SHORT, "--steps", "12"],
-        cwd=tmp_path, env=environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if line.startswith("step"):
-            process.send_signal(signum)
+            process.send_signal(signal.SIGINT)
             break
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 130
     assert "python main.py --resume" in errors and "Traceback" not in errors
-    command("main.py", "--resume")
-    assert_same_bits(state_of(tmp_path), state_of(folder))
+    assert in_process("main.py", "--resume")[0] == 0
+    assert_same_state(tmp_path / LAST, folder / LAST)
 
 
 def test_an_earlier_run_is_kept(in_process, tmp_path):
@@ -171,13 +191,12 @@ def test_an_earlier_run_is_kept(in_process, tmp_path):
 
 
 def test_divergence_stops_before_the_update(in_process, tmp_path):
-    """A rate this large makes the weights overflow after a step or two; the last saved state must stay."""
+    """A learning rate this large makes the weights overflow after a step or two; the last saved state must stay."""
     in_process("main.py", *SHORT, "--steps", 2)
     before = {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
-    code, _, errors = in_process(
-        "main.py", *SHORT, "--steps", 50, "--optimizer", "adamw", "--lr", 100, "--clip", 1e30, "--weight-decay", 100,
-        "--out", "checkpoints/wild.pth", "--eval-every", 1000, "--dtype", "float32",
-    )  # fmt: skip
+    wild = ["--optimizer", "adamw", "--lr", 100, "--grad-clip", 1e30, "--weight-decay", 100, "--eval-every", 1000]
+    wild += ["--dtype", "float32", "--out", "checkpoints/wild.pth"]
+    code, _, errors = in_process("main.py", *SHORT, "--steps", 50, *wild)
     assert code == 3
     assert_one_error_line(errors, "step", "nothing was updated", "--lr")
     assert {path: path.read_bytes() for path in before} == before
@@ -219,7 +238,7 @@ def test_resume_without_a_run_and_against_it(in_process):
     code, _, errors = in_process("main.py", "--resume")
     assert code == 2
     assert_one_error_line(errors, "complete at step 4", "--steps")
-    code, output, _ = in_process("main.py", "--resume", "--steps", 6, "--decay", 0.5)
+    code, output, _ = in_process("main.py", "--resume", "--steps", 6, "--cooldown", 0.5)
     assert code == 0 and "step     6" in output
 
 
@@ -229,7 +248,32 @@ def test_rising_validation_is_said_and_the_best_weights_are_kept(in_process, tmp
     code, output, _ = in_process(
         "main.py", "--data", "short.txt", *SMALL_NETWORK, "--steps", 200, "--eval-every", 20, "--lr", 0.01
     )
-    assert code == 0 and "the model learns its text by heart" in output
+    assert code == 0 and "the model overfits" in output
     losses = [line["val_loss"] for line in metrics_of(tmp_path)]
     assert losses[-1] > min(losses) + 0.02
-    assert torch.load(tmp_path / OUT, weights_only=True)["origin"]["val_loss"] == min(losses)
+    assert load_model(tmp_path / OUT).origin["val_loss"] == min(losses)
+
+
+# --- Whose mistake -----------------------------------------------------------------------------------------------
+
+
+def test_a_bug_in_the_loop_keeps_its_traceback(in_process, monkeypatch):
+    """A ValueError is a bug unless the one call that checks what a user gave has raised it."""
+
+    def wrong(run):
+        a, b = run.settings.steps, *()
+        return a + b
+
+    monkeypatch.setattr(main, "compute_gradients", wrong)
+    with pytest.raises(ValueError, match="not enough values to unpack"):
+        in_process("main.py", *SHORT, "--steps", 2)
+
+
+def test_a_users_mistake_in_the_loop_is_one_line(in_process, monkeypatch):
+    def refuse(run):
+        raise UserError("this cannot be:\ngive another --flag")
+
+    monkeypatch.setattr(main, "compute_gradients", refuse)
+    code, _, errors = in_process("main.py", *SHORT, "--steps", 2)
+    assert code == 2
+    assert_one_error_line(errors, "this cannot be: give another --flag")
