@@ -1,56 +1,78 @@
 """Bad flags: exit 2, one line that names the flag, before any file is made."""
 
-import dataclasses
-import importlib
+import argparse
+import contextlib
 import os
-import re
-import typing
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+import convert
 import data_setup
 import generate
 import main
-from conftest import ROOT, assert_one_error_line
+import recipe
+import train_tokenizer
+from conftest import assert_one_error_line
 from corpora import gutenberg
 from faults import OUT, SMALL_RUN, Child, copy_of, files_of, run_here, train, write_corpus
-from recipe import TrainSettings
-from support import command as cli
+from support.command import Parser, flag_of
 from training import run as training_run
+from training.checks import ADJUSTABLE
+from training.distributed import ALONE
 
-# Every command whose flags are a settings class: script, what stands before the flags, the class.
+
+def gutenberg_parser() -> Parser:
+    parser = Parser("")
+    gutenberg.add_flags(parser)
+    return parser
+
+
+def parser_of(command: Callable) -> argparse.ArgumentParser:
+    """The parser that a command uses."""
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", autospec=True, side_effect=KeyError) as parse:
+        with pytest.raises(KeyError):
+            command()
+    return parse.call_args.args[0]
+
+
+# Every command with flags: script, what stands before the flags, its parser.
 COMMANDS = {
-    "main.py": ((), "recipe.TrainSettings"),
-    "generate.py": ((), "generate.SampleSettings"),
-    "tokenizer.py": (("train",), "tokenizer.TrainSettings"),
-    "data_setup.py": (("gutenberg",), "corpora.gutenberg.FetchSettings"),
+    "main.py": ((), recipe.make_parser("small")),
+    "generate.py": ((), generate.make_parser()),
+    "train_tokenizer.py": ((), train_tokenizer.build_parser()),
+    "data_setup.py": (("gutenberg",), gutenberg_parser()),
+    "convert.py": (("a.pth", "b.pth"), parser_of(convert.main)),
 }
-# The flags for which zero or a negative number makes sense.
-ZERO = {
-    "dropout", "weight_decay", "warmup", "seed", "max_new_tokens", "temperature", "top_k", "min_p", "beams",
-    "length_penalty", "pause", "lora_dropout", "lora_rank", "attention_dropout", "token_noise",
-    "muon_momentum", "decay", "average",
-}  # fmt: skip
+# The flags for which zero or a negative number makes sense, or any text.
+ZERO = set("dropout weight_decay warmup seed max_new_tokens temperature top_k min_p beams length_penalty pause".split())
+ZERO |= set("lora_dropout attention_dropout token_noise muon_momentum cooldown ema_decay".split())
 NEGATIVE = {"length_penalty"}
+ANY_TEXT = {"prompt", "show", "text"}
 WORDS = ["", "x", "nan", "inf", "-inf", "1e999", "0x10", "1,5", "None"]
-HUGE = {int: ["9" * 40, "9" * 5000, "1.5", "1e3", "-" + "9" * 40], float: ["-1e308"]}
+HUGE = {"N": ["9" * 40, "9" * 5000, "1.5", "1e3", "-" + "9" * 40], "X": ["-1e308"]}
+
+
+def bad_values(action: argparse.Action) -> list[str]:
+    """What a flag must refuse, by its type."""
+    kind = getattr(action.type, "metavar", None)  # N for whole numbers, X for others
+    if kind:
+        signs = ["0"] * (action.dest not in ZERO) + ["-1"] * (action.dest not in NEGATIVE)
+        return WORDS + HUGE[kind] + signs
+    return WORDS if action.choices or action.dest == "mirror" else [""]
 
 
 def flags():
-    """(script, flag, value) for every flag of every command and every bad value."""
-    for script, (before, path) in COMMANDS.items():
-        module, name = path.rsplit(".", 1)
-        settings = getattr(importlib.import_module(module), name)
-        hints = typing.get_type_hints(settings)
-        for field in dataclasses.fields(settings):
-            kind = cli.value_type(hints[field.name])
-            if not field.metadata or kind is bool:
-                continue
-            values = [""] if kind is str and not field.metadata["choices"] else WORDS
-            if kind is not str:
-                values = values + HUGE[kind] + ["0"] * (field.name not in ZERO) + ["-1"] * (field.name not in NEGATIVE)
-            yield pytest.param(script, before, cli.flag_of(field.name), values, id=f"{script} {field.name}")
+    """(script, what stands before, flag, bad values) for every flag that takes a value."""
+    for script, (before, parser) in COMMANDS.items():
+        for action in parser._actions:
+            free = action.dest in ANY_TEXT or action.type is Path
+            if action.nargs != 0 and action.option_strings and not free:
+                name = action.option_strings[0]
+                yield pytest.param(script, before, name, bad_values(action), id=f"{script} {name}")
 
 
 @pytest.fixture
@@ -62,7 +84,10 @@ def nothing_starts(monkeypatch):
 
     for place in (
         (main, "train"),
-        (generate, "load_checkpoint"),
+        (generate, "load_model"),
+        (convert, "load"),
+        (train_tokenizer, "learn"),
+        (train_tokenizer, "show"),
         (data_setup, "load_corpus"),
         (gutenberg, "receive"),
     ):
@@ -94,12 +119,12 @@ def test_a_bad_value_is_refused_by_name_before_any_file_is_made(
     assert not list(tmp_path.iterdir())
 
 
-def test_every_command_with_flags_is_swept():
-    """A settings class that no test above knows would go untested."""
-    swept = {path for _, path in COMMANDS.values()}
-    for script in ROOT.glob("*.py"):
-        for name in re.findall(r"^class (\w*Settings)\b", script.read_text(encoding="utf-8"), re.MULTILINE):
-            assert f"{script.stem}.{name}" in swept
+def test_every_flag_with_a_value_is_swept():
+    """The sweep reaches what each command's --help lists."""
+    swept = {(case.values[0], case.values[2]) for case in flags()}
+    assert len(swept) > 60
+    assert {("main.py", "--muon-lr"), ("generate.py", "--stop"), ("train_tokenizer.py", "--vocab-size")} <= swept
+    assert {("data_setup.py", "--books"), ("convert.py", "--precision")} <= swept
 
 
 @pytest.mark.parametrize(
@@ -110,10 +135,11 @@ def test_every_command_with_flags_is_swept():
         ("main.py", ["more"], "more"),
         ("generate.py", ["--prom", "a"], "--prom"),
         ("generate.py", ["ROMEO"], "ROMEO"),
-        ("tokenizer.py", ["train", "--vocab", 300], "--vocab"),
-        ("tokenizer.py", ["fly"], "fly"),
+        ("train_tokenizer.py", ["--vocab", 300], "--vocab"),
+        ("train_tokenizer.py", ["fly"], "fly"),
         ("data_setup.py", ["gutenberg", "--book", 1], "--book"),
         ("data_setup.py", ["everything"], "everything"),
+        ("convert.py", ["a.pth", "b.pth", "--forc"], "--forc"),
         ("bench.py", ["everything"], "everything"),
     ],
 )
@@ -156,12 +182,17 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, argume
 
 # --- On resume ---------------------------------------------------------------------------------------------------
 
-CHANGED = {
-    "data": "synthetic", "tokenizer": "other.json", "preset": "base", "max_seq": 16, "embed_dim": 16, "num_heads": 1,
-    "num_layers": 2, "dropout": 0.3, "batch_size": 8, "grad_accum": 2, "optimizer": "adamw",
-    "weight_decay": 0.5, "clip": 3.0, "seed": 5, "schedule": "cosine", "attention_dropout": 0.3,
-    "init": "sinusoid", "windows": "random", "token_noise": 0.5, "muon_momentum": 0.5, "average": 0.9,
-}  # fmt: skip
+CHANGED = dict(data="synthetic", tokenizer="other.json", preset="base", max_seq=16, embed_dim=16, num_heads=1)
+CHANGED |= dict(num_layers=2, dropout=0.3, batch_size=8, grad_accum=2, optimizer="adamw", weight_decay=0.5)
+CHANGED |= dict(grad_clip=3.0, seed=5, schedule="cosine", attention_dropout=0.3, init="sinusoid", windows="random")
+CHANGED |= dict(token_noise=0.5, muon_momentum=0.5, ema_decay=0.9, gelu="tanh", bias=False, tie_embeddings=True)
+
+
+def as_flags(name: str, value: object) -> list[str]:
+    """A setting as a command line gives it."""
+    if isinstance(value, bool):
+        return [flag_of(name) if value else flag_of(f"no_{name}")]
+    return [flag_of(name), str(value)]
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +206,9 @@ def unfinished(tmp_path_factory):
 def test_a_flag_that_contradicts_the_resumed_run_is_named(unfinished, tmp_path, in_process, name):
     copy_of(unfinished, tmp_path)
     before = files_of(tmp_path)
-    code, _, errors = in_process("main.py", "--resume", cli.flag_of(name), CHANGED[name])
+    code, _, errors = in_process("main.py", "--resume", *as_flags(name, CHANGED[name]))
     assert code == 2
-    assert_one_error_line(errors, f"{cli.flag_of(name)} {CHANGED[name]} contradicts", "--out")
+    assert_one_error_line(errors, f"{flag_of(name)} {CHANGED[name]} contradicts", "--out")
     assert files_of(tmp_path) == before
 
 
@@ -190,8 +221,8 @@ def test_bad_values_are_named_on_resume_too(unfinished, tmp_path, in_process):
 
 
 def test_every_setting_is_either_adjustable_or_compared():
-    names = {field.name for field in dataclasses.fields(TrainSettings)}
-    assert names - training_run.ADJUSTABLE <= CHANGED.keys() | {n for n in names if n.startswith(("lora", "init"))}
+    names = {action.dest for action in COMMANDS["main.py"][1]._actions} - {"help"}
+    assert names - ADJUSTABLE == CHANGED.keys() | {n for n in names if n.startswith("lora")} | {"init_from"}
 
 
 def test_a_stop_that_is_behind_the_run_is_named(unfinished, tmp_path, in_process):
@@ -226,9 +257,15 @@ def test_the_precision_is_chosen_once_unless_a_flag_says_otherwise(tmp_path, mon
         if hardware_has_it:
             run_here(write_corpus(tmp_path), *SMALL_RUN, "--dtype", "auto", "--steps", 4, "--stop-at", 2)
             monkeypatch.chdir(tmp_path)
-        assert training_run.resume_run({}).dtype == torch.bfloat16
-        assert training_run.resume_run({"dtype": "auto"}).dtype == expected
-        assert training_run.resume_run({"dtype": "float32"}).dtype == torch.float32
+        assert resumed_dtype() == torch.bfloat16
+        assert resumed_dtype("--dtype", "auto") == expected
+        assert resumed_dtype("--dtype", "float32") == torch.float32
+
+
+def resumed_dtype(*flags: str) -> torch.dtype:
+    """The precision that `main.py --resume` with these flags computes in."""
+    with contextlib.ExitStack() as held:
+        return training_run.open_run(*recipe.parse_flags(["--resume", *flags]), held, ALONE).dtype
 
 
 # --- An output that cannot be written ----------------------------------------------------------------------------
