@@ -7,6 +7,7 @@ examples:
   python convert.py checkpoints/tiny_decoder.pth my_model.gguf            # for llama.cpp, Ollama, LM Studio
   python convert.py checkpoints/tiny_decoder.pth merged.pth --lora checkpoints/my_lora.pth
   python convert.py gpt2/ checkpoints/gpt2.pth                            # a Hugging Face folder of GPT-2's kind
+  python convert.py out-shakespeare-char/ckpt.pt nano.pth --data input.txt      # nanoGPT's
   python convert.py old.pth new.pth                                       # of format 1 into today's
 """
 
@@ -20,6 +21,7 @@ from formats.describe import describe_file, describe_model
 from formats.format1 import is_format1, load_format1
 from formats.gguf import save_gguf
 from formats.huggingface import load_huggingface, save_huggingface
+from formats.nanogpt import load_nanogpt
 from formats.page import save_page
 from support.command import Parser, UserError, run
 from support.durable import check_overwrite
@@ -29,7 +31,9 @@ from training.lora import apply_adapter, merge_adapters
 def load(settings: argparse.Namespace) -> Checkpoint:
     """The source's model, with an adapter merged into it if there is one."""
     source, lora = settings.source, settings.lora
-    if source.is_dir():
+    if source.suffix == ".pt":
+        loaded = load_nanogpt(source, settings.data, settings.tokenizer)
+    elif source.is_dir():
         loaded = load_huggingface(source)
     else:
         loaded = load_format1(source) if is_format1(source) else load_model(source)
@@ -67,9 +71,11 @@ def make_parser() -> Parser:
     """Every flag of convert.py, with its one default."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="a model: NAME.pth, or a Hugging Face folder")
+    add("source", type=Path, metavar="SOURCE", help="NAME.pth, a Hugging Face folder, or nanoGPT's ckpt.pt")
     targets = "NAME.pth, NAME.html, NAME.gguf, or FOLDER/ for Hugging Face; without it, what is in SOURCE is shown"
     add("target", nargs="?", metavar="TARGET", help=f"what to write: {targets}")
+    add("--data", type=Path, metavar="TEXT", help="of nanoGPT's ckpt.pt: the text that its characters come from")
+    add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
     precision = "of the weights in a page (if not given, float16) or in a GGUF file (float32)"
     add("--precision", choices=("float16", "float32"), help=precision)
@@ -94,6 +100,8 @@ def size(target: Path) -> int:
 def main() -> None:
     """The command."""
     settings = make_parser().parse_args()
+    if (settings.data or settings.tokenizer) and settings.source.suffix != ".pt":
+        raise UserError("--data and --tokenizer are for nanoGPT's ckpt.pt: other sources have their vocabulary")
     if settings.target is None:
         return show(settings)
     target = Path(settings.target)

@@ -72,7 +72,7 @@ class CharTokenizer:
     kind: its name in a checkpoint.
     vocab_size: how many tokens, special ones included.
     special_ids: tokens that are no text; never sampled, except eos_id.
-    bos_id: goes before each document of a corpus of several documents.
+    bos, bos_id: the token that goes before each document of a corpus of several documents.
     eos_id: ends a text when it is sampled; None if no token does.
     unk_id: what unknown characters become; None if no character is ever unknown.
     start_id: the token that a text without a prompt begins after.
@@ -84,7 +84,7 @@ class CharTokenizer:
     kind = "char"
     special_ids = (0, 1)
     unk_id, bos_id = special_ids
-    eos_id = None
+    bos, eos_id = BOS, None
 
     def __init__(self, characters: str, start: str):
         """characters: the vocabulary, each once and in code-point order; start: one of them, or `<bos>`.

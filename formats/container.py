@@ -72,22 +72,29 @@ def read_container(path: Path) -> dict:
         raise UserError(f"{path} is no TinyGPT checkpoint ({type(error).__name__} while reading it)") from None
 
 
+def checked_entries(container: zipfile.ZipFile, size: int) -> tuple[dict[str, zipfile.ZipInfo], str]:
+    """The entries by name of a zip file of `size` bytes, and the name of its pickle. Raises ValueError with what is
+    wrong: they repeat, are too many, compressed or too large."""
+    entries = {entry.filename: entry for entry in container.infolist()}
+    names = [name for name in entries if name.endswith("/data.pkl")]
+    if len(entries) < len(container.infolist()) or len(entries) > MOST_ENTRIES or len(names) != 1:
+        raise ValueError("its zip entries repeat, are too many, or hold no data.pkl")
+    if min(entry.header_offset for entry in entries.values()):
+        raise ValueError("it does not begin with its zip")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+        raise ValueError("it is compressed")
+    if sum(entry.file_size for entry in entries.values()) > size:
+        raise ValueError("it claims to hold more than it does")
+    if entries[names[0]].file_size > MOST_PICKLE_BYTES:
+        raise ValueError("its data.pkl is too large")
+    return entries, names[0]
+
+
 def checked_copy(path: Path) -> io.BytesIO:
     """A zip in memory with the entries of the file that are known and whole. Raises ValueError with what is wrong."""
     with open(path, "rb") as file, zipfile.ZipFile(file) as container:
-        entries = {entry.filename: entry for entry in container.infolist()}
-        names = [name for name in entries if name.endswith("/data.pkl")]
-        if len(entries) < len(container.infolist()) or len(entries) > MOST_ENTRIES or len(names) != 1:
-            raise ValueError("its zip entries repeat, are too many, or hold no data.pkl")
-        if min(entry.header_offset for entry in entries.values()):
-            raise ValueError("it does not begin with its zip")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise ValueError("it is compressed")
-        if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
-            raise ValueError("it claims to hold more than it does")
-        if entries[names[0]].file_size > MOST_PICKLE_BYTES:
-            raise ValueError("its data.pkl is too large")
-        pickle, folder = container.read(names[0]), names[0].removesuffix("data.pkl")
+        entries, name = checked_entries(container, os.fstat(file.fileno()).st_size)
+        pickle, folder = container.read(name), name.removesuffix("data.pkl")
         keys = check_storages(walk(pickle), folder, entries)
         wanted = {folder + name for name in ("data.pkl", "version", "byteorder", *(f"data/{key}" for key in keys))}
         buffer = io.BytesIO()

@@ -8,7 +8,6 @@ weights anew leave it out, as they should).
 
 import dataclasses
 import json
-import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ PURPOSE = "a Hugging Face folder"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 GELU_OF = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 ORIGIN = "tinygpt_origin"
+SIZES = {"max_seq": "n_positions", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
 # Parts of a tensor's name: ours, GPT-2's.
 GPT2_NAMES = (
     *(("token_embedding.", "wte."), ("position_embedding.", "wpe."), ("final_norm.", "ln_f."), ("head.", "lm_head.")),
@@ -119,26 +119,13 @@ def gpt2_weights(model: TinyGPT) -> dict[str, Tensor]:
 
 def config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
     """The content of config.json; texts without a prompt begin after bos_token_id."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.max_seq,
-        "n_embd": config.embed_dim,
-        "n_head": config.num_heads,
-        "n_layer": config.num_layers,
-        "n_inner": None,
-        "activation_function": "gelu" if config.gelu == "exact" else "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "embd_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "attn_pdrop": config.attention_dropout,
-        "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": tokenizer.start_id,
-        "eos_token_id": tokenizer.eos_id,
-        "torch_dtype": "float32",
-        "tinygpt_bias": config.bias,
-    }
+    kind = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "torch_dtype": "float32"}
+    sizes = {"vocab_size": config.vocab_size, **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()}}
+    gelu = "gelu" if config.gelu == "exact" else "gelu_new"
+    network = {"activation_function": gelu, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": config.tie_embeddings}
+    noise = {"embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": config.attention_dropout}
+    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id}
+    return {**kind, **sizes, **network, **noise, **ids, "tinygpt_bias": config.bias}
 
 
 def generation_json(tokenizer: Tokenizer) -> dict:
@@ -148,49 +135,27 @@ def generation_json(tokenizer: Tokenizer) -> dict:
     return {**ids, "suppress_tokens": suppressed or None}
 
 
-def special_token(token: str, number: int) -> dict:
-    """An entry of `added_tokens` in tokenizer.json."""
-    sides = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-    return {"id": number, "content": token, **sides, "special": True}
-
-
 def tokenizer_json(tokenizer: Tokenizer) -> dict:
     """The content of tokenizer.json. Characters are a BPE whose tokens are never merged."""
     if isinstance(tokenizer, BPETokenizer):
-        return {**json.loads(tokenizer.to_json()), "added_tokens": [special_token(tokenizer.bos, tokenizer.bos_id)]}
-    vocabulary = {token: number for number, token in enumerate((UNK, BOS, *tokenizer.characters))}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [special_token(UNK, tokenizer.unk_id), special_token(BOS, tokenizer.bos_id)],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Fuse"},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": UNK,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": [],
-        },
-    }
+        content, special = json.loads(tokenizer.to_json()), (tokenizer.bos,)
+    else:
+        vocabulary = {token: number for number, token in enumerate((UNK, BOS, *tokenizer.characters))}
+        model = {"type": "BPE", "unk_token": UNK, "fuse_unk": False, "vocab": vocabulary, "merges": []}
+        empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor"))
+        content, special = {"version": "1.0", **empty, "decoder": {"type": "Fuse"}, "model": model}, (UNK, BOS)
+    options = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False), "special": True}
+    added = [{"id": content["model"]["vocab"][token], "content": token, **options} for token in special]
+    return {**content, "added_tokens": added}
 
 
 def tokenizer_config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
     """The content of tokenizer_config.json. A text that spells a special token, "<bos>", is read as characters."""
-    bos = BOS if tokenizer.kind == CharTokenizer.kind else tokenizer.bos
+    tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.bos}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # versions 4 and 5 and other readers know this one
-        "bos_token": bos,
-        "eos_token": bos,
-        "unk_token": UNK if tokenizer.kind == CharTokenizer.kind else bos,
+        **tokens,
+        "unk_token": tokenizer.bos if tokenizer.unk_id is None else UNK,
         "model_max_length": config.max_seq,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
@@ -207,19 +172,15 @@ pipeline_tag: text-generation
 ---
 # {name}
 
-A small GPT, trained with TinyGPT.
+A small GPT, trained with TinyGPT. Its window holds {window} tokens, prompt included.
 
 {known}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import pipeline
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("{name}"), AutoTokenizer.from_pretrained("{name}")
-ids = tokenizer("The ", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, do_sample=True, temperature=0.8, max_length={window})[0]))
+print(pipeline("text-generation", "{name}")("The ", max_new_tokens={window // 2}, do_sample=True)[0]["generated_text"])
 ```
-
-The window holds {window} tokens, prompt included.
 """
 
 
@@ -266,7 +227,7 @@ def read_json(path: Path) -> dict:
 
 def check_expressible(settings: dict) -> None:
     """Raise ValueError that names a field of config.json that asks for what the network cannot do."""
-    check_fields(settings, dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_head", "n_layer"), int))
+    check_fields(settings, dict.fromkeys(("vocab_size", *SIZES.values()), int))
     for name, allowed, default in (*FIXED, ("n_inner", (None, 4 * settings["n_embd"]), None)):
         value = settings.get(name, default)
         if value not in allowed:
@@ -277,10 +238,7 @@ def config_from(settings: dict, vocab_size: int) -> TinyGPTConfig:
     """The config that a checked config.json describes. Raises ValueError if a value is out of range."""
     return TinyGPTConfig(
         vocab_size=vocab_size,
-        max_seq=settings["n_positions"],
-        embed_dim=settings["n_embd"],
-        num_heads=settings["n_head"],
-        num_layers=settings["n_layer"],
+        **{ours: settings[theirs] for ours, theirs in SIZES.items()},
         dropout=settings.get("resid_pdrop", 0.1),
         attention_dropout=settings.get("attn_pdrop", 0.1),
         gelu=GELU_OF[settings.get("activation_function", "gelu_new")],
@@ -362,7 +320,10 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor, dict]]:
                     "transformers saves them anew: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
                 )
             raise ValueError(f"it has no {file[:60]}")
-        check_header(folder / file)
+        with open(folder / file, "rb") as content:  # before the library reads a header of any size
+            header_size = int.from_bytes(content.read(8), "little")
+        if header_size > MOST_BYTES:
+            raise ValueError(f"{file} is damaged: its header claims {header_size:,} bytes")
         try:
             with safetensors.safe_open(folder / file, framework="pt") as stored:
                 metadata, names = stored.metadata() or {}, list(stored.keys())
@@ -371,11 +332,3 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor, dict]]:
                     yield name, stored.get_tensor(name), metadata
         except safetensors.SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error})") from None
-
-
-def check_header(path: Path) -> None:
-    """Raise ValueError if a safetensors file's header is too large, before the library reads it."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-    if len(start) < 8 or struct.unpack("<Q", start)[0] > MOST_BYTES:
-        raise ValueError(f"{path.name} is damaged: it has no header of a usual size")

@@ -1,0 +1,114 @@
+"""nanoGPT's `ckpt.pt`, in.
+
+The file has no vocabulary: it is made anew from the training text, as nanoGPT makes it, or is a BPE's. Our two special
+tokens, which nanoGPT does not have, get the weights of the text's rarest character: as unlikely as any, and never
+sampled. An embedding that nanoGPT padded with unused rows loses them. Its GELU is the exact one, its head is tied.
+"""
+
+import pickletools
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from corpora.bpe import BPETokenizer
+from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights
+from formats.container import ORDERED_DICT, REBUILD, STORAGES, checked_entries
+from formats.huggingface import GPT2_NAMES, rename
+from support.command import UserError, user_errors
+from support.plain import check_fields
+from tiny_decoder import TinyGPTConfig
+from tokenizer import CharTokenizer
+
+PLAIN = (int, float, str)
+SIZES = {"max_seq": "block_size", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
+
+
+def load_nanogpt(path: Path, text: Path | None, bpe: Path | None) -> Checkpoint:
+    """The model in a checkpoint of nanoGPT; text: what it was trained on, characters as tokens; bpe: or a
+    `tokenizer.json`. Raises UserError if a file is missing, damaged or does not fit; OSError if it cannot be read."""
+    if (text is None) == (bpe is None):
+        raise UserError("nanoGPT's file has no vocabulary: give its text (--data) or a tokenizer.json (--tokenizer)")
+    content = read_checkpoint(path)
+    tokenizer, rarest = (BPETokenizer.load(bpe), None) if bpe else characters_of(text)
+    with user_errors(f"{path} cannot be used: "):
+        check_fields(content, {"model": (dict, OrderedDict), "model_args": dict})
+        shape = content["model_args"]
+        check_fields(shape, dict.fromkeys(SIZES.values(), int))
+        sizes = {ours: shape[theirs] for ours, theirs in SIZES.items()}
+        noise = dict.fromkeys(("dropout", "attention_dropout"), shape.get("dropout", 0.0))
+        bias = shape.get("bias", True)
+        config = TinyGPTConfig(tokenizer.vocab_size, **sizes, **noise, bias=bias, tie_embeddings=True)
+        weights = our_weights(content["model"], path.stat().st_size)
+        embedding = weights.get("token_embedding.weight")
+        if embedding is not None:
+            weights["token_embedding.weight"] = our_rows(embedding, tokenizer, rarest)
+        return Checkpoint(model_from_weights(config, weights), tokenizer, origin_of(path, content))
+
+
+def read_checkpoint(path: Path) -> dict:
+    """What `torch.save` wrote, mapped from the file. Raises UserError if that is damaged, or more than plain data."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as container:
+            entries, name = checked_entries(container, path.stat().st_size)
+            for opcode, argument, _ in pickletools.genops(container.read(entries[name])):
+                plain = argument in STORAGES or argument in (REBUILD, ORDERED_DICT)
+                if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ") and not plain:
+                    raise ValueError(f"its pickle names {str(argument)[:60]!r}, which no checkpoint needs")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers say
+        reason = error if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__})"
+        raise UserError(f"{path} is no checkpoint of nanoGPT: {reason}") from None
+
+
+def characters_of(path: Path) -> tuple[CharTokenizer, int]:
+    """The characters of a text, and the id of the rarest. Raises UserError if there is no text."""
+    if not path.is_file():
+        raise UserError(f"--data {path}: no such file")
+    with user_errors(f"--data {path}: "):
+        text = path.read_text(encoding="utf-8")
+        tokenizer = CharTokenizer.from_text(text)
+    return tokenizer, tokenizer.encode(min(tokenizer.characters, key=text.count))[0]
+
+
+def our_weights(state: dict, most_bytes: int) -> dict[str, Tensor]:
+    """nanoGPT's tensors under our names. Raises ValueError if they are not plain, or have more bytes than the file."""
+    weights = {}
+    for name, tensor in state.items():
+        name = str(name).removeprefix("_orig_mod.").removeprefix("transformer.")
+        if name != "lm_head.weight" and not name.endswith(".attn.bias"):  # the embedding once more, and a mask
+            weights[rename(name, GPT2_NAMES, back=True)] = tensor
+    if any(type(tensor) is not Tensor for tensor in weights.values()):
+        raise ValueError("one of its weights is no tensor")
+    if sum(tensor.nbytes for tensor in weights.values()) > most_bytes:
+        raise ValueError("its weights claim to be more than the file holds")
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+
+
+def our_rows(embedding: Tensor, tokenizer: Tokenizer, rarest: int | None) -> Tensor:
+    """The rows (V, C) of our tokens. Raises ValueError if nanoGPT has fewer, or other characters."""
+    if rarest is None:
+        if len(embedding) < tokenizer.vocab_size:
+            raise ValueError(f"it has {len(embedding)} tokens, and the tokenizer {tokenizer.vocab_size}")
+        return embedding[: tokenizer.vocab_size].clone()
+    special = len(tokenizer.special_ids)
+    if len(embedding) != tokenizer.vocab_size - special:
+        known = tokenizer.vocab_size - special
+        raise ValueError(f"it has {len(embedding)} tokens, and the text {known} characters: give the text it learned")
+    return torch.cat([embedding[[rarest - special] * special], embedding])
+
+
+def origin_of(path: Path, content: dict) -> dict:
+    """What the file tells about its training."""
+    loss, settings = content.get("best_val_loss"), content.get("config")
+    if type(loss) is Tensor and loss.numel() == 1 and loss.isfinite():
+        loss = float(loss)
+    found = {"step": content.get("iter_num"), "val_loss": loss}
+    found["corpus"] = settings.get("dataset") if isinstance(settings, dict) else None
+    return {"converted_from": path.name} | {name: value for name, value in found.items() if type(value) in PLAIN}
