@@ -102,7 +102,7 @@ def assert_one_error_line(errors: str, *words: str) -> None:
 def state_of(path: Path) -> dict[str, object]:
     """Every tensor, number and setting of a training state; without clock times and what a resume may change."""
     header, tensors = read_checkpoint(path, TRAINING)
-    left_out = {"train_seconds", "seconds_sum", "stop_at", "resume", "launch"}
+    left_out = {"train_seconds", "seconds_sum", "stop_at", "resume", "launch", "out"}
     plain = {"config": header["config"], "tokenizer": header["tokenizer"], **header["settings"], **header["training"]}
     return {**tensors, **{name: value for name, value in plain.items() if name not in left_out}}
 

@@ -1,5 +1,6 @@
 """Several processes: torchrun as a user starts it, with a network of a few thousand weights."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,12 +14,15 @@ import pytest
 import torch
 
 import data_setup
-from conftest import ROOT, environment
-from formats.checkpoint import TRAINING, load_checkpoint
+from conftest import ROOT, assert_same_state, environment
+from corpora.synthetic import synthetic_text
+from formats.checkpoint import TRAINING, load_model, read_checkpoint
 from main import evaluate
-from recipe import TrainSettings
-from training.distributed import ALONE, Ranks
-from training.run import check_split, resume_run
+from recipe import parse_flags
+from support.command import UserError
+from training.checks import check_split
+from training.distributed import ALONE, DistContext
+from training.run import open_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and process groups")
 
@@ -29,14 +33,15 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 FAULTY_MAIN = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-import cli, main
+import main
+from support import command
 real = main.train_step
 def train_step(run):
-    if run.step == 5 and os.environ["RANK"] == {rank!r} and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if run.state.step == 5 and os.environ["RANK"] == {rank!r} and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         {fault}
     return real(run)
 main.train_step = train_step
-cli.run(main.main)
+command.run(main.main)
 """
 FAULTS = {
     "dies": "os.kill(os.getpid(), signal.SIGKILL)",
@@ -50,7 +55,7 @@ FAULTS = {
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A working folder with a small text of the synthetic corpus."""
-    text, _ = data_setup.synthetic_text(6000)
+    text, _ = synthetic_text(6000)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     return tmp_path
 
@@ -67,24 +72,9 @@ def metrics(folder: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}.metrics.jsonl").read_text().splitlines()]
 
 
-def state(folder: Path, name: str) -> dict:
-    """A training state without what names the run or measures time."""
-    content = torch.load(folder / f"{name}.last.pth", weights_only=True)
-    training = content["training"]
-    return {
-        "weights": content["weights"],
-        "optimizers": {str(i): kept for i, kept in enumerate(training["optimizers"])},
-        "numbers": {key: training[key] for key in ("step", "best_loss", "best_step")},
-    }
-
-
-def assert_same_bits(a: object, b: object) -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same_bits(a[key], b[key])
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+def saved_step(folder: Path) -> int:
+    """The step of the training state in a.last.pth."""
+    return read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["step"]
 
 
 def error_lines(done: subprocess.CompletedProcess) -> list[str]:
@@ -124,11 +114,11 @@ def test_ranks_share_a_batch_without_overlap():
 
 
 def test_more_processes_than_gpus_is_refused():
-    with pytest.raises(ValueError, match="--device mps can train in one process only"):
-        Ranks(size=2).pick_device(torch.device("mps"))
+    with pytest.raises(UserError, match="--device mps can train in one process only"):
+        DistContext(size=2).pick_device(torch.device("mps"))
     beyond = torch.cuda.device_count()
-    with pytest.raises(ValueError, match="--nproc-per-node"):
-        Ranks(size=beyond + 2, rank=beyond, local_rank=beyond).pick_device(torch.device("cuda"))
+    with pytest.raises(UserError, match="--nproc-per-node"):
+        DistContext(size=beyond + 2, rank=beyond, local_rank=beyond).pick_device(torch.device("cuda"))
 
 
 # --- With processes ----------------------------------------------------------------------------------------------
@@ -148,18 +138,18 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-5)
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=2e-5)
     for kind in ("one", "two"):
-        names = torch.load(folder / f"{kind}.pth", weights_only=True)["weights"].keys()
-        assert not any(name.startswith(("module.", "_orig_mod.")) for name in names)
-    alone = resume_run({"out": "two.pth", "steps": 60})
-    assert evaluate(alone) == two[-1]["val_loss"]  # shared or not, to the last bit
+        load_model(folder / f"{kind}.pth")
+    with contextlib.ExitStack() as held:
+        alone = open_run(*parse_flags(["--resume", "--out", "two.pth", "--steps", "60"]), held, ALONE)
+        assert evaluate(alone) == two[-1]["val_loss"]  # shared or not, to the last bit
     _, resumed, _ = in_process("main.py", "--resume", "--steps", 60, "--out", "two.pth")
-    assert "the run had 2 ranks, now 1" in resumed and "resuming at step 50" in resumed
+    assert "the run used 2 ranks, now 1" in resumed and "resuming at step 50" in resumed
     assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
 
 
 def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
     """With --max-restarts the run goes on by itself and ends with the bits of an undisturbed one."""
-    steps = [*PLAIN, "--dropout", "0.1", "--average", "0.5", "--steps", "8", "--eval-every", "4"]
+    steps = [*PLAIN, "--dropout", "0.1", "--ema-decay", "0.5", "--steps", "8", "--eval-every", "4"]
     script = folder / "faulty.py"
     script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank="1", fault=FAULTS["dies"]), encoding="utf-8")
     done = torchrun(folder, *steps, "--out", "killed.pth", script=script, launch=("--max-restarts", "3"))
@@ -167,7 +157,7 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
     assert "resuming at step 4" in done.stdout and len(error_lines(done)) == 1
     assert "lost contact" in done.stderr and [line["step"] for line in metrics(folder, "killed")] == [4, 8]
     assert torchrun(folder, *steps, "--out", "whole.pth").returncode == 0
-    assert_same_bits(state(folder, "killed"), state(folder, "whole"))
+    assert_same_state(folder / "killed.last.pth", folder / "whole.last.pth")
 
 
 # --- Faults ------------------------------------------------------------------------------------------------------
@@ -183,7 +173,7 @@ def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
     assert done.returncode != 0
     assert len(error_lines(done)) == 1 and "saved at step" in error_lines(done)[0], done.stderr
     assert processes_in(folder) == []
-    assert load_checkpoint(folder / "a.last.pth", TRAINING).training["step"] in (4, 6)  # 6: saved after the SIGTERM
+    assert saved_step(folder) in (4, 6)  # 6: saved after the SIGTERM
 
 
 @pytest.mark.slow
@@ -204,7 +194,7 @@ def test_a_signal_to_torchrun_stops_all_ranks_after_saving(folder, signum):
     assert launcher.returncode != 0 and processes_in(folder) == []
     told = [line for line in errors.splitlines() if line.startswith(("interrupted:", "error:"))]
     assert len(told) == 1 and "interrupted: saved at step" in told[0], errors
-    assert load_checkpoint(folder / "a.last.pth", TRAINING).training["step"] >= 10
+    assert saved_step(folder) >= 10
 
 
 @pytest.mark.slow
@@ -237,5 +227,5 @@ def test_two_launchers_on_two_addresses_train_as_one(folder):
 
 
 def test_a_batch_that_cannot_be_split_names_one_that_can():
-    with pytest.raises(ValueError, match="--batch-size 10 .* 3 .processes. x 2 .*: --batch-size 12 can"):
-        check_split(TrainSettings(batch_size=10, grad_accum=2), Ranks(size=3))
+    with pytest.raises(UserError, match="--batch-size 10 .* 3 .processes. x 2 .*: --batch-size 12 can"):
+        check_split(parse_flags(["--batch-size", "10", "--grad-accum", "2"])[0], DistContext(size=3))
