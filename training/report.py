@@ -144,7 +144,8 @@ def finish(run: Run) -> None:
         print(f"ended at step {state.step}: {state.stale} evaluations without a new best (--patience)")
     if run.dist.first:
         lines = run.paths.metrics.read_text(encoding="utf-8").splitlines()
-        print("\n".join(plot([json.loads(line)["val_loss"] for line in lines])))
+        for row in plot([json.loads(line)["val_loss"] for line in lines]):
+            print(row)
     seconds = state.train_seconds
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds:.0f} s of training")
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
