@@ -34,7 +34,7 @@ from formats.container import read_container
 from support.command import UserError, user_errors
 from support.durable import write_atomically
 from support.plain import check_fields, parse_json
-from tiny_decoder import TinyGPT, TinyGPTConfig
+from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask
 from tokenizer import CharTokenizer
 
 FORMAT = 2
@@ -178,6 +178,7 @@ def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> Tin
     check_tensors(weights, shapes)
     model.load_state_dict(weights, assign=True, strict=False)  # strict by `check_tensors`; a tied head has no entry
     model.tie()
+    model.causal_mask = causal_mask(config.max_seq)
     return model
 
 
