@@ -7,19 +7,23 @@ import pytest
 import torch
 
 from conftest import SMALL_NETWORK, assert_one_error_line, tiny_config
-from formats.checkpoint import Checkpoint, apply_adapter, load_checkpoint, model_digest, save_adapter, save_checkpoint
+from formats.checkpoint import ADAPTER, TRAINING, Checkpoint, load_model, read_checkpoint, save_model, write_checkpoint
+from recipe import parse_flags
+from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT, next_token_loss
 from tokenizer import CharTokenizer
 from training.lora import (
     TARGETS,
     LoRAConfig,
-    adapter_optimizer,
     adapter_shapes,
     adapter_weights,
     add_adapters,
+    apply_adapter,
     base_weights,
     merge_adapters,
+    save_adapter,
 )
+from training.optimizers import make_optimizers
 
 ALL = tuple(TARGETS)
 CONFIG = LoRAConfig(rank=3, alpha=6.0, targets=ALL)
@@ -29,7 +33,7 @@ IDS = torch.randint(11, (5, 6), generator=torch.Generator().manual_seed(1))
 
 def fresh(seed: int = 0, **changes) -> TinyGPT:
     torch.manual_seed(seed)
-    return TinyGPT(tiny_config(num_layers=2, **changes)).eval()
+    return TinyGPT(tiny_config(num_layers=2, **changes)).init_weights().eval()
 
 
 def trained(config: LoRAConfig = CONFIG, seed: int = 0) -> TinyGPT:
@@ -135,7 +139,9 @@ def test_training_moves_the_adapters_and_leaves_the_base():
     model = fresh()
     add_adapters(model, CONFIG)
     before = {name: tensor.clone() for name, tensor in base_weights(model).items()}
-    optimizer = adapter_optimizer(model, lr=0.02)
+    flags = ["--steps=60", "--init-from=base.pth", "--lora-rank=3", "--lr=0.02", "--weight-decay=0.5"]
+    (optimizer,) = make_optimizers(model, parse_flags(flags)[0])
+    assert all(group["weight_decay"] == 0 for group in optimizer.param_groups), "adapters start at zero and stay small"
     losses = []
     for _ in range(60):
         loss = next_token_loss(model(IDS[:, :-1]), IDS[:, 1:])
@@ -197,6 +203,22 @@ def test_an_adapter_file_brings_back_the_adapted_model(adapter_file):
     assert torch.equal(base.model(IDS), trained()(IDS))
 
 
+def test_a_base_of_nanogpts_shape_can_be_adapted_and_merged(tmp_path):
+    shape = {"bias": False, "tie_embeddings": True}
+    base, adapted = fresh(**shape), fresh(**shape)
+    add_adapters(adapted, CONFIG)
+    for name, tensor in adapter_weights(adapted).items():
+        torch.manual_seed(len(name))
+        tensor.copy_(torch.randn(tensor.shape))
+    save_adapter(tmp_path / "a.pth", adapted, TOKENIZER, CONFIG, {})
+    apply_adapter(Checkpoint(base, TOKENIZER, {}), tmp_path / "a.pth")
+    expected = adapted(IDS)
+    assert torch.equal(base(IDS), expected) and not torch.equal(fresh(**shape)(IDS), expected)
+    merge_adapters(base)
+    save_model(tmp_path / "merged.pth", base, TOKENIZER, {})
+    torch.testing.assert_close(load_model(tmp_path / "merged.pth").model.eval()(IDS), expected, atol=1e-5, rtol=0)
+
+
 def test_an_adapter_file_is_small(tmp_path):
     model = TinyGPT(tiny_config(embed_dim=128, num_layers=4))
     add_adapters(model, LoRAConfig(8, 16.0, ALL))
@@ -205,51 +227,45 @@ def test_an_adapter_file_is_small(tmp_path):
     assert 4 * numbers < (tmp_path / "a.pth").stat().st_size < 4 * numbers + 32 * 512 + 8192
 
 
-def test_the_digest_tells_models_apart_but_not_their_adapters_or_dropout():
-    digest = model_digest(fresh(), TOKENIZER)
-    assert digest == model_digest(trained(), TOKENIZER) == model_digest(fresh(dropout=0.3), TOKENIZER)
-    other_vocabulary = CharTokenizer.from_text("abcdefghj")
+def test_the_base_is_told_by_its_weights_not_by_its_adapters_or_dropout(adapter_file):
+    """The adapter was saved from an adapted model; the same base with another dropout takes it."""
+    assert apply_adapter(Checkpoint(fresh(dropout=0.3), TOKENIZER, {}), adapter_file) == {"step": 5}
     changed = fresh()
-    changed.head.bias.data[3] += 1e-6
-    assert len({digest, model_digest(changed, TOKENIZER), model_digest(fresh(), other_vocabulary)}) == 3
-
-
-def damage(path, **changes):
-    content = torch.load(path, weights_only=True)
-    content |= changes
-    torch.save(content, path)
+    changed.head.weight.data[3, 3] += 1e-6
+    for base, tokenizer in ((changed, TOKENIZER), (fresh(), CharTokenizer.from_text("abcdefghj"))):
+        with pytest.raises(UserError, match="another base"):
+            apply_adapter(Checkpoint(base, tokenizer, {}), adapter_file)
 
 
 def test_wrong_bases_ranks_and_keys_are_refused_and_the_base_stays(adapter_file):
-    def refuse(words, base=None):
+    header, tensors = read_checkpoint(adapter_file, ADAPTER)
+
+    def refuse(words, base=None, tensors=tensors, **changes):
+        write_checkpoint(adapter_file, {**header, **changes}, tensors)
         base = base or Checkpoint(fresh(), TOKENIZER, {})
         before = base.model(IDS)
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(UserError, match=words):
             apply_adapter(base, adapter_file)
         assert torch.equal(base.model(IDS), before) and base.model.state_dict().keys() == fresh().state_dict().keys()
 
-    whole = torch.load(adapter_file, weights_only=True)
+    config = header["config"]
     refuse("another base", Checkpoint(fresh(seed=1), TOKENIZER, {}))
-    damage(adapter_file, config=whole["config"] | {"rank": 4})
-    refuse(r"expected \(4, 8\)")
-    damage(adapter_file, config=whole["config"] | {"rank": 4000})
-    refuse("larger than the matrices")
-    damage(adapter_file, config={"rank": 3})
-    refuse("cannot be used")
-    some = dict(list(whole["weights"].items())[1:])
-    damage(adapter_file, config=whole["config"], weights=some)
-    refuse("is missing")
-    damage(adapter_file, weights=whole["weights"] | {"blocks.9.mlp.0.weight.A": torch.zeros(3, 8)})
-    refuse("unexpected tensor")
-    save_checkpoint(adapter_file, fresh(), TOKENIZER, {}, training=None)
-    refuse("is a model checkpoint")
-    with pytest.raises(ValueError, match="no such file"):
+    refuse(r"expected \(4, 8\)", config={**config, "rank": 4})
+    refuse("larger than the matrices", config={**config, "rank": 4000})
+    refuse("cannot be used", config={"rank": 3})
+    refuse("--lora-targets", config={**config, "targets": ["head"]})
+    refuse("is missing", tensors=dict(list(tensors.items())[1:]))
+    refuse("unexpected tensor", tensors={**tensors, "blocks.9.mlp.0.weight.A": torch.zeros(3, 8)})
+    save_model(adapter_file, fresh(), TOKENIZER, {})
+    with pytest.raises(UserError, match="is a model checkpoint, and adapter is needed"):
+        apply_adapter(Checkpoint(fresh(), TOKENIZER, {}), adapter_file)
+    with pytest.raises(UserError, match="no such file"):
         apply_adapter(Checkpoint(fresh(), TOKENIZER, {}), adapter_file.with_name("none.pth"))
 
 
 def test_an_adapter_is_no_model(adapter_file):
-    with pytest.raises(ValueError, match="is an adapter: name its base"):
-        load_checkpoint(adapter_file)
+    with pytest.raises(UserError, match="is an adapter checkpoint, and model is needed: name its base"):
+        load_model(adapter_file)
 
 
 # --- Through the commands ----------------------------------------------------------------------------------------
@@ -280,7 +296,7 @@ def losses(tmp_path, name):
 def test_fine_tune_sample_and_merge(run, tmp_path):
     base_bytes = (tmp_path / "base.pth").read_bytes()
     tuning = ["--init-from", "base.pth", "--data", "second.txt", "--batch-size", "4", "--steps", "40"]
-    adapters = [*tuning, "--lora-rank", "4", "--average", "0.5", "--eval-every", "10"]
+    adapters = [*tuning, "--lora-rank", "4", "--ema-decay", "0.5", "--eval-every", "10"]
     out = run("main.py", *adapters, "--out", "lora.pth")
     assert "generate.py --checkpoint base.pth --lora lora.pth" in out
     assert "adapter  rank 4" in out and "0.00% of the characters" in out
@@ -297,9 +313,9 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
     # Sampled with its adapter or merged, the model writes the same.
-    run("training/lora.py", "merge", "base.pth", "lora.pth", "merged.pth")
+    run("convert.py", "base.pth", "merged.pth", "--lora", "lora.pth")
     ids = torch.arange(8)[None]
-    merged = load_checkpoint(tmp_path / "merged.pth").model.eval()
+    merged = load_model(tmp_path / "merged.pth").model.eval()
     torch.testing.assert_close(merged(ids), one.eval()(ids), atol=1e-5, rtol=0)
     sampling = ["--prompt", "a fox", "--max-new-tokens", "40", "--seed", "1", "--temperature", "0"]
     with_adapter = run("generate.py", "--checkpoint", "base.pth", "--lora", "lora.pth", *sampling)
@@ -309,17 +325,17 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
     # Full fine-tuning is the same command without --lora-rank.
     run("main.py", *tuning, "--eval-every", "20", "--out", "full.pth")
     assert losses(tmp_path, "full")[-1] < losses(tmp_path, "full")[0]
-    load_checkpoint(tmp_path / "full.pth")
+    load_model(tmp_path / "full.pth")
 
     # The wrong base changes nothing.
-    err = run("training/lora.py", "merge", "full.pth", "lora.pth", "bad.pth", code=2)
+    err = run("convert.py", "full.pth", "bad.pth", "--lora", "lora.pth", code=2)
     assert_one_error_line(err, "lora.pth is for another base")
     assert not (tmp_path / "bad.pth").exists()
     assert_one_error_line(run("generate.py", "--checkpoint", "full.pth", "--lora", "lora.pth", code=2), "another base")
 
 
 def load_adapted(folder, name):
-    base = load_checkpoint(folder / "base.pth")
+    base = load_model(folder / "base.pth")
     apply_adapter(base, folder / name)
     return base.model
 
@@ -341,13 +357,19 @@ def test_what_fine_tuning_refuses(run, tmp_path):
 def test_a_training_state_without_its_adapters_is_refused(run, tmp_path):
     flags = ["--init-from", "base.pth", "--data", "second.txt", "--batch-size", "4", "--lora-rank", "2"]
     run("main.py", *flags, "--steps", "4", "--stop-at", "2", "--out", "x.pth")
-    content = torch.load(tmp_path / "x.last.pth", weights_only=True)
-    adapter = content["training"].pop("adapter")
+    header, tensors = read_checkpoint(tmp_path / "x.last.pth", TRAINING)
     (tmp_path / "x.pth").unlink(missing_ok=True)
+    (tmp_path / "x.previous.pth").unlink(missing_ok=True)
+    adapter = {name: tensor for name, tensor in tensors.items() if name.startswith("adapter/")}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in adapter}
+    assert len(adapter) == 8
     for damaged, words in (
-        ({}, "its adapters are missing"),
-        ({"adapter": dict(list(adapter.items())[1:])}, "is missing"),
-        ({"adapter": adapter | {"blocks.0.mlp.0.weight.B": torch.full((64, 2), float("nan"))}}, "not finite"),
+        ({}, "is missing"),
+        (dict(list(adapter.items())[1:]), "is missing"),
+        (adapter | {"adapter/blocks.0.mlp.0.weight.B": torch.zeros(64, 3)}, "expected (64, 2)"),
+        (adapter | {"adapter/blocks.3.mlp.0.weight.B": torch.zeros(64, 2)}, "unexpected tensor"),
     ):
-        torch.save(content | {"training": content["training"] | damaged}, tmp_path / "x.last.pth")
+        write_checkpoint(tmp_path / "x.last.pth", header, {**rest, **damaged})
         assert_one_error_line(run("main.py", "--resume", "--out", "x.pth", code=2), "x.last.pth", words)
+    write_checkpoint(tmp_path / "x.last.pth", header, tensors)
+    run("main.py", "--resume", "--out", "x.pth")
