@@ -56,9 +56,9 @@ function defaultOptions() {
 /** Throw an error that names the first option out of bounds. */
 function checkOptions(options) {
   for (const [name, [least, most]] of Object.entries(BOUNDS)) {
-    const value = options[name];
-    if (!(typeof value === "number" && value >= least && value <= most) || (WHOLE.includes(name) && value % 1)) {
-      throw new Error(`${name} must be a ${WHOLE.includes(name) ? "whole " : ""}number from ${least} to ${most}, not ${value}`);
+    const value = options[name], whole = WHOLE.includes(name);
+    if (!(typeof value === "number" && value >= least && value <= most) || (whole && value % 1)) {
+      throw new Error(`${name} must be a ${whole ? "whole " : ""}number from ${least} to ${most}, not ${value}`);
     }
   }
 }

@@ -37,7 +37,8 @@ function bars(shares, className = "") {
   const lines = shares.map((share, place) => {
     const bar = html("span", { class: `bar bar${place}` });
     bar.style.width = `${100 * share}%`;
-    return html("span", { class: "bar-line" }, html("span", { class: "track" }, bar), html("span", { class: "number" }, percent(share)));
+    const track = html("span", { class: "track" }, bar), number = html("span", { class: "number" }, percent(share));
+    return html("span", { class: "bar-line" }, track, number);
   });
   return html("span", { class: `bar-box ${className}` }, ...lines);
 }
@@ -53,19 +54,21 @@ function colour(name) {
   return [1, 3, 5].map((start) => parseInt(value.slice(start, start + 2), 16));
 }
 
-/** Paint weights (T, T) on a canvas of T x T pixels: what the mask hides has a colour of its own.
+/** Paint weights (T, T) on a canvas of T x T pixels: what the mask hides has a colour of its own, and one more in the
+ * row that is chosen.
  *
  * Small weights matter too, so a shade stands for the square root of a weight.
  */
-function paintMap(canvas, weights, T) {
-  const [low, high, hidden] = ["--map-low", "--map-high", "--map-hidden"].map(colour);
+function paintMap(canvas, weights, T, chosen = -1) {
+  const [low, high, hidden, marked] = ["--map-low", "--map-high", "--map-hidden", "--map-row"].map(colour);
   canvas.width = canvas.height = T;
   const context = canvas.getContext("2d"), image = context.createImageData(T, T);
   for (let row = 0; row < T; row++) {
     for (let column = 0; column < T; column++) {
       const shade = Math.sqrt(weights[row * T + column]);
       for (let c = 0; c < 3; c++) {
-        image.data[4 * (row * T + column) + c] = column > row ? hidden[c] : low[c] + (high[c] - low[c]) * shade;
+        const masked = row === chosen ? marked[c] : hidden[c];
+        image.data[4 * (row * T + column) + c] = column > row ? masked : low[c] + (high[c] - low[c]) * shade;
       }
       image.data[4 * (row * T + column) + 3] = 255;
     }
@@ -78,7 +81,7 @@ function marks(low, high, count = 5) {
   const rough = (high - low || 1) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((candidate) => candidate >= rough);
   const found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) found.push(Number(value.toPrecision(10)));
+  for (let n = Math.ceil(low / step); n * step <= high; n++) found.push(Number((n * step).toPrecision(10)));
   return found;
 }
 

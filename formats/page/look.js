@@ -77,9 +77,9 @@ class LookPanel {
 
   describeLoss() {
     const change = this.lossWithout - this.loss, count = this.off.size;
+    const difference = `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(3)}`;
     byId("loss-line").textContent = `Loss of this text: ${this.loss.toFixed(3)} nats per token` + (count
-      ? `; without ${count} head${count > 1 ? "s" : ""} ${this.lossWithout.toFixed(3)} (${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(3)})`
-      : " with all heads.");
+      ? `; without ${count} head${count > 1 ? "s" : ""} ${this.lossWithout.toFixed(3)} (${difference})` : " with all heads.");
   }
 
   /** The weights (T, T) of a head. */
@@ -97,7 +97,6 @@ class LookPanel {
       canvas.parentElement.setAttribute("aria-pressed", layer === this.head.layer && head === this.head.head);
       canvas.parentElement.classList.toggle("off", this.off.has(place));
     });
-    paintMap(byId("map"), this.weights(this.head.layer, this.head.head), this.ids.length);
     this.drawRow();
   }
 
@@ -125,15 +124,17 @@ class LookPanel {
   /** Where the chosen head looks from the chosen position: shades on the text, and the largest numbers as bars. */
   drawRow() {
     const T = this.ids.length, weights = this.weights(this.head.layer, this.head.head);
+    paintMap(byId("map"), weights, T, this.place);
     const row = Array.from(weights.subarray(this.place * T, (this.place + 1) * T));
     this.chips.forEach((chip, t) => {
-      chip.className = `chip a${Math.ceil(Math.sqrt(row[t]) * 7)}${t === this.place ? " chosen" : ""}${t > this.place ? " future" : ""}`;
+      const kind = t === this.place ? "chosen" : t > this.place ? "future" : "";
+      chip.className = `chip a${Math.ceil(Math.sqrt(row[t]) * 7)} ${kind}`;
       chip.title = t > this.place ? "later: hidden by the mask" : `${percent(row[t])} of the attention`;
     });
     const order = row.map((_, t) => t).slice(0, this.place + 1).sort((a, b) => row[b] - row[a]).slice(0, 6);
-    const from = tokenCode(this.ids[this.place]);
-    byId("looks").replaceChildren(html("p", { class: "note" }, from, ` (${this.place + 1}) looks most at:`),
-      ...order.map((t) => html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, tokenCode(this.ids[t]), ` ${t + 1}`), bars([row[t]]))));
+    const title = html("p", { class: "note" }, tokenCode(this.ids[this.place]), ` (${this.place + 1}) looks most at:`);
+    byId("looks").replaceChildren(title, ...order.map((t) => html("div", { class: "bar-row" },
+      html("span", { class: "bar-name" }, tokenCode(this.ids[t]), ` ${t + 1}`), bars([row[t]]))));
   }
 
   /** The cell of the map under a pointer. */
@@ -147,14 +148,15 @@ class LookPanel {
     if (!this.attention) return;
     const { row, column } = this.cell(event), T = this.ids.length;
     const share = this.weights(this.head.layer, this.head.head)[row * T + column];
-    byId("readout").replaceChildren(tokenCode(this.ids[row]), ` (${row + 1}) looks at `, tokenCode(this.ids[column]), ` (${column + 1}): `,
+    byId("readout").replaceChildren(
+      tokenCode(this.ids[row]), ` (${row + 1}) looks at `, tokenCode(this.ids[column]), ` (${column + 1}): `,
       html("b", {}, column > row ? "hidden by the mask" : percent(share)));
   }
 
   /** The logit lens and the next-token bars at the chosen position. */
   drawPredictions(lens, next) {
     const really = this.ids[this.place + 1];
-    const name = (depth) => (depth === 0 ? "embeddings" : `layer ${depth}${depth === lens.length - 1 ? " (output)" : ""}`);
+    const name = (depth) => (depth === 0 ? "embeddings" : depth === lens.length - 1 ? "output" : `layer ${depth}`);
     const rows = lens.map((tokens, depth) => html("tr", {}, html("th", { scope: "row" }, name(depth)),
       ...tokens.map(({ id, share }) => html("td", { class: id === really ? "drawn" : "" }, tokenCode(id), bars([share])))));
     const heads = lens[0].map((_, rank) => html("th", { scope: "col" }, `${rank + 1}.`));

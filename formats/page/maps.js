@@ -30,15 +30,16 @@ function drawTokenMap({ points, shares }) {
   const plot = byId("token-map"), [x, y] = scales(points, 600, 600, 24);
   plot.setAttribute("viewBox", "0 0 600 600");
   points.forEach((point, id) => {
-    const text = page.tokenizer.decode([id]), special = page.tokenizer.specialIds.includes(id);
-    const label = svg("text", { x: x(point[0]), y: y(point[1]), class: special ? "k5" : `k${kindOf(text)}` }, showToken(page.tokenizer, id).slice(0, 12));
-    plot.append(label);
+    if (page.tokenizer.specialIds.includes(id)) return;
+    const kind = kindOf(page.tokenizer.decode([id]));
+    const label = showToken(page.tokenizer, id).slice(0, 12);
+    plot.append(svg("text", { x: x(point[0]), y: y(point[1]), class: `k${kind}` }, label));
   });
   const names = KINDS.map(([name], kind) => html("span", { class: `key k${kind}` }, name));
   byId("token-legend").append(...names);
   const some = points.length < page.model.config.vocab_size ? ` The first ${points.length} tokens.` : "";
-  byId("token-note").textContent = "Tokens that are used alike come to lie near each other: nobody told the model what a vowel is. "
-    + describeShares(shares) + some;
+  byId("token-note").textContent = "Tokens that are used alike come to lie near each other: nobody told the model what "
+    + "a vowel is. " + describeShares(shares) + some;
 }
 
 function drawPositionMap({ points, shares }) {
@@ -50,10 +51,11 @@ function drawPositionMap({ points, shares }) {
   points.forEach((point, place) => {
     const shade = Math.floor((place / points.length) * 6);
     plot.append(svg("circle", { cx: x(point[0]), cy: y(point[1]), r: place % every ? 4 : 7, class: `p${shade}` }));
-    if (place % every === 0) plot.append(svg("text", { x: x(point[0]) + 10, y: y(point[1]) - 8, class: "k5" }, String(place * stride + 1)));
+    if (place % every) return;
+    plot.append(svg("text", { x: x(point[0]) + 10, y: y(point[1]) - 8, class: "k5" }, String(place * stride + 1)));
   });
-  byId("position-legend").append("position 1 ", ...[0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0")),
-    ` position ${page.model.config.max_seq}`);
+  const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
+  byId("position-legend").append("position 1 ", ...swatches, ` position ${page.model.config.max_seq}`);
   byId("position-note").textContent = `Each of the ${page.model.config.max_seq} places in the window has a learned vector. `
     + "Where neighbours lie side by side, the model has learned that places have an order. " + describeShares(shares);
 }

@@ -96,7 +96,7 @@ class ModelServer {
 
   /** What every layer would predict after token t of the ids last looked at; `next`: the likeliest next tokens with
    * all heads, and their shares without those switched off. */
-  position({ t, count = 5 }) {
+  position({ t, count = 4 }) {
     const { vocab_size: V, embed_dim: C } = this.model.config, { trace, logits, without } = this.looked;
     const lens = trace.residual.map((x) => likeliest(this.model.predict(rowOf(x, t, C).slice(), 1), count));
     const shares = softmax(rowOf(without, t, V));

@@ -45,13 +45,13 @@ class WritePanel {
   }
 
   addSliders() {
-    for (const [name, label, min, max, step, value, hint] of sliderList(this.api.config)) {
+    sliderList(this.api.config).forEach(([name, label, min, max, step, value, hint], place) => {
       const output = html("output", { for: name }, String(value));
       const input = html("input", { id: name, type: "range", min, max, step, value, "aria-describedby": `${name}-hint` });
       input.addEventListener("input", () => { output.textContent = input.value; });
-      byId("sliders").append(html("div", { class: "slider" },
+      byId(place < 3 ? "sliders" : "more").append(html("div", { class: "slider" },
         html("label", { for: name }, label), output, input, html("small", { id: `${name}-hint` }, hint)));
-    }
+    });
   }
 
   addLegend() {
@@ -91,7 +91,8 @@ class WritePanel {
       byId("status").textContent = `That did not work: ${error.message}`;
     }
     this.running(false);
-    if (this.choices.length) this.choose(0);
+    // At first the most surprising token: there is most to explain.
+    if (this.choices.length) this.choose(argmax(this.choices.map((choice) => choice.surprise)));
     this.onText(options.prompt, this.choices.map((choice) => choice.id));
   }
 

@@ -154,10 +154,11 @@ def open_page(browser, tmp_path):
     """Write a checkpoint's page and open it, offline; at the end there was no request, error or message."""
     opened, noises = [], []
 
-    def open_it(loaded: Checkpoint, width: int = 1280, **options):
+    def open_it(loaded: Checkpoint, width: int = 1280, color_scheme: str = "light", **options):
         path = tmp_path / f"page{len(opened)}.html"
         save_page(path, loaded, **options)
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+        look = {"viewport": {"width": width, "height": 900}, "color_scheme": color_scheme}
+        context = browser.new_context(offline=True, **look)
         page = context.new_page()
         page.on("console", lambda message: noises.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: noises.append(f"error: {error}"))
@@ -420,10 +421,11 @@ def test_the_choice_is_explained_and_the_keyboard_reaches_it(open_page):
     heads = page.locator("#why thead th").all_inner_texts()
     assert heads == ["Token", "the model says", "after temperature", "after top-k"]
     assert page.locator("#why .counts td").all_inner_texts()[-1] == "3"
+    page.fill("#token", "3")
     first = page.inner_text("#why-line")
     page.focus("#token")
     page.keyboard.press("ArrowRight")
-    assert page.inner_text("#why-line") != first and page.get_attribute("#token", "aria-valuetext").startswith("2:")
+    assert page.inner_text("#why-line") != first and page.get_attribute("#token", "aria-valuetext").startswith("5:")
     page.locator("#text span").nth(7).click()
     assert page.input_value("#token") == "7"
 
@@ -471,6 +473,39 @@ def test_every_control_has_a_name(open_page):
     controls = "[...document.querySelectorAll('button, input, textarea, [role=img], [tabindex]')]"
     unnamed = page.evaluate(f"{controls}.filter(e => !({named})).map(e => e.outerHTML.slice(0, 80))")
     assert unnamed == []
+
+
+# The contrast of every text on the page with what lies behind it, by the formula of WCAG 2.1; those below 4.5.
+CONTRAST = """
+() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
+  const over = (top, base) => [0, 1, 2].map((c) => top[c] * (top[3] ?? 1) + base[c] * (1 - (top[3] ?? 1)));
+  const mixed = (text) => text.startsWith("color(srgb")
+    ? parse(text.slice(10)).map((v, c) => c < 3 ? 255 * v : v) : parse(text);
+  const behind = (e) => !e ? parse(getComputedStyle(document.body).backgroundColor)
+    : over(mixed(getComputedStyle(e).backgroundColor), behind(e.parentElement));
+  const light = (rgb) => rgb.map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, c) => sum + v * [0.2126, 0.7152, 0.0722][c], 0);
+  const dim = (e) => !e ? 1 : Number(getComputedStyle(e).opacity) * dim(e.parentElement);
+  return [...document.querySelectorAll("main *, header *, footer *")].filter((e) => e.checkVisibility() && !e.disabled
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).flatMap((e) => {
+      const style = getComputedStyle(e), back = behind(e);
+      const ink = parse(e instanceof SVGElement ? style.fill : style.color);
+      const [a, b] = [light(over([...ink.slice(0, 3), dim(e)], back)), light(back)];
+      const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+      return ratio < 4.5 ? [`${e.outerHTML.slice(0, 60)}: ${ratio.toFixed(2)}`] : [];
+  });
+}
+"""
+
+
+@marked
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_every_text_has_contrast(open_page, colours):
+    page = open_page(checkpoint(), color_scheme=colours)
+    page.fill("#place", "20")
+    page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    assert page.evaluate(CONTRAST) == []
 
 
 @marked

@@ -1,0 +1,50 @@
+"""The pictures of docs/images: a page, made by convert.py, photographed in Chromium.
+
+python -m benchmarks.page_pictures checkpoints/tiny_decoder.html
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+# file name: (width, height, colours, what to photograph: a section, or None for what is seen first)
+PICTURES = {
+    "page-write.png": (1280, 860, "light", None),
+    "page-look.png": (1280, 860, "light", "#look"),
+    "page-learn.png": (1280, 860, "light", "#learn"),
+    "page-dark.png": (1280, 860, "dark", "#look"),
+    "page-phone.png": (390, 844, "dark", None),
+}
+
+
+def take(page, target: Path, section: str | None) -> None:
+    """One picture, once the text is written and looked at."""
+    page.wait_for_selector("#lens table")
+    if section:
+        page.evaluate("section => document.querySelector(section).scrollIntoView({behavior: 'instant'})", section)
+    page.screenshot(path=target)
+
+
+def main() -> None:
+    """Take all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("page", type=Path, help="a page from convert.py")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the pictures")
+    parser.add_argument("--chromium", default=shutil.which("chromium"), help="Chromium's program")
+    settings = parser.parse_args()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=settings.chromium, args=["--no-sandbox"])
+        for name, (width, height, colours, section) in PICTURES.items():
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=colours)
+            page.goto(settings.page.resolve().as_uri())
+            take(page, settings.out / name, section)
+            print(f"{settings.out / name}: {(settings.out / name).stat().st_size:,} bytes")
+            page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
