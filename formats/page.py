@@ -22,13 +22,14 @@ from formats.checkpoint import Checkpoint, Tokenizer, model_weights
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
 from support.plain import parse_json
+from tokenizer import REPLACEMENT
 
 PARTS = Path(__file__).with_name("page")
 ENGINE = ("model.js", "sampler.js", "tokenizer.js", "worker.js")
 INTERFACE = ("api.js", "draw.js", "write.js", "look.js", "maps.js", "learn.js", "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
 MOST_BYTES = 50_000_000  # of a page, unless forced
-MOST_POINTS = 512  # on a map of embeddings
+MOST_POINTS, MOST_LABELS = 512, 150  # on the maps of positions and of tokens
 MOST_METRICS = 2**24  # bytes that are read of a metrics file
 # What the page knows of a checkpoint's origin.
 KNOWN = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
@@ -72,7 +73,8 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
     origin = {name: value for name, value in loaded.origin.items() if name in KNOWN and is_plain(value)}
     if "corpus" in origin:
         origin["corpus"] = Path(str(origin["corpus"])).name  # where it lay is nobody else's business
-    tokens, positions = loaded.model.token_embedding.weight.detach(), loaded.model.position_embedding.weight.detach()
+    positions = loaded.model.position_embedding.weight.detach()
+    labels = readable_tokens(loaded.tokenizer)[:MOST_LABELS]
     return {
         "config": dataclasses.asdict(loaded.model.config),
         "tokenizer": plain_tokenizer(loaded.tokenizer),
@@ -83,17 +85,17 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
         "precision": precision,
         "layout": [[name, tensor.numel()] for name, tensor in weights.items()],
         "maps": {
-            "tokens": principal_components(tokens[:MOST_POINTS]),
+            "tokens": {"ids": labels, **principal_components(loaded.model.token_embedding.weight.detach()[labels])},
             "positions": principal_components(positions[:: math.ceil(len(positions) / MOST_POINTS)]),
         },
     }
 
 
 def is_plain(value: object) -> bool:
-    """Whether it is text, a finite number, a truth value, or a dictionary of these."""
+    """Whether it is text, a finite number of sensible size, a truth value, or a dictionary of these."""
     if isinstance(value, dict):
         return all(not isinstance(inner, dict) and is_plain(inner) for inner in value.values())
-    return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 2**63)
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
@@ -106,9 +108,18 @@ def plain_tokenizer(tokenizer: Tokenizer) -> dict:
     return {**plain, "tokens": sorted(model["vocab"], key=model["vocab"].get), "merges": merges}
 
 
+def readable_tokens(tokenizer: Tokenizer) -> list[int]:
+    """The ids of the tokens that are whole characters and can be seen, white space included."""
+    texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    seen = [text.strip(" \n\t").isprintable() and REPLACEMENT not in text for text in texts]
+    return [token for token, text in enumerate(texts) if text and seen[token] and token not in tokenizer.special_ids]
+
+
 def principal_components(vectors: Tensor, count: int = 2) -> dict:
     """The vectors (N, C) on the `count` axes along which they differ most: points (N, count), and which share of the
-    variance each axis has."""
+    variance each axis has. Without vectors there are no points."""
+    if not len(vectors):
+        return {"points": [], "shares": [0.0] * count}
     centred = (vectors - vectors.mean(0)).double()
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     points = torch.zeros(len(vectors), count, dtype=torch.float64)
@@ -131,7 +142,7 @@ def read_metrics(path: Path | None) -> list[dict]:
         try:
             entry = parse_json(line)
             point = {name: float(entry[name]) for name in CURVES}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             continue
         if all(map(math.isfinite, point.values())):
             found.append(point)

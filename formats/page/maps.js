@@ -26,18 +26,18 @@ function describeShares(shares) {
   return `The two axes show ${percent(shares[0] + shares[1])} of the variance (principal components).`;
 }
 
-function drawTokenMap({ points, shares }) {
+function drawTokenMap({ ids, points, shares }) {
   const plot = byId("token-map"), [x, y] = scales(points, 600, 600, 24);
   plot.setAttribute("viewBox", "0 0 600 600");
-  points.forEach((point, id) => {
-    if (page.tokenizer.specialIds.includes(id)) return;
+  points.forEach((point, place) => {
+    const id = ids[place];
     const kind = kindOf(page.tokenizer.decode([id]));
     const label = showToken(page.tokenizer, id).slice(0, 12);
     plot.append(svg("text", { x: x(point[0]), y: y(point[1]), class: `k${kind}` }, label));
   });
   const names = KINDS.map(([name], kind) => html("span", { class: `key k${kind}` }, name));
   byId("token-legend").append(...names);
-  const some = points.length < page.model.config.vocab_size ? ` The first ${points.length} tokens.` : "";
+  const some = ids.length < page.model.config.vocab_size - 2 ? ` Shown are the first ${ids.length} readable tokens.` : "";
   byId("token-note").textContent = "Tokens that are used alike come to lie near each other: nobody told the model what "
     + "a vowel is. " + describeShares(shares) + some;
 }

@@ -112,9 +112,12 @@ function makeTokenizer(plain) {
   return plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain);
 }
 
-/** How a token is written in a table: white space visible. */
+/** How a token is written in a table: white space visible, bytes that are no whole character as numbers. */
 function showToken(tokenizer, id) {
   if (tokenizer.specialIds.includes(id)) return "(special)";
   const text = tokenizer.decode([id]);
+  if (tokenizer.bytes && text.includes(REPLACEMENT)) {
+    return tokenizer.bytes(id).map((byte) => `x${byte.toString(16).toUpperCase()}`).join(" ");
+  }
   return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍");
 }

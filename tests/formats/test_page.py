@@ -59,6 +59,14 @@ def test_the_file_tells_the_corpus_but_not_where_it_lay(tmp_path):
     assert "my.txt" in text and "secret" not in text
 
 
+def test_an_origin_of_odd_kinds_is_left_out(tmp_path):
+    """A file may hold anything there: numbers that no browser has, lists, dictionaries in dictionaries."""
+    loaded = checkpoint()
+    loaded.origin = {"step": 10**400, "val_loss": float("nan"), "recipe": {"lr": {"a": 1}}, "floor": None, "seed": [1]}
+    save_page(tmp_path / "x.html", loaded)
+    assert '"origin": {}' in (tmp_path / "x.html").read_text("utf-8")
+
+
 def test_nothing_of_a_hostile_vocabulary_or_corpus_is_markup(tmp_path):
     """The vocabulary holds `<` and the template's own braces; the corpus is named like a script's end."""
     loaded = checkpoint(HOSTILE)
@@ -107,7 +115,16 @@ def test_a_weight_too_large_for_float16_is_refused(tmp_path):
 
 def test_damaged_metrics_cost_only_their_lines(tmp_path):
     good = {"step": 1, "train_seconds": 0.5, "train_loss": 3.0, "val_loss": 2.5}
-    lines = [json.dumps(good), "{torn", "[]", json.dumps({**good, "val_loss": None}), '{"step": NaN}', json.dumps(good)]
+    huge = json.dumps({**good, "step": 10**400})
+    lines = [
+        huge,
+        json.dumps(good),
+        "{torn",
+        "[]",
+        json.dumps({**good, "val_loss": None}),
+        '{"step": NaN}',
+        json.dumps(good),
+    ]
     (tmp_path / "m.jsonl").write_text("\n".join([*lines, json.dumps({**good, "val_loss": 1e999})]))
     assert read_metrics(tmp_path / "m.jsonl") == [good, good]
     assert read_metrics(tmp_path / "none.jsonl") == [] == read_metrics(None)
