@@ -23,7 +23,7 @@ from formats.gguf import save_gguf
 from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
 from formats.page import save_page
-from support.command import Parser, UserError, run
+from support.command import Parser, UserError, one_line, run
 from support.durable import check_overwrite
 from training.lora import apply_adapter, merge_adapters
 
@@ -89,7 +89,7 @@ def show(settings: argparse.Namespace) -> None:
     found = describe_model(load(settings)) if whole else describe_file(settings.source)
     width = max(map(len, found))
     for name, value in found.items():
-        print(f"{name:{width}}  {value}")
+        print(f"{name:{width}}  {one_line(value)}")
 
 
 def size(target: Path) -> int:

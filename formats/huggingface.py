@@ -18,7 +18,7 @@ from torch import Tensor
 from corpora.bpe import BPETokenizer
 from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights, model_weights
 from formats.describe import describe_model
-from support.command import UserError, optional_package, user_errors
+from support.command import UserError, one_line, optional_package, user_errors
 from support.durable import write_folder_atomically
 from support.plain import MOST_BYTES, check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
@@ -164,7 +164,7 @@ def tokenizer_config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
 
 def card(name: str, loaded: Checkpoint) -> str:
     """The model card, README.md."""
-    known = "\n".join(f"- {what}: {value}" for what, value in describe_model(loaded).items())
+    known = "\n".join(f"- {what}: {one_line(value)}" for what, value in describe_model(loaded).items())
     window = loaded.model.config.max_seq
     return f"""---
 library_name: transformers

@@ -181,8 +181,8 @@ def visible(text: str, stream: TextIO) -> str:
 # --- Running -----------------------------------------------------------------------------------------------------
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's text on one line, control characters (which a file may have put there) spelled out."""
+def one_line(error: BaseException | str) -> str:
+    """A text, or an exception's, on one line, control characters (which a file may have put there) spelled out."""
     words = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

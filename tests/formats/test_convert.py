@@ -1,0 +1,110 @@
+"""convert.py: what is in a file, which formats go where, and what it never overwrites."""
+
+import os
+
+import pytest
+import torch
+
+from conftest import SMALL_NETWORK, assert_one_error_line
+from formats.checkpoint import load_model, save_model
+from support.durable import write_folder_atomically
+from tiny_decoder import TinyGPT, TinyGPTConfig
+from tokenizer import CharTokenizer
+
+
+@pytest.fixture
+def model(tmp_path):
+    """a.pth in the working folder."""
+    torch.manual_seed(0)
+    tokenizer = CharTokenizer.from_text("abc\n")
+    model = TinyGPT(TinyGPTConfig(tokenizer.vocab_size, 8, 8, 2, 1, bias=False, tie_embeddings=True)).init_weights()
+    save_model(tmp_path / "a.pth", model, tokenizer, {"corpus": "letters", "step": 1200, "val_loss": 1.5})
+    return model
+
+
+def facts(output: str) -> dict[str, str]:
+    """The lines of `convert.py FILE` alone, by their first words."""
+    return dict(line.split("  ", 1) for line in output.splitlines())
+
+
+def test_a_model_alone_is_described(model, tmp_path, in_process):
+    code, output, _ = in_process("convert.py", "a.pth")
+    found = {name: value.strip() for name, value in facts(output).items()}
+    assert code == 0
+    assert found == {
+        "kind": "model",
+        "shape": "1 layers, width 8, 2 heads, window 8; no biases, exact GELU, tied head",
+        "tokenizer": "char, 6 tokens; a text starts after '\\n'",
+        "corpus": "letters",
+        "step": "1,200",
+        "val loss": "1.5000 nats per token",
+        "parameters": f"{model.num_parameters():,}",
+        "size": f"{(tmp_path / 'a.pth').stat().st_size:,} bytes",
+    }
+
+
+def test_training_states_and_adapters_are_described(tmp_path, in_process):
+    (tmp_path / "my.txt").write_text("some text to learn, and a little more of it\n" * 20)
+    flags = ("--data", "my.txt", "--device", "cpu", "--steps", "3")
+    assert in_process("main.py", *flags, *SMALL_NETWORK, "--out", "base.pth")[0] == 0
+    more = ("--init-from", "base.pth", "--lora-rank", "2", "--max-seq", "8", "--batch-size", "4", "--out", "lora.pth")
+    assert in_process("main.py", *flags, *more)[0] == 0
+    base, state, adapter = (in_process("convert.py", name) for name in ("base.pth", "base.last.pth", "lora.pth"))
+    assert [code for code, _, _ in (base, state, adapter)] == [0, 0, 0]
+    base, state, adapter = (facts(output) for _, output, _ in (base, state, adapter))
+    assert state["kind"].strip() == "training" and state["parameters"] == base["parameters"]
+    assert adapter["kind"].strip() == "adapter" and "rank 2" in adapter["adapter"]
+    assert int(adapter["parameters"].replace(",", "")) < int(base["parameters"].replace(",", ""))
+    assert "my.txt" in base["corpus"] and "my.txt" in adapter["corpus"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("nothing.pth",), ("no such file",)),
+        (("a.pth", "a.onnx"), (".gguf", ".pth")),
+        (("a.pth", "b.pth", "--precision", "float16"), ("--precision",)),
+        (("a.pth", "b.pth", "--data", "x.txt"), ("--data", "ckpt.pt")),
+        (("a.pth", "a.pth"), ("--force",)),
+        (("text.pth",), ("no TinyGPT checkpoint",)),
+        (("nothing/", "b.pth"), ("nothing",)),
+    ],
+)
+def test_mistakes_are_one_line(model, tmp_path, in_process, arguments, words):
+    (tmp_path / "text.pth").write_text("not a model")
+    before = (tmp_path / "a.pth").read_bytes()
+    code, output, errors = in_process("convert.py", *arguments)
+    assert (code, output) == (2, "")
+    assert_one_error_line(errors, *words)
+    assert (tmp_path / "a.pth").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "text.pth"]
+
+
+def test_control_characters_in_a_file_do_not_reach_the_terminal(model, tmp_path, in_process):
+    loaded = load_model(tmp_path / "a.pth")
+    save_model(tmp_path / "b.pth", loaded.model, loaded.tokenizer, {"corpus": "\x1b]0;owned\x07"})
+    code, output, _ = in_process("convert.py", "b.pth")
+    assert code == 0 and "\x1b" not in output
+
+
+def test_force_replaces_a_model(model, tmp_path, in_process):
+    (tmp_path / "b.pth").write_text("mine")
+    assert in_process("convert.py", "a.pth", "b.pth", "--force")[0] == 0
+    assert (tmp_path / "b.pth").read_bytes() == (tmp_path / "a.pth").read_bytes()
+
+
+def test_a_folder_that_cannot_take_its_name_leaves_the_earlier_one(tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    write_folder_atomically(folder, lambda place: (place / "a").write_text("first"))
+    real = os.replace
+
+    def fail_at_the_last(source, target):
+        if str(source).endswith("new.tmp"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_last)
+    with pytest.raises(OSError, match="No space"):
+        write_folder_atomically(folder, lambda place: (place / "a").write_text("second"))
+    assert (folder / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
