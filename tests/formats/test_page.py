@@ -115,17 +115,9 @@ def test_a_weight_too_large_for_float16_is_refused(tmp_path):
 
 def test_damaged_metrics_cost_only_their_lines(tmp_path):
     good = {"step": 1, "train_seconds": 0.5, "train_loss": 3.0, "val_loss": 2.5}
-    huge = json.dumps({**good, "step": 10**400})
-    lines = [
-        huge,
-        json.dumps(good),
-        "{torn",
-        "[]",
-        json.dumps({**good, "val_loss": None}),
-        '{"step": NaN}',
-        json.dumps(good),
-    ]
-    (tmp_path / "m.jsonl").write_text("\n".join([*lines, json.dumps({**good, "val_loss": 1e999})]))
+    odd = [{**good, "step": 10**400}, {**good, "val_loss": None}, {**good, "val_loss": 1e999}, []]
+    lines = [json.dumps(good), "{torn", '{"step": NaN}', *map(json.dumps, odd), json.dumps(good)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
     assert read_metrics(tmp_path / "m.jsonl") == [good, good]
     assert read_metrics(tmp_path / "none.jsonl") == [] == read_metrics(None)
 
