@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.peers import gpt2_twin, save_for_ctranslate2
+from benchmarks.peers import gpt2_twin, save_for_ctranslate2, token_name
 from benchmarks.tools import print_table, take_turns
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from sampling.fast_step import FastStep
@@ -124,5 +124,8 @@ def peer_tasks(model: TinyGPT, batch: int, threads: int, folder: Path) -> dict[s
         options = {"max_length": tokens, "min_length": tokens, "end_token": [], "include_prompt_in_result": False}
         options |= {"sampling_topk": 0, "sampling_temperature": ORDINARY.temperature}
         run = generator.generate_batch
-        tasks[f"CTranslate2 {kind}"] = (lambda run=run, options=options: run([["t5"]] * batch, **options), tokens)
+        tasks[f"CTranslate2 {kind}"] = (
+            lambda run=run, options=options: run([[token_name(5)]] * batch, **options),
+            tokens,
+        )
     return tasks
