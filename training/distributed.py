@@ -48,8 +48,8 @@ class DistContext:
     size: int = 1
     local_rank: int = 0  # which of the ranks on its machine
     machine: int = 0
-    launcher: int = 0  # the process id of torchrun
-    launch: str = ""  # names what torchrun runs, the same after it has restarted the ranks; "" without torchrun
+    launcher: int = 0  # the process id of torchrun; 0 without torchrun
+    launch: str = ""  # names what torchrun runs, the same after it has restarted the ranks
     store: "dist.Store | None" = None  # small values that all ranks can read and write
 
     @property
@@ -60,7 +60,7 @@ class DistContext:
     @property
     def abandoned(self) -> bool:
         """Whether the launcher has died, so that nobody would end this process if the others were lost."""
-        return bool(self.launch) and os.getppid() != self.launcher
+        return bool(self.launcher) and os.getppid() != self.launcher
 
     def sum(self, values: float | np.ndarray) -> float | np.ndarray:
         """The element-wise sum, in float64, of what the ranks give."""
@@ -217,17 +217,18 @@ def from_environment() -> DistContext:
         local_rank=int(os.environ["LOCAL_RANK"]),
         machine=int(os.environ["GROUP_RANK"]),
         launcher=os.getppid(),
-        launch=f"{os.environ['TORCHELASTIC_RUN_ID']}/{os.getppid()}",
     )
 
 
 def connect(ranks: DistContext) -> DistContext:
     """Meet the other ranks where torchrun says. CPU tensors travel by gloo, GPU tensors by nccl."""
+    everything, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # The store is torchrun's and as old as it is. Its process id would not do as a name: ids are used again.
+    ranks = dataclasses.replace(ranks, launch=everything.compare_set("launch", "", uuid.uuid4().hex).decode())
     if ranks.size == 1:
         return ranks
     if ranks.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local_rank)  # before anything takes memory on the first GPU
-    everything, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
     store = dist.PrefixStore(agree_on_name(everything, ranks), everything)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -241,7 +242,7 @@ def connect(ranks: DistContext) -> DistContext:
 
 def agree_on_name(store: "dist.Store", ranks: DistContext) -> str:
     """A name for this start of the ranks, the same on all of them: torchrun's store still holds what earlier starts
-    left there, addresses of processes that are gone.
+    left there, addresses of processes that are gone. (So it is in torch 2.13, whatever its rendezvous.py says.)
 
     Each rank leaves a password of its own; rank 0 answers every password it finds, new or old, until all ranks have
     acknowledged. (torchrun's count of restarts will not do: two machines may have counted differently.)

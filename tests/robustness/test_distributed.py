@@ -64,8 +64,19 @@ def torchrun(folder: Path, *arguments: object, ranks: int = 2, script: object = 
     """`torchrun --standalone --nproc-per-node RANKS main.py ARGUMENTS`, to its end."""
     return subprocess.run(
         [*TORCHRUN, str(ranks), *launch, str(script), *map(str, arguments)],
-        cwd=folder, env=environment(), capture_output=True, encoding="utf-8", timeout=60, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def metrics(folder: Path, name: str) -> list[dict]:
@@ -160,6 +171,32 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
     assert_same_state(folder / "killed.last.pth", folder / "whole.last.pth")
 
 
+# torchrun twice in one process, as if the second had got the first one's process id.
+TWO_LAUNCHES = """
+import sys
+from torch.distributed.run import main
+for _ in range(2):
+    main(sys.argv[1:])
+"""
+
+
+def test_another_torchrun_with_the_same_process_id_starts_a_new_run(folder):
+    (folder / "twice.py").write_text(TWO_LAUNCHES, encoding="utf-8")
+    flags = [*PLAIN, "--steps", "4", "--eval-every", "2", "--out", "a.pth"]
+    launch = ["--nproc-per-node", "1", "--master-port", str(free_port()), str(ROOT / "main.py")]
+    done = subprocess.run(
+        [sys.executable, "twice.py", *launch, *flags],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the earlier run in a.pth is kept" in done.stdout and "resuming" not in done.stdout
+    assert read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["launch"]
+
+
 # --- Faults ------------------------------------------------------------------------------------------------------
 
 
@@ -181,8 +218,12 @@ def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
 def test_a_signal_to_torchrun_stops_all_ranks_after_saving(folder, signum):
     with subprocess.Popen(
         [*TORCHRUN, "2", str(ROOT / "main.py"), *PLAIN, "--steps", "5000", "--eval-every", "10", "--out", "a.pth"],
-        cwd=folder, env=environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as launcher:  # fmt: skip
+        cwd=folder,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
         for line in launcher.stdout:
             if line.startswith("step"):
                 launcher.send_signal(signum)
@@ -206,19 +247,38 @@ def test_two_launchers_on_two_addresses_train_as_one(folder):
     other.mkdir()
     (other / "text.txt").write_bytes((folder / "text.txt").read_bytes())
     flags = [*PLAIN, "--steps", "8", "--eval-every", "4", "--out", "a.pth"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     for more in (["--stop-at", "4"], ["--resume"]):
         launchers = [
             subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-                 "--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", f"127.0.0.1:{port}",
-                 "--local-addr", address, str(ROOT / "main.py"), *flags, *more],
-                cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                [
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--nnodes",
+                    "2",
+                    "--nproc-per-node",
+                    "1",
+                    "--rdzv-backend",
+                    "c10d",
+                    "--rdzv-id",
+                    "test",
+                    "--rdzv-endpoint",
+                    f"127.0.0.1:{port}",
+                    "--local-addr",
+                    address,
+                    str(ROOT / "main.py"),
+                    *flags,
+                    *more,
+                ],
+                cwd=place,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             for address, place in (("127.0.0.1", folder), ("127.0.0.2", other))
-        ]  # fmt: skip
+        ]
         ends = [launcher.communicate(timeout=60) for launcher in launchers]
         assert [launcher.returncode for launcher in launchers] == [0, 0], ends
         assert "ranks    2 processes" in ends[0][0] and ends[1][0] == ""

@@ -87,8 +87,11 @@ def test_any_prompt_works_and_unknown_characters_are_named(trained, in_process, 
 def test_bytes_that_are_not_utf8_from_the_shell_onto_an_ascii_terminal(trained):
     done = subprocess.run(
         [sys.executable, str(ROOT / "generate.py"), "--max-new-tokens", "5", "--prompt", b"T\xff\xc3\xa9"],
-        cwd=trained, env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="1"), capture_output=True, timeout=60,
-    )  # fmt: skip
+        cwd=trained,
+        env=environment(PYTHONIOENCODING="ascii", PYTHONUTF8="1"),
+        capture_output=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"T\\udcff\\xe9") and done.stdout.isascii()
     assert b"U+DCFF" in done.stderr and b"Traceback" not in done.stderr
@@ -101,8 +104,12 @@ def shell(trained, line: str) -> subprocess.CompletedProcess:
     """A line for the shell, in which $RUN is Python with the repository's folder before the script's name."""
     return subprocess.run(
         ["bash", "-c", "set -o pipefail; " + line.replace("$RUN ", f"'{sys.executable}' '{ROOT}'/")],
-        cwd=trained, env=environment(), capture_output=True, encoding="utf-8", timeout=60,
-    )  # fmt: skip
+        cwd=trained,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
 
 
 @posix
