@@ -175,8 +175,8 @@ def causal_mask(max_seq: int) -> Tensor:
     `tril` marks what a token may see. `nn.MultiheadAttention` reads a boolean mask the other way round (True =
     blocked), so the mask is made additive, which means the same everywhere.
     """
-    may_look = torch.tril(torch.ones(max_seq, max_seq, dtype=torch.bool))
-    return torch.zeros(max_seq, max_seq).masked_fill(~may_look, -math.inf)
+    may_look = torch.tril(torch.ones(max_seq, max_seq, dtype=torch.bool, device="cpu"))
+    return torch.zeros(max_seq, max_seq, device="cpu").masked_fill(~may_look, -math.inf)
 
 
 def sinusoids(max_seq: int, embed_dim: int) -> Tensor:

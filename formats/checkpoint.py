@@ -34,7 +34,7 @@ from formats.container import read_container
 from support.command import UserError, user_errors
 from support.durable import write_atomically
 from support.plain import check_fields, parse_json
-from tiny_decoder import TinyGPT, TinyGPTConfig, causal_mask
+from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
 
 FORMAT = 2
@@ -170,6 +170,9 @@ def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> Tin
 
     Raises ValueError that names the first tensor that is missing, unexpected, misshapen, not float32 or not finite.
     """
+    positions = "position_embedding.weight"  # first, because the model's mask takes memory of max_seq squared
+    found = {name: tensor for name, tensor in weights.items() if name == positions}
+    check_tensors(found, {positions: torch.Size([config.max_seq, config.embed_dim])})
     with torch.device("meta"):  # shapes without memory
         model = TinyGPT(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -178,7 +181,6 @@ def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> Tin
     check_tensors(weights, shapes)
     model.load_state_dict(weights, assign=True, strict=False)  # strict by `check_tensors`; a tied head has no entry
     model.tie()
-    model.causal_mask = causal_mask(config.max_seq)
     return model
 
 
