@@ -75,11 +75,7 @@ def count_operations(earlier, tmp_path) -> list[str]:
     return (tmp_path / "operations.txt").read_text().splitlines()
 
 
-FAILURES = {
-    "no space": failing(errno.ENOSPC),
-    "input/output error": failing(errno.EIO),
-    "death": lambda: os._exit(9),
-}
+FAILURES = {"no space": failing(errno.ENOSPC), "input/output error": failing(errno.EIO), "death": lambda: os._exit(9)}
 
 
 def test_a_failing_operation_loses_nothing(earlier, tmp_path):

@@ -8,16 +8,7 @@ import pytest
 
 import main
 from conftest import assert_same_state
-from faults import (
-    OUT,
-    SMALL_RUN,
-    Child,
-    assert_nothing_lost,
-    copy_of,
-    files_of,
-    train,
-    write_corpus,
-)
+from faults import OUT, SMALL_RUN, Child, assert_nothing_lost, copy_of, files_of, train, write_corpus
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast, and POSIX signals")
 RUN = [*SMALL_RUN, "--steps", 6, "--eval-every", 2]
@@ -56,8 +47,7 @@ def signal_in(name: str, *signums: int, call: int = 1):
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
-    "phase, call, saves",
-    [("train_step", 3, [2, 3]), ("evaluate", 1, [2]), ("save_state", 1, [2])],
+    "phase, call, saves", [("train_step", 3, [2, 3]), ("evaluate", 1, [2]), ("save_state", 1, [2])]
 )
 def test_a_signal_finishes_the_step_and_saves_once(uninterrupted, tmp_path, signum, code, phase, call, saves):
     folder = write_corpus(tmp_path / "run")
