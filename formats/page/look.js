@@ -52,9 +52,9 @@ class LookPanel {
   /** Look at the end of a text. */
   show(ids) {
     this.ids = ids.slice(-Math.min(MOST_LOOKED_AT, this.config.max_seq));
-    this.place = this.ids.length - 1;
-    byId("place").max = this.place;
-    byId("place").disabled = this.place < 1;
+    this.place = Math.floor(0.75 * this.ids.length); // not the last one: so one sees what really came next
+    byId("place").max = this.ids.length - 1;
+    byId("place").disabled = this.ids.length < 2;
     this.chips = this.ids.map((id, t) => html("span", { class: "chip", onclick: () => this.moveTo(t) }, tokenCode(id)));
     byId("strip").replaceChildren(...this.chips);
     return this.refresh();

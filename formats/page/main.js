@@ -19,6 +19,7 @@ function summary({ config, origin, parameters }) {
 }
 
 async function main() {
+  byId("summary").textContent = summary(page.model);
   const engine = new Engine(page.model, dataOf("weights")), { config } = page.model;
   window.tinygpt = makeApi(page.model, page.tokenizer, engine);
   const look = new LookPanel(engine, config);
@@ -30,7 +31,6 @@ async function main() {
   drawTokenMap(page.model.maps.tokens);
   drawPositionMap(page.model.maps.positions);
   await engine.ready;
-  byId("summary").textContent = summary(page.model);
   await write.write();
 }
 
