@@ -33,7 +33,8 @@ def read_curve(path: Path, preset: str) -> tuple[list[float], list[float]]:
         )
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [float(line["train_seconds"]) for line in lines], [float(line["val_loss"]) for line in lines]
+        seconds, losses = zip(*((float(line["train_seconds"]), float(line["val_loss"])) for line in lines), strict=True)
+        return list(seconds), list(losses)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is no metrics file of a run") from None
 
@@ -52,6 +53,7 @@ def draw(curves: dict[str, tuple[list[float], list[float]]], path: Path) -> None
         seconds, losses = curves[preset]
         axes.plot(seconds, losses, marker=".", color=colour, label=label)
     axes.axhline(NANOGPT_BEST, color="#555555", linestyle=":", label=f"{NANOGPT_BEST}: nanoGPT's README, on an A100")
+    axes.set_ylim(bottom=min(NANOGPT_BEST, *(min(losses) for _, losses in curves.values())) - 0.1)
     axes.set(xscale="log", xlabel="seconds of training (logarithmic)", ylabel="validation loss, nats per character")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)

@@ -51,7 +51,7 @@ def test_a_missing_measurement_says_how_it_is_made(measured):
         plots.bench_plots()
 
 
-@pytest.mark.parametrize("content", ["no JSON", '{"step": 1}', "[1]", '{"train_seconds": null, "val_loss": 1}'])
+@pytest.mark.parametrize("content", ["", "no JSON", '{"step": 1}', "[1]", '{"train_seconds": null, "val_loss": 1}'])
 def test_another_file_is_refused(measured, content):
     (measured / "tiny.metrics.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="no metrics file"):
