@@ -18,7 +18,8 @@ import torch
 
 from support.command import UserError
 
-MOST_ENTRIES, MOST_PICKLE_BYTES = 2**17, 2**26
+MOST_DIRECTORY_BYTES, MOST_PICKLE_BYTES = 2**22, 2**26
+MOST_OPCODES, MOST_STACK = 2**20, 2**13  # torch.save fills a dictionary by a thousand entries at a time
 ITEM_SIZES = {"Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Int": 4, "Long": 8, "Bool": 1, "Byte": 1}
 STORAGES = {f"torch {kind}Storage": size for kind, size in ITEM_SIZES.items()}
 REBUILD, ORDERED_DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
@@ -74,25 +75,35 @@ def read_container(path: Path) -> dict:
 
 def checked_entries(container: zipfile.ZipFile, size: int) -> tuple[dict[str, zipfile.ZipInfo], str]:
     """The entries by name of a zip file of `size` bytes, and the name of its pickle. Raises ValueError with what is
-    wrong: they repeat, are too many, compressed or too large."""
+    wrong: they repeat, are compressed, or claim more than the file holds."""
     entries = {entry.filename: entry for entry in container.infolist()}
     names = [name for name in entries if name.endswith("/data.pkl")]
-    if len(entries) < len(container.infolist()) or len(entries) > MOST_ENTRIES or len(names) != 1:
-        raise ValueError("its zip entries repeat, are too many, or hold no data.pkl")
+    if len(entries) < len(container.infolist()) or len(names) != 1:
+        raise ValueError("its zip entries repeat, or hold no data.pkl")
     if min(entry.header_offset for entry in entries.values()):
         raise ValueError("it does not begin with its zip")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         raise ValueError("it is compressed")
     if sum(entry.file_size for entry in entries.values()) > size:
         raise ValueError("it claims to hold more than it does")
-    if entries[names[0]].file_size > MOST_PICKLE_BYTES:
-        raise ValueError("its data.pkl is too large")
     return entries, names[0]
+
+
+class GuardedFile(io.FileIO):
+    """A file of which only `most` bytes are read at once: the zip reader reads a whole directory, however large."""
+
+    most = MOST_DIRECTORY_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self.most:
+            raise ValueError("its zip directory or its pickle is too large")
+        return super().read(size)
 
 
 def checked_copy(path: Path) -> io.BytesIO:
     """A zip in memory with the entries of the file that are known and whole. Raises ValueError with what is wrong."""
-    with open(path, "rb") as file, zipfile.ZipFile(file) as container:
+    with GuardedFile(path) as file, zipfile.ZipFile(file) as container:
+        file.most = MOST_PICKLE_BYTES
         entries, name = checked_entries(container, os.fstat(file.fileno()).st_size)
         pickle, folder = container.read(name), name.removesuffix("data.pkl")
         keys = check_storages(walk(pickle), folder, entries)
@@ -135,8 +146,10 @@ def walk(pickle: bytes) -> dict:
     could stand for a structure that no computer can walk through. Raises ValueError for anything else.
     """
     stack, marks, memo = [], [], {}
-    for opcode, argument, _ in pickletools.genops(pickle):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
         kind = opcode.name
+        if count > MOST_OPCODES or len(stack) > MOST_STACK:
+            raise ValueError("its pickle is too large")
         if kind in ("BINUNICODE", "BININT", "BININT1", "BININT2", "BINFLOAT") or (kind == "LONG1" and argument < 2**63):
             stack.append(argument)
         elif kind in ("NONE", "NEWTRUE", "NEWFALSE"):

@@ -181,11 +181,15 @@ def visible(text: str, stream: TextIO) -> str:
 # --- Running -----------------------------------------------------------------------------------------------------
 
 
+LONGEST = 1000  # characters of a message
+
+
 def one_line(error: BaseException | str) -> str:
     """A text, or an exception's, on one line, control characters (which a file may have put there) spelled out."""
     words = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    words = words if len(words) <= LONGEST else f"{words[: LONGEST // 2]} … {words[-LONGEST // 4 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
 
 
