@@ -64,25 +64,21 @@ class SlidingWindow:
             if len(row) - self.starts[b] > self.max_seq:
                 self.starts[b] = len(row) - self.max_seq - 1 + self.stride
                 self.unread = True
-        if self.unread:
-            logits = self.read_windows()
-        else:
-            last = torch.tensor([row[-1:] for row in self.rows], device=self.device)  # (B, 1)
-            fast = self.step is not None and self.cache.padding is None
-            logits = self.step(last, self.cache) if fast else self.model(last, self.cache)[:, -1]
+        ids = self.windows() if self.unread else torch.tensor([row[-1:] for row in self.rows], device=self.device)
+        fast = self.step is not None and self.cache.padding is None and ids.size(1) == 1
+        logits = self.step(ids, self.cache) if fast else self.model(ids, self.cache, last_only=True)[:, 0]
         logits = logits.float().cpu()
-        if not logits.isfinite().all():
+        if not math.isfinite(logits.sum(dtype=torch.float64).item()):
             raise FloatingPointError("the model gave logits that are not finite: its weights are damaged")
         return logits
 
-    def read_windows(self) -> Tensor:
-        """Fill the cache anew with every row's window, padded on the left; the logits (B, V) after them."""
+    def windows(self) -> Tensor:
+        """Every row's window, padded on the left: ids (B, T), with which to fill the cache anew."""
         windows = [row[start:] for row, start in zip(self.rows, self.starts, strict=True)]
         longest = max(map(len, windows))
         self.cache.clear([longest - len(window) for window in windows])
-        padded = [[0] * (longest - len(window)) + window for window in windows]
         self.unread = False
-        return self.model(torch.tensor(padded, device=self.device), self.cache, last_only=True)[:, 0]
+        return torch.tensor([[0] * (longest - len(window)) + window for window in windows], device=self.device)
 
     def append(self, tokens: list[int]) -> None:
         """Add one token to every row."""
@@ -228,7 +224,8 @@ def generate(
         row[tokens] = True
     uniforms = uniform_numbers(generators)
     for _ in range(max_new_tokens):
-        chosen, stages = choose(window.next_logits() + suppressed, seen, sampling, next(uniforms))
+        logits = window.next_logits() + suppressed if suppress_tokens else window.next_logits()
+        chosen, stages = choose(logits, seen, sampling, next(uniforms))
         if watch:
             watch(stages, chosen)
         window.append(chosen)
