@@ -100,7 +100,8 @@ def is_plain(value: object) -> bool:
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
     """What page/tokenizer.js makes a tokenizer from."""
-    plain = {"kind": tokenizer.kind, "startId": tokenizer.start_id, "specialIds": list(tokenizer.special_ids)}
+    plain = {"kind": tokenizer.kind, "startId": tokenizer.start_id, "endId": tokenizer.eos_id}
+    plain["specialIds"] = list(tokenizer.special_ids)
     if tokenizer.kind == "char":
         return {**plain, "characters": tokenizer.characters}
     model = json.loads(tokenizer.to_json())["model"]

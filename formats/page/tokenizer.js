@@ -5,7 +5,7 @@ const REPLACEMENT = "\ufffd"; // what is no character, or an unknown one
 
 /** One token per character: 0 is unknown, 1 begins a document, then the known characters in code-point order. */
 class CharTokenizer {
-  /** plain: {characters, startId, specialIds}. */
+  /** plain: {characters, startId, endId, specialIds}. */
   constructor(plain) {
     Object.assign(this, plain);
     this.tokens = [REPLACEMENT, "", ...plain.characters];
@@ -48,7 +48,7 @@ const WORD = new RegExp(
 
 /** Pairs of UTF-8 bytes merged into tokens, the earliest learned pair first (Sennrich et al. 2016). */
 class BPETokenizer {
-  /** plain: {tokens: in byte symbols, by id; merges: [[left, right], …], startId, specialIds}. */
+  /** plain: {tokens: in byte symbols, by id; merges: [[left, right], …], startId, endId, specialIds}. */
   constructor(plain) {
     Object.assign(this, plain);
     this.symbols = byteSymbols();

@@ -51,7 +51,8 @@ function lossOf(logits, ids, vocabSize) {
 class ModelServer {
   load({ model, weights }) {
     this.model = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
-    this.suppressed = model.tokenizer.specialIds;
+    this.endId = model.tokenizer.endId; // ends a text when it is sampled; null if no token does
+    this.suppressed = model.tokenizer.specialIds.filter((id) => id !== this.endId);
     this.stopped = new Set();
     return true;
   }
@@ -69,6 +70,7 @@ class ModelServer {
     for (const choice of generateTokens(window, maxNewTokens, seed, sampling, this.suppressed)) {
       made.push(choice.id);
       fresh.push(choice);
+      if (choice.id === this.endId) break;
       if (performance.now() - mark < 33) continue;
       send(fresh);
       fresh = [];

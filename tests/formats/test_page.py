@@ -333,6 +333,29 @@ def test_bpe_is_that_of_the_library(open_page):
     assert shown == python_text(loaded, "é", 60, Sampling(temperature=0.8), 3)
 
 
+@marked
+def test_a_text_ends_at_gpt2s_end_of_text(open_page):
+    """The token may be sampled, adds nothing, and nothing comes after it: as generate.py without --ignore-eos."""
+    pytest.importorskip("tokenizers")
+    from corpora.bpe import END_OF_TEXT, BPETokenizer
+
+    tokenizer = BPETokenizer(BPETokenizer.train([TEXT], 270).to_json().replace("<bos>", END_OF_TEXT))
+    loaded = Checkpoint(sharp_model(tiny_config(vocab_size=tokenizer.vocab_size, embed_dim=24)), tokenizer, {})
+    loaded.model.head.weight.data[tokenizer.eos_id] *= 4
+    page = open_page(loaded)
+    lengths = set()
+    for seed in range(8):
+        window, made = SlidingWindow(loaded.model, [tokenizer.encode("the")]), []
+        for (token,) in generate(window, 200, row_generators(seed, 1), Sampling(temperature=0.8), ()):
+            made.append(token)
+            if token == tokenizer.eos_id:
+                break
+        given = {"prompt": "the", "maxNewTokens": 200, "seed": seed}
+        assert page.evaluate("given => tinygpt.generate(given)", given) == "the" + tokenizer.decode(made)
+        lengths.add(len(made))
+    assert len(lengths) > 1
+
+
 def has_half(text: str) -> bool:
     """Whether a text holds half a surrogate pair."""
     return any(0xD800 <= ord(c) < 0xE000 for c in text)
