@@ -8,14 +8,7 @@ from support.command import user_errors
 from support.plain import check_fields
 from tiny_decoder import TinyGPTConfig
 
-# What of a checkpoint's origin is shown, and how.
-ORIGIN = {
-    "corpus": "corpus",
-    "step": "step",
-    "val_loss": "val loss",
-    "merged_from": "merged from",
-    "converted_from": "converted from",
-}
+ORIGIN = ("corpus", "step", "val_loss", "merged_from", "converted_from")  # what of a checkpoint's origin is shown
 
 
 def facts(config: TinyGPTConfig, tokenizer: Tokenizer, origin: dict) -> dict[str, str]:
@@ -32,14 +25,9 @@ def facts(config: TinyGPTConfig, tokenizer: Tokenizer, origin: dict) -> dict[str
 
 def origin_facts(origin: dict) -> dict[str, str]:
     """Where a model came from, as far as it is known."""
-    found = {}
-    for name, shown in ORIGIN.items():
-        value = origin.get(name)
-        if type(value) in (int, str):
-            found[shown] = f"{value:,}" if type(value) is int else value[:200]
-        elif type(value) is float:
-            found[shown] = f"{value:.4f} nats per token"
-    return found
+    shown = {int: lambda value: f"{value:,}", str: lambda value: value[:200], float: lambda value: f"{value:.4f} nats"}
+    known = {name.replace("_", " "): origin.get(name) for name in ORIGIN}
+    return {name: shown[type(value)](value) for name, value in known.items() if type(value) in shown}
 
 
 def describe_file(path: Path) -> dict[str, str]:

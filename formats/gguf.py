@@ -6,6 +6,7 @@ bytes as GPT-2's symbols. Characters become such tokens: a character of several 
 
 import dataclasses
 import json
+from enum import IntEnum
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights
 from formats.huggingface import rename, weights_with_biases
 from support.command import UserError, optional_package
 from support.durable import check_overwrite, write_atomically
-from tiny_decoder import TinyGPT
+from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, UNK
 
 # Parts of a tensor's name: ours, llama.cpp's.
@@ -46,8 +47,10 @@ def save_gguf(path: Path, loaded: Checkpoint, precision: str = "float32", force:
     half = precision == "float16"
     weights = {name: rounded(name, tensor, half) for name, tensor in weights_with_biases(model).items()}
     writer = gguf.GGUFWriter(None, "gpt2")
-    add_shape(writer, path.stem, model, gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
-    add_tokenizer(writer, loaded.tokenizer, gguf.TokenType)
+    kind = gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32
+    fields = {"name": path.stem, "file_type": kind, **shape_fields(model.config)}
+    for name, value in {**fields, **tokenizer_fields(loaded.tokenizer, gguf.TokenType)}.items():
+        getattr(writer, f"add_{name}")(value)
     for name, tensor in weights.items():
         writer.add_tensor(rename(name, GGUF_NAMES), tensor.numpy())
     write_atomically(path, lambda file: write_sections(writer, Path(file.name)))
@@ -64,34 +67,22 @@ def rounded(name: str, tensor: Tensor, half: bool) -> Tensor:
     return tensor.half()
 
 
-def add_shape(writer, name: str, model: TinyGPT, file_type: int) -> None:
-    """The fields that say what network it is."""
-    config = model.config
-    writer.add_name(name)
-    writer.add_file_type(file_type)
-    writer.add_context_length(config.max_seq)
-    writer.add_embedding_length(config.embed_dim)
-    writer.add_feed_forward_length(4 * config.embed_dim)
-    writer.add_block_count(config.num_layers)
-    writer.add_head_count(config.num_heads)
-    writer.add_layer_norm_eps(1e-5)
+def shape_fields(config: TinyGPTConfig) -> dict[str, object]:
+    """What says which network it is; a field is named as the writer's method that adds it, without `add_`."""
+    shape = {"context_length": config.max_seq, "embedding_length": config.embed_dim, "block_count": config.num_layers}
+    more = {"feed_forward_length": 4 * config.embed_dim, "head_count": config.num_heads, "layer_norm_eps": 1e-5}
+    return {**shape, **more}
 
 
-def add_tokenizer(writer, tokenizer: Tokenizer, token_type) -> None:
-    """The fields that say how text becomes ids. The special token ends a text: without one, llama.cpp takes id 11."""
+def tokenizer_fields(tokenizer: Tokenizer, types: type[IntEnum]) -> dict[str, object]:
+    """What says how text becomes ids. The special token ends a text: without one, llama.cpp takes id 11."""
     tokens, merges = (bpe_tokens if isinstance(tokenizer, BPETokenizer) else character_tokens)(tokenizer)
-    types = [token_type.NORMAL] * len(tokens)
-    for token in tokenizer.special_ids:
-        types[token] = token_type.CONTROL
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PRE_TOKENIZERS[tokenizer.kind])
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    # The field must be there, and an empty list is not written: a merge that never fires without a token for NUL NUL.
-    writer.add_token_merges(merges or [f"{SYMBOL_OF[0]} {SYMBOL_OF[0]}"])
-    writer.add_bos_token_id(tokenizer.start_id)
-    writer.add_eos_token_id(tokenizer.bos_id)
-    writer.add_add_bos_token(False)
+    kinds = [types.CONTROL if i in tokenizer.special_ids else types.NORMAL for i in range(len(tokens))]
+    # An empty list of merges would not be written, and there must be one: this merge has no token, and never fires.
+    merges = merges or [f"{SYMBOL_OF[0]} {SYMBOL_OF[0]}"]
+    words = {"token_list": tokens, "token_types": kinds, "token_merges": merges}
+    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.bos_id, "add_bos_token": False}
+    return {"tokenizer_model": "gpt2", "tokenizer_pre": PRE_TOKENIZERS[tokenizer.kind], **words, **ids}
 
 
 def bpe_tokens(tokenizer: BPETokenizer) -> tuple[list[str], list[str]]:

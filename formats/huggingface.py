@@ -26,8 +26,11 @@ from tokenizer import BOS, UNK, CharTokenizer
 
 PURPOSE = "a Hugging Face folder"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-GELU_OF = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 ORIGIN = "tinygpt_origin"
+PICKLED = (
+    "pickled weights (pytorch_model.bin) may hold any program and are not read: transformers saves them anew, "
+    "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+)
 SIZES = {"max_seq": "n_positions", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
 # Parts of a tensor's name: ours, GPT-2's.
 GPT2_NAMES = (
@@ -36,15 +39,15 @@ GPT2_NAMES = (
     *(("attention.in_proj_", "attn.c_attn."), ("attention.out_proj.", "attn.c_proj.")),
     *(("mlp.0.", "mlp.c_fc."), ("mlp.2.", "mlp.c_proj.")),
 )
-# What the network cannot express otherwise: a field of config.json, the values that it may have, its default.
-FIXED = (
-    ("model_type", ("gpt2",), None),
-    ("activation_function", tuple(GELU_OF), "gelu_new"),
-    ("layer_norm_epsilon", (1e-5,), 1e-5),
-    ("scale_attn_weights", (True,), True),
-    ("scale_attn_by_inverse_layer_idx", (False,), False),
-    ("add_cross_attention", (False,), False),
-)
+# What the network cannot express otherwise: fields of config.json, and what they may be; the first is their default.
+FIXED = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
 
 # --- Out ---------------------------------------------------------------------------------------------------------
 
@@ -150,16 +153,14 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict:
 
 
 def tokenizer_config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
-    """The content of tokenizer_config.json. A text that spells a special token, "<bos>", is read as characters."""
-    tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.bos}
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # versions 4 and 5 and other readers know this one
-        **tokens,
-        "unk_token": tokenizer.bos if tokenizer.unk_id is None else UNK,
-        "model_max_length": config.max_seq,
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
-    }
+    """The content of tokenizer_config.json, for versions 4 and 5 and other readers.
+
+    A text that spells a special token, "<bos>", is read as characters.
+    """
+    unknown = tokenizer.bos if tokenizer.unk_id is None else UNK
+    tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.bos, "unk_token": unknown}
+    options = {"model_max_length": config.max_seq, "clean_up_tokenization_spaces": False, "split_special_tokens": True}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **options}
 
 
 def card(name: str, loaded: Checkpoint) -> str:
@@ -206,19 +207,14 @@ def load_huggingface(folder: Path) -> Checkpoint:
         return Checkpoint(model_from_weights(config, weights), tokenizer, origin)
 
 
-def read_text(path: Path) -> str:
-    """The text in a file. Raises ValueError if there is none, or too much of it."""
+def read_json(path: Path) -> dict:
+    """The dictionary in a JSON file. Raises ValueError if there is none, or too much of it."""
     if not path.is_file():
         raise ValueError(f"it has no {path.name}")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path.name} is too large")
-    return path.read_text(encoding="utf-8")
-
-
-def read_json(path: Path) -> dict:
-    """The dictionary in a JSON file. Raises ValueError if there is none."""
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(path.read_text(encoding="utf-8"))
         check_fields(content, {})
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
@@ -228,8 +224,8 @@ def read_json(path: Path) -> dict:
 def check_expressible(settings: dict) -> None:
     """Raise ValueError that names a field of config.json that asks for what the network cannot do."""
     check_fields(settings, dict.fromkeys(("vocab_size", *SIZES.values()), int))
-    for name, allowed, default in (*FIXED, ("n_inner", (None, 4 * settings["n_embd"]), None)):
-        value = settings.get(name, default)
+    for name, allowed in {**FIXED, "n_inner": (None, 4 * settings["n_embd"])}.items():
+        value = settings.get(name, allowed[0])
         if value not in allowed:
             raise ValueError(f"its {name} is {str(value)[:60]!r}, and this network has only {allowed[0]!r}")
 
@@ -241,7 +237,7 @@ def config_from(settings: dict, vocab_size: int) -> TinyGPTConfig:
         **{ours: settings[theirs] for ours, theirs in SIZES.items()},
         dropout=settings.get("resid_pdrop", 0.1),
         attention_dropout=settings.get("attn_pdrop", 0.1),
-        gelu=GELU_OF[settings.get("activation_function", "gelu_new")],
+        gelu="exact" if settings.get("activation_function") == "gelu" else "tanh",
         tie_embeddings=settings.get("tie_word_embeddings", True),
     )
 
@@ -249,10 +245,6 @@ def config_from(settings: dict, vocab_size: int) -> TinyGPTConfig:
 def read_tokenizer(folder: Path, start_id: object) -> Tokenizer:
     """The tokenizer of a folder; start_id: what texts without a prompt begin after, if it is a newline or, among
     characters, any. Raises ValueError if it is no byte-level BPE and no character vocabulary of ours."""
-    if not (folder / "tokenizer.json").is_file() and (folder / "merges.txt").is_file():  # older folders
-        merges = read_text(folder / "merges.txt").splitlines()
-        merges = [merge for merge in merges if merge and not merge.startswith("#version")]
-        return BPETokenizer(json.dumps({"model": {"vocab": read_json(folder / "vocab.json"), "merges": merges}}))
     content = read_json(folder / "tokenizer.json")
     check_fields(content, {"model": dict, "decoder": dict})
     model, kind = content["model"], content["decoder"].get("type")
@@ -261,7 +253,8 @@ def read_tokenizer(folder: Path, start_id: object) -> Tokenizer:
         raise ValueError("its tokenizer changes the text before it reads it (normalizer)")
     if kind == "Fuse" and not model["merges"]:
         return characters_from(model["vocab"], start_id)
-    if kind != "ByteLevel" or '"add_prefix_space": true' in json.dumps(content.get("pre_tokenizer")):
+    words = json.dumps(content.get("pre_tokenizer"))
+    if kind != "ByteLevel" or '"add_prefix_space": true' in words or '"use_regex": false' in words:
         raise ValueError("its tokenizer is neither GPT-2's byte-level BPE nor a character vocabulary")
     tokenizer = BPETokenizer(json.dumps({"model": model}))
     if tokenizer.encode("\n")[0] == start_id:
@@ -298,7 +291,7 @@ def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[s
             raise ValueError(f"tensor {name[:60]!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
         if ".c_" in name and tensor.ndim == 2:
             tensor = tensor.T
-        if name in ("wte.weight", "lm_head.weight") and len(tensor) == rows:
+        if name in ("wte.weight", "lm_head.weight") and tensor.shape[:1] == (rows,):
             tensor = tensor[: config.vocab_size]
         weights[rename(name, GPT2_NAMES, back=True)] = torch.empty(tensor.shape).copy_(tensor)
     return weights, origin or {"converted_from": folder.absolute().name}
@@ -314,12 +307,8 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor, dict]]:
         files = sorted({str(file) for file in index["weight_map"].values()})
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
-            if list(folder.glob("pytorch_model*.bin")):
-                raise ValueError(
-                    "its weights are pickled (pytorch_model.bin), which may hold any program, and are not read; "
-                    "transformers saves them anew: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
-                )
-            raise ValueError(f"it has no {file[:60]}")
+            pickled = f"; {PICKLED}" if list(folder.glob("pytorch_model*.bin")) else ""
+            raise ValueError(f"it has no {file[:60]}{pickled}")
         with open(folder / file, "rb") as content:  # before the library reads a header of any size
             header_size = int.from_bytes(content.read(8), "little")
         if header_size > MOST_BYTES:

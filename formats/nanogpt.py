@@ -22,6 +22,7 @@ from support.plain import check_fields
 from tiny_decoder import TinyGPTConfig
 from tokenizer import CharTokenizer
 
+TABLE = "token_embedding.weight"
 PLAIN = (int, float, str)
 SIZES = {"max_seq": "block_size", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
 
@@ -42,9 +43,8 @@ def load_nanogpt(path: Path, text: Path | None, bpe: Path | None) -> Checkpoint:
         bias = shape.get("bias", True)
         config = TinyGPTConfig(tokenizer.vocab_size, **sizes, **noise, bias=bias, tie_embeddings=True)
         weights = our_weights(content["model"], path.stat().st_size)
-        embedding = weights.get("token_embedding.weight")
-        if embedding is not None:
-            weights["token_embedding.weight"] = our_rows(embedding, tokenizer, rarest)
+        check_fields(weights, {TABLE: Tensor})
+        weights[TABLE] = our_rows(weights[TABLE], tokenizer, rarest)
         return Checkpoint(model_from_weights(config, weights), tokenizer, origin_of(path, content))
 
 
@@ -93,15 +93,12 @@ def our_weights(state: dict, most_bytes: int) -> dict[str, Tensor]:
 
 def our_rows(embedding: Tensor, tokenizer: Tokenizer, rarest: int | None) -> Tensor:
     """The rows (V, C) of our tokens. Raises ValueError if nanoGPT has fewer, or other characters."""
-    if rarest is None:
-        if len(embedding) < tokenizer.vocab_size:
-            raise ValueError(f"it has {len(embedding)} tokens, and the tokenizer {tokenizer.vocab_size}")
-        return embedding[: tokenizer.vocab_size].clone()
-    special = len(tokenizer.special_ids)
-    if len(embedding) != tokenizer.vocab_size - special:
-        known = tokenizer.vocab_size - special
-        raise ValueError(f"it has {len(embedding)} tokens, and the text {known} characters: give the text it learned")
-    return torch.cat([embedding[[rarest - special] * special], embedding])
+    special = () if rarest is None else tokenizer.special_ids
+    found, wanted = embedding.size(0) if embedding.ndim else 0, tokenizer.vocab_size - len(special)
+    if found < wanted or (special and found > wanted):
+        raise ValueError(f"it has {found} tokens, and the vocabulary {wanted}: give the text that it learned from")
+    rows = [rarest - len(special)] * len(special) if special else []
+    return embedding[[*rows, *range(wanted)]]
 
 
 def origin_of(path: Path, content: dict) -> dict:

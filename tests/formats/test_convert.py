@@ -37,7 +37,7 @@ def test_a_model_alone_is_described(model, tmp_path, in_process):
         "tokenizer": "char, 6 tokens; a text starts after '\\n'",
         "corpus": "letters",
         "step": "1,200",
-        "val loss": "1.5000 nats per token",
+        "val loss": "1.5000 nats",
         "parameters": f"{model.num_parameters():,}",
         "size": f"{(tmp_path / 'a.pth').stat().st_size:,} bytes",
     }

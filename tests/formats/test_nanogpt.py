@@ -184,6 +184,7 @@ def hostile_contents():
         "not finite",
         {"model": {**state, "transformer.wpe.weight": torch.full((16, 24), math.nan)}, "model_args": shape},
     )
+    yield "a number", {"model": {**state, "transformer.wte.weight": torch.tensor(1.0)}, "model_args": shape}
     yield "a list", [state]
 
 
