@@ -1,6 +1,6 @@
 """The pictures of docs/images: a page, made by convert.py, photographed in Chromium.
 
-python -m benchmarks.page_pictures checkpoints/tiny_decoder.html
+python tests/formats/page_pictures.py checkpoints/tiny_decoder.html
 """
 
 import argparse
@@ -14,7 +14,6 @@ PICTURES = {
     "page-write.png": (1280, 860, "light", None),
     "page-look.png": (1280, 860, "light", "#look"),
     "page-learn.png": (1280, 860, "light", "#learn"),
-    "page-dark.png": (1280, 860, "dark", "#look"),
     "page-phone.png": (390, 844, "dark", None),
 }
 
