@@ -29,7 +29,7 @@ from tiny_decoder import next_token_loss
 from training.distributed import joined
 from training.optimizers import set_learning_rates
 from training.plan import plan_steps, seconds_of
-from training.report import announce, finish, interruption, log_metrics, print_progress, print_step
+from training.report import announce, finish, interruption, log_metrics, overfitting_note, print_progress, print_step
 from training.run import Run, open_run
 from training.save import save_best, save_state, where_kept
 
@@ -66,9 +66,10 @@ def train(run: Run, stop: StopSignal) -> int:
                 line = log_metrics(run, val_loss)
                 if better:
                     save_best(run)
+                note = overfitting_note(run, val_loss)
                 state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
                 save_state(run)
-                print_step(run, line, better, sample_text(run))
+                print_step(run, line, better, sample_text(run), note)
                 mark = time.perf_counter()
                 if settings.patience and state.stale >= settings.patience:
                     break

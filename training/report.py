@@ -22,22 +22,28 @@ OVERFITTING = 0.02
 PROGRESS = 30.0  # seconds
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def announce(run: Run) -> None:
     """Say what was chosen."""
     settings, corpus = run.settings, run.corpus
-    length = f"{settings.steps:,} steps of {settings.batch_size} windows"
+    batch = counted(settings.batch_size, "window")
+    length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:
-        length = f"steps of {settings.batch_size} windows, as many as fit into {settings.minutes:g} minutes"
+        length = f"steps of {batch}, as many as fit into {settings.minutes:g} minutes"
     print(
         f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate\n"
-        f"model    {run.model.num_parameters():,} parameters: {settings.num_layers} layers x {settings.embed_dim}, "
-        f"{settings.num_heads} heads, window {settings.max_seq}, {run.tokenizer.vocab_size} tokens in the vocabulary\n"
+        f"model    {run.model.num_parameters():,} parameters: {counted(settings.num_layers, 'layer')} x "
+        f"{settings.embed_dim}, {counted(settings.num_heads, 'head')}, window {settings.max_seq}, {run.tokenizer.vocab_size} tokens in the vocabulary\n"
         f"recipe   {settings.preset}: {length}\n"
         f"machine  {describe_device(run.device)}, {settings.dtype}{', compiled' if run.compiled else ''}"
     )
     if run.dist.size > 1:
         share = settings.batch_size // run.dist.size
-        print(f"ranks    {run.dist.size} processes like this one, {share} windows of each step for each")
+        print(f"ranks    {run.dist.size} processes like this one, {counted(share, 'window')} of each step for each")
     if settings.lora_rank:
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
@@ -89,8 +95,20 @@ def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
     return line
 
 
-def print_step(run: Run, line: dict[str, float], better: bool, sample: str) -> None:
-    """The step's figures and sample, and a note when the validation loss begins to rise."""
+def overfitting_note(run: Run, val_loss: float) -> str:
+    """What to say when the validation loss has begun to rise, once after each new best; else nothing."""
+    state, rise = run.state, val_loss - run.state.best_loss
+    if rise <= OVERFITTING or state.overfitting_noted:
+        return ""
+    state.overfitting_noted = True
+    return (
+        f"NOTE: validation is {rise:.3f} above its best, at step {state.best_step}, whose weights are kept. If it "
+        "keeps rising, the model overfits: try more text, more --dropout or fewer --steps"
+    )
+
+
+def print_step(run: Run, line: dict[str, float], better: bool, sample: str, note: str) -> None:
+    """The step's figures and sample, and the note if there is one."""
     run.last_line = time.monotonic()
     state, floor = run.state, f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
     units = "".join(
@@ -103,13 +121,8 @@ def print_step(run: Run, line: dict[str, float], better: bool, sample: str) -> N
         f"{' *' if better else ''} | {line['tokens_per_second']:,.0f} tokens/s | {state.train_seconds:.0f} s"
     )
     tqdm.write("    " + sample.strip().replace("\n", "\n    "))
-    rise = line["val_loss"] - state.best_loss
-    if rise > OVERFITTING and not state.overfitting_noted:
-        state.overfitting_noted = True
-        tqdm.write(
-            f"NOTE: validation is {rise:.3f} above its best, at step {state.best_step}, whose weights are kept. If it "
-            "keeps rising, the model overfits: try more text, more --dropout or fewer --steps"
-        )
+    if note:
+        tqdm.write(note)
 
 
 def interruption(run: Run, told: bool, signum: int) -> Exception:
@@ -141,7 +154,7 @@ def finish(run: Run) -> None:
         print(where_kept(run))
         return
     if state.step < settings.steps:
-        print(f"ended at step {state.step}: {state.stale} evaluations without a new best (--patience)")
+        print(f"ended at step {state.step}: {counted(state.stale, 'evaluation')} without a new best (--patience)")
     if run.dist.first:
         lines = run.paths.metrics.read_text(encoding="utf-8").splitlines()
         for row in plot([json.loads(line)["val_loss"] for line in lines]):
