@@ -233,11 +233,11 @@ def out_of_memory(error: Exception) -> bool:
 
 def run(command: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process with the exit code that its outcome calls for."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    open_streams()
-    warnings.showwarning = print_warning
     code, message = 1, None
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        open_streams()
+        warnings.showwarning = print_warning
         code = command() or 0
         sys.stdout.flush()
     except Interrupted as stop:

@@ -115,18 +115,38 @@ def remove_leftovers(path: Path, older_than: float = 0.0) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock file at `path` (made if need be, and left there); UserError(refusal) if another process holds it.
+    """Hold the lock file at `path`, made if need be; UserError(refusal) if another process holds it.
 
-    The system itself frees the lock when the process ends, however it ends, so no stale lock can be left behind.
+    The system itself frees the lock when the process ends, however it ends, so no stale lock can be left behind. The
+    file stays, unless what is done within ends in a UserError and there was none before. Raises OSError that says what
+    to do if the lock cannot be made.
     """
-    with open(path, "ab") as file:
+    new = not path.exists()
+    with contextlib.ExitStack() as held:
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            else:
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            lock(held.enter_context(open(path, "ab")), path, refusal)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                raise UserError(refusal) from None
+            advice = "choose another --out, on a disk of this machine"
+            raise OSError(f"cannot make the lock file {path}: {error.strerror}; {advice}") from None
+        try:
+            yield
+        except UserError:
+            if new:
+                with contextlib.suppress(OSError):  # Windows deletes no open file
+                    path.unlink()
             raise
-        yield
+
+
+def lock(file: BinaryIO, path: Path, refusal: str) -> None:
+    """Take the lock of an open file; UserError(refusal) if another process has it, or has just removed the file."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            raise UserError(refusal) from None
+        raise
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        raise UserError(refusal)

@@ -37,7 +37,8 @@ def announce(run: Run) -> None:
     print(
         f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate\n"
         f"model    {run.model.num_parameters():,} parameters: {counted(settings.num_layers, 'layer')} x "
-        f"{settings.embed_dim}, {counted(settings.num_heads, 'head')}, window {settings.max_seq}, {run.tokenizer.vocab_size} tokens in the vocabulary\n"
+        f"{settings.embed_dim}, {counted(settings.num_heads, 'head')}, window {settings.max_seq}, "
+        f"{run.tokenizer.vocab_size} tokens in the vocabulary\n"
         f"recipe   {settings.preset}: {length}\n"
         f"machine  {describe_device(run.device)}, {settings.dtype}{', compiled' if run.compiled else ''}"
     )

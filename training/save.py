@@ -1,11 +1,13 @@
 """How a run is saved, and what its user is told about that."""
 
+import contextlib
 import shlex
 
 import torch
 
-from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
+from formats.checkpoint import TRAINING, model_header, read_any, save_model, write_checkpoint
 from recipe import make_parser
+from support.command import UserError
 from training.lora import adapter_weights, base_weights, lora_config, save_adapter
 from training.optimizers import optimizer_tensors, trained_parameters
 from training.run import Run
@@ -61,15 +63,29 @@ def save_state(run: Run) -> None:
 
 
 def where_kept(run: Run) -> str:
-    """What a user still has after a failure."""
+    """What a user still has after a failure. Rank 0 looks at the disk: what was saved may be gone."""
+    last, step, steps = run.paths.last, run.saved_step, run.settings.steps
     if not run.saved_in:
-        return "nothing of this run was saved yet"
-    best = run.paths.best
-    hint = f" ({best} is still the earlier run's)" if best.exists() else f" ({best} comes with the first evaluation)"
-    return (
-        f"saved at step {run.saved_step} of {run.settings.steps}; continue with: "
-        f"{next_command(run, 'main.py --resume')}{'' if run.state.best_step else hint}"
-    )
+        return f"no training state of this run was saved yet{model_on_disk(run)}"
+    if run.dist.first and not run.saved_in.is_file():
+        earlier = f"; --resume continues from {run.paths.previous}" if run.paths.previous.is_file() else ""
+        return f"{run.saved_in} was saved at step {step} and is gone{earlier}{model_on_disk(run)}"
+    if run.saved_in == last and step >= steps:
+        return f"saved at step {step} of {steps}, the last; sample from it with: {next_command(run, 'generate.py')}"
+    hint = "" if run.state.best_step else model_on_disk(run)
+    return f"saved at step {step} of {steps}; continue with: {next_command(run, 'main.py --resume')}{hint}"
+
+
+def model_on_disk(run: Run) -> str:
+    """The end of a sentence that says which model NAME.pth holds."""
+    best, state = run.paths.best, run.state.to_plain()
+    if not best.is_file():
+        return f" ({best} comes with the first evaluation)" if not state["best_step"] else f" ({best} is gone too)"
+    with contextlib.suppress(UserError, OSError):
+        origin = read_any(best)[0]["origin"]
+        if (origin.get("step"), origin.get("val_loss")) == (state["best_step"], state["best_loss"]):
+            return f" ({best} holds the model of step {state['best_step']})"
+    return f" ({best} is still the earlier run's)"
 
 
 def next_command(run: Run, command: str) -> str:

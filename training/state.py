@@ -94,6 +94,15 @@ def check_output(paths: RunPaths) -> None:
         )
     if paths.best.is_dir():
         raise UserError(f"--out {paths.best} is a folder")
+    # The longest name of a run's files: what is written while an earlier run's metrics are copied.
+    longest = f"{paths.best.stem}.9999.metrics.jsonl.{os.getpid()}.tmp"
+    folder = next(parent for parent in paths.best.absolute().parents if parent.is_dir())
+    most = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    if len(os.fsencode(longest)) > most:
+        raise UserError(
+            f"--out {paths.best}: the name is too long, with the ending .9999.metrics.jsonl.{os.getpid()}.tmp for a "
+            f"file system that takes {most} bytes: choose a shorter one"
+        )
 
 
 @contextlib.contextmanager

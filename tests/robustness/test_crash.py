@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import main
 from conftest import assert_one_error_line, assert_same_state
 from faults import (
     OUT,
@@ -167,9 +170,66 @@ def test_a_full_disk_is_exit_1_with_the_reason(earlier, tmp_path):
 
     child = train(folder, *RUN, prepare=limit, code=1)
     assert_one_error_line(
-        child.stderr, "tiny_decoder.last.pth", os.strerror(errno.EFBIG), "nothing of this run was saved"
+        child.stderr,
+        "tiny_decoder.last.pth",
+        os.strerror(errno.EFBIG),
+        "no training state of this run was saved yet",
+        "tiny_decoder.pth holds the model of step 1",
     )
     assert_nothing_lost(folder, child.stdout, files_of(earlier))
+
+
+def test_a_disk_that_is_full_before_the_first_model_leaves_the_earlier_one(earlier, tmp_path):
+    resource = pytest.importorskip("resource")
+    folder = copy_of(earlier, tmp_path / "run")
+    child = train(folder, *RUN, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)), code=1)
+    assert_one_error_line(child.stderr, "no training state", "tiny_decoder.pth is still the earlier run's")
+    assert_nothing_lost(folder, child.stdout, files_of(earlier))
+
+
+@pytest.mark.parametrize(
+    "lost, words",
+    [
+        (
+            ["checkpoints"],
+            "tiny_decoder.last.pth was saved at step 2 and is gone (checkpoints/tiny_decoder.pth is gone",
+        ),
+        ([OUT.last], "was saved at step 2 and is gone; --resume continues from checkpoints/tiny_decoder.previous.pth"),
+        ([OUT.last, OUT.previous], "is gone (checkpoints/tiny_decoder.pth holds the model of step 2)"),
+    ],
+)
+def test_what_is_lost_in_mid_run_is_not_named_as_kept(tmp_path, lost, words):
+    """Files vanish between an evaluation and the next, which then meets a disk that fails."""
+
+    def prepare():
+        real = main.train_step
+
+        def lose(run):
+            if run.state.step == 2:
+                for path in map(Path, lost):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(run)
+
+        main.train_step = lose
+
+    child = train(write_corpus(tmp_path), *RUN, prepare=prepare, code=1)
+    assert_one_error_line(child.stderr, words)
+
+
+def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
+    def prepare():
+        real = main.train_step
+
+        def lose(run):
+            if run.state.step == 2:
+                shutil.rmtree("checkpoints")
+            return real(run)
+
+        main.train_step = lose
+
+    child = train(write_corpus(tmp_path), *RUN, prepare=prepare, code=1)
+    assert_one_error_line(child.stderr, "tiny_decoder.metrics.jsonl", "was saved at step 2 and is gone")
 
 
 # --- The order of the calls --------------------------------------------------------------------------------------
@@ -257,6 +317,23 @@ def test_two_runs_on_one_output_the_second_is_refused(tmp_path):
     train(
         folder, "--resume", "--stop-at", 100_000, "--steps", announced_step(first.stdout) + 20
     )  # died with its process
+
+
+def test_a_lock_that_cannot_be_made_says_what_to_do(tmp_path, in_process):
+    write_corpus(tmp_path)
+    OUT.best.with_suffix(".lock").mkdir(parents=True)
+    code, _, errors = in_process("main.py", *RUN)
+    assert code == 1
+    assert_one_error_line(errors, "cannot make the lock file", "tiny_decoder.lock", "another --out")
+
+
+def test_a_refused_resume_leaves_no_lock(uninterrupted, tmp_path):
+    folder = copy_of(uninterrupted, tmp_path / "run")
+    (folder / OUT.best).with_suffix(".lock").unlink()
+    before = sorted((folder / "checkpoints").iterdir())
+    assert_one_error_line(train(folder, "--resume", code=2).stderr, "complete at step 3")
+    assert_one_error_line(train(folder, "--resume", "--seed", 1, code=2).stderr, "--seed 1 contradicts")
+    assert sorted((folder / "checkpoints").iterdir()) == before
 
 
 def test_a_state_with_numbers_that_do_not_load_is_not_written(tmp_path):

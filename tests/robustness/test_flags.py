@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -276,6 +278,7 @@ def resumed_dtype(*flags: str) -> torch.dtype:
     [
         ("text.txt/model.pth", ["text.txt"]),
         ("a" * 300 + ".pth", ["too long"]),
+        ("a" * 230 + ".pth", ["too long", "--out"]),  # as such it fits, what is written beside it does not
         ("folder.pth", ["--out folder.pth is a folder"]),
         ("/proc/nowhere/model.pth", ["/proc/nowhere"]),
     ],
@@ -287,6 +290,33 @@ def test_an_output_that_cannot_be_written_is_found_before_training(in_process, t
     assert code in (1, 2)
     assert_one_error_line(errors, *words)
     assert "step" not in output
+
+
+def test_a_folder_for_a_checkpoint_is_called_one(in_process, tmp_path):
+    (tmp_path / "models").mkdir()
+    for arguments in (["generate.py", "--checkpoint", "models"], ["main.py", *SMALL_RUN, "--init-from", "models"]):
+        code, _, errors = in_process(*arguments)
+        assert code == 2
+        assert_one_error_line(errors, "models is a folder", ".pth")
+
+
+@pytest.mark.parametrize("out", ["check points/a b.pth", "it's.pth", "$HOME.pth"])
+def test_suggested_commands_are_quoted_for_the_shell(in_process, tmp_path, out):
+    """What a run tells to type is the command that it means."""
+    write_corpus(tmp_path)
+    _, stopped, _ = in_process("main.py", *SMALL_RUN, "--steps", 4, "--stop-at", 2, "--out", out)
+    (resume,) = re.findall(r"continue with: python (.*--resume.*?)(?: \(|$)", stopped, re.MULTILINE)
+    code, ended, errors = in_process(*shlex.split(resume))
+    assert code == 0, errors
+    (sample,) = re.findall(r"sample from it with: python (.*)", ended)
+    assert shlex.split(sample)[:3] == ["generate.py", "--checkpoint", out]
+    assert in_process(*shlex.split(sample), "--max-new-tokens", 3)[0] == 0
+
+
+def test_one_of_a_thing_is_not_called_several(in_process, tmp_path):
+    write_corpus(tmp_path)
+    _, output, _ = in_process("main.py", *SMALL_RUN, "--steps", 1, "--batch-size", 1, "--num-heads", 1)
+    assert "1 step of 1 window\n" in output and "1 layer x 8, 1 head," in output
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

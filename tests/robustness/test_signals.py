@@ -3,11 +3,13 @@
 import builtins
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 import main
-from conftest import assert_same_state
+from conftest import ROOT, assert_same_state
 from faults import OUT, SMALL_RUN, Child, assert_nothing_lost, copy_of, files_of, train, write_corpus
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast, and POSIX signals")
@@ -110,7 +112,9 @@ def test_a_second_sigint_in_the_middle_of_writing_leaves_files_that_load(uninter
         builtins.open = open_watched
 
     child = train(folder, *RUN, prepare=prepare, code=130)
-    assert "Traceback" not in child.stderr and "interrupted: nothing of this run was saved yet" in child.stderr
+    assert (
+        "Traceback" not in child.stderr and "interrupted: no training state of this run was saved yet" in child.stderr
+    )
     assert_nothing_lost(folder, child.stdout, earlier)
     assert not list(folder.rglob("*.tmp"))
 
@@ -121,3 +125,41 @@ def test_sigint_before_training_is_quiet(tmp_path):
     child = Child(folder, "main.py", *RUN, prepare=signal_in("announce", signal.SIGINT))
     assert child.wait() == 130
     assert child.stderr == "interrupted\n"
+
+
+@pytest.mark.parametrize("signums", [(signal.SIGINT,), (signal.SIGINT, signal.SIGINT)])
+def test_a_signal_in_the_last_report_does_not_ask_to_continue(tmp_path, signums):
+    folder = write_corpus(tmp_path)
+    code = 130 if len(signums) == 2 else 0
+    child = train(folder, *RUN, prepare=signal_in("print_step", *signums, call=3), code=code)
+    assert "--resume" not in child.stderr + child.stdout
+    assert "python generate.py" in (child.stderr if code else child.stdout)
+    assert "complete at step 6" in train(folder, "--resume", code=2).stderr
+
+
+# --- Before a command has begun ----------------------------------------------------------------------------------
+
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_while_python_imports_is_one_line(tmp_path, script):
+    """Python tells each import: right after the script's first one, and after 300 and 1,000 more (several packages)."""
+    for number in (0, 300, 1000):
+        process = subprocess.Popen(
+            [sys.executable, "-X", "importtime", str(ROOT / script), "--help"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            for line in process.stderr:
+                if line.split("|")[-1].strip() == "support.start":
+                    break
+            for _ in range(number):
+                process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=60)
+        said = [line for line in errors.splitlines() if not line.startswith("import time:")]
+        assert (process.returncode, said, output) == (130, ["interrupted"], ""), number
