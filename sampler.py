@@ -54,7 +54,6 @@ class SlidingWindow:
         self.cache = KVCache(model, len(prompts))
         self.unread = True  # whether the cache must be filled anew
 
-    @torch.inference_mode()
     def next_logits(self) -> Tensor:
         """Logits (B, V), float32, after the last token of every row. Raises FloatingPointError if not finite.
 
@@ -66,7 +65,11 @@ class SlidingWindow:
                 self.unread = True
         ids = self.windows() if self.unread else torch.tensor([row[-1:] for row in self.rows], device=self.device)
         fast = self.step is not None and self.cache.padding is None and ids.size(1) == 1
-        logits = self.step(ids, self.cache) if fast else self.model(ids, self.cache, last_only=True)[:, 0]
+        if fast:
+            logits = self.step(ids, self.cache)
+        else:
+            with torch.inference_mode():
+                logits = self.model(ids, self.cache, last_only=True)[:, 0]
         logits = logits.float().cpu()
         if not math.isfinite(logits.sum(dtype=torch.float64).item()):
             raise FloatingPointError("the model gave logits that are not finite: its weights are damaged")

@@ -59,9 +59,8 @@ class TinyGPTConfig:
 class LayerCache:
     """The keys and values of one layer, (B, nh, max_seq, hs) each, of which the first `length` slots are filled."""
 
-    def __init__(self, shape: tuple[int, int, int, int], like: Tensor):
-        # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+    def __init__(self, keys: Tensor, values: Tensor):
+        self.keys, self.values = keys, values
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +82,9 @@ class KVCache:
     def __init__(self, model: "TinyGPT", batch_size: int):
         config, like = model.config, model.position_embedding.weight
         shape = (batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
-        self.layers = [LayerCache(shape, like) for _ in range(config.num_layers)]
+        # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
+        self.memory = like.new_zeros(config.num_layers, 2, *shape)  # of all layers, keys and values
+        self.layers = [LayerCache(self.memory[i, 0], self.memory[i, 1]) for i in range(config.num_layers)]
         self.padding: Tensor | None = None  # (B,), or None if no row is padded
 
     @property
@@ -99,9 +100,8 @@ class KVCache:
 
     def reorder(self, rows: list[int]) -> None:
         """Row i becomes what row rows[i] was, in place: for beams that fork and die. The batch keeps its size."""
-        for layer in self.layers:
-            for kept in (layer.keys, layer.values):
-                kept[:, :, : layer.length] = kept[rows, :, : layer.length]
+        for layer in self.memory:  # (2, B, nh, max_seq, hs)
+            layer[:, :, :, : self.length] = layer[:, rows, :, : self.length]
         self.padding = None if self.padding is None else self.padding[rows]
 
 

@@ -172,7 +172,6 @@ class CompiledStep:
     def __init__(self, model: TinyGPT, weights: str = "float32"):
         """weights: "float32" or "int8"."""
         self.tanh = model.config.gelu == "tanh"
-        self.cache, self.kept = None, None
         blocks = [(block.attention, block.mlp) for block in model.blocks]
         norms = [norm for block in model.blocks for norm in (block.attention_norm, block.mlp_norm)]
         self.weights = Weights(
@@ -188,18 +187,8 @@ class CompiledStep:
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1), one token a row, are added to the unpadded cache -> the logits (B, V) after them."""
-        if cache is not self.cache:
-            self.adopt(cache)
         length = cache.length
-        logits = forward(self.weights, ids.numpy()[:, 0], self.kept, length, self.tanh)
+        logits = forward(self.weights, ids.numpy()[:, 0], cache.memory.numpy(), length, self.tanh)
         for layer in cache.layers:
             layer.length = length + 1
         return torch.from_numpy(logits)
-
-    @torch.inference_mode(False)
-    def adopt(self, cache: KVCache) -> None:
-        """Put all keys and values into one array (L, 2, B, nh, S, hs); the cache's tensors become views of it."""
-        kept = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
-        for layer, (keys, values) in zip(cache.layers, kept, strict=True):
-            layer.keys, layer.values = keys, values
-        self.cache, self.kept = cache, kept.numpy()

@@ -29,6 +29,7 @@ class FastStep:
             for block in model.blocks
         ]
 
+    @torch.inference_mode()
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1), one token a row, are added to the unpadded cache -> the logits (B, V) after them."""
         batch = ids.size(0)
