@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from benchmarks.tools import print_table, take_turns
+from benchmarks.tools import peak_memory, print_table, take_turns
 from corpora.bpe import BPETokenizer, cut_between_words
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
@@ -17,15 +18,7 @@ from tokenizer import CharTokenizer
 LARGE = 10**9  # bytes of the large text
 BPE_TEXT = 2 * 10**7  # characters for BPE
 VOCAB_SIZE = 1024
-
-
-def memory(field: str) -> int | None:
-    """Bytes that this process holds now (`VmRSS`) or held at most (`VmHWM`); None where there is no /proc."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    lines = status.read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+CPU = torch.device("cpu")
 
 
 def bench_data() -> None:
@@ -34,7 +27,7 @@ def bench_data() -> None:
     with tempfile.TemporaryDirectory() as name:
         large_text(sample, Path(name))
     print()
-    rates(sample)
+    print_rates(sample)
 
 
 def large_text(sample: str, folder: Path) -> None:
@@ -43,15 +36,14 @@ def large_text(sample: str, folder: Path) -> None:
     with open(path, "wb") as file:
         for _ in range(LARGE // len(sample)):
             file.write(sample.encode())
-    before = memory("VmRSS")
+    before = peak_memory(CPU)
     rows = []
 
     def step(words: str, task):
         started = time.perf_counter()
         result = task()
         seconds = time.perf_counter() - started
-        held = "not measured" if before is None else f"{(memory('VmHWM') - before) / 1e6:,.0f} MB"
-        rows.append([words, f"{seconds:.1f} s", held])
+        rows.append([words, f"{seconds:.1f} s", f"{(peak_memory(CPU) - before) / 1e6:,.0f} MB"])
         return result
 
     corpus = step("count, check and hash", lambda: load_corpus(str(path)))
@@ -70,7 +62,7 @@ def large_text(sample: str, folder: Path) -> None:
     print_table([f"a text of {LARGE / 1e9:g} GB, characters", "seconds", "most memory so far"], rows)
 
 
-def rates(sample: str) -> None:
+def print_rates(sample: str) -> None:
     """Characters per second of both tokenizers, BPE beside the library alone."""
     text = sample * (BPE_TEXT // len(sample))
     characters, pairs = CharTokenizer.from_text(text), BPETokenizer.train([sample], VOCAB_SIZE)

@@ -5,7 +5,7 @@ from support.start import ROOT
 import json
 from pathlib import Path
 
-from support.command import UserError
+from support.command import UserError, optional_package
 
 MEASURED = Path(ROOT, "docs", "measured")
 PICTURE = Path(ROOT, "docs", "images", "loss.svg")
@@ -41,13 +41,9 @@ def read_curve(path: Path, preset: str) -> tuple[list[float], list[float]]:
 
 def draw(curves: dict[str, tuple[list[float], list[float]]], path: Path) -> None:
     """Write the picture, an SVG; the same curves give the same bytes."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("the picture needs a package that is not installed: pip install matplotlib") from None
+    matplotlib = optional_package("matplotlib", "the picture")
     matplotlib.rcParams["svg.hashsalt"] = "TinyGPT"
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = optional_package("matplotlib.figure", "the picture").Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     for preset, label, colour in CURVES:
         seconds, losses = curves[preset]

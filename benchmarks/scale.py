@@ -14,8 +14,9 @@ import sys
 import time
 
 import torch
+from torch import nn
 
-from benchmarks.tools import print_table
+from benchmarks.tools import peak_memory, print_table
 from main import compute_gradients, train_step
 from recipe import parse_flags
 from support.command import Parser
@@ -27,8 +28,6 @@ from training.run import Run, start_run
 PRESET_NAMES = ("tiny", "small")
 ROUNDS = 3  # times that every way of starting has its turn
 STEPS = 8  # measured in each
-RANKS = (2, 4, 8, 64)  # to predict for
-NETWORKS = (1, 10, 100)  # Gbit/s, likewise
 HEADER = ["preset", "processes x threads", "tokens/s", "beside one with all", "efficiency", "step", "gradients"]
 HEADER += ["communication", "update", "MiB per process"]
 
@@ -40,15 +39,13 @@ def bench_scale() -> None:
     """
     cores = torch.get_num_threads()
     ways = dict.fromkeys([(1, cores), (1, max(1, cores // 2)), (1, 1), (2, 1), (2, max(1, cores // 2))])
-    rows, predictions = [], []
+    rows = []
     for preset in PRESET_NAMES:
         found = {way: [] for way in ways}
         for _ in range(ROUNDS):
             for way in ways:
                 found[way].append(start(preset, *way))
-        middle = {
-            way: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for way, runs in found.items()
-        }
+        middle = {way: medians(runs) for way, runs in found.items()}
         for (processes, threads), figures in middle.items():
             speed = figures["tokens_per_second"]
             rows.append(
@@ -58,28 +55,16 @@ def bench_scale() -> None:
                     f"{speed:,.0f}",
                     f"{speed / middle[1, cores]['tokens_per_second']:.2f}",
                     f"{speed / processes / middle[1, threads]['tokens_per_second']:.0%}",
-                    *(f"{figures[name] * 1e3:.1f} ms" for name in ("step", "gradients")),
-                    f"{figures['communication'] * 1e3:.1f} ms" if processes > 1 else "none",
-                    f"{figures['update'] * 1e3:.1f} ms",
-                    f"{figures['peak_mib']:.0f}",
+                    *(f"{figures[name] * 1e3:.1f} ms" for name in ("step", "gradients", "communication", "update")),
+                    f"{figures['peak_memory'] / 2**20:.0f}",
                 ]
             )
-        predictions += [[preset, f"{network} Gbit/s", *predict(middle[1, 1], network)] for network in NETWORKS]
     print_table(HEADER, rows)
-    print("\nWorked out from one process with one thread: the speed-up of so many machines at the same batch size")
-    print_table(["preset", "network", *(f"{ranks} ranks" for ranks in RANKS)], predictions)
 
 
-def predict(figures: dict[str, float], network: int) -> list[str]:
-    """Speed-up over one rank for each of RANKS on a network of so many Gbit/s, the time of a message itself left out.
-
-    N ranks take 1/N of the gradients' time each, the whole update, and a ring all-reduce, which sends 2 (N - 1) / N of
-    the gradients' bytes out of each rank (Patarasuk & Yuan 2009).
-    """
-    gradients, update = figures["gradients"], figures["update"]
-    sent = figures["parameters"] * 4 * 8 / (network * 1e9)
-    times = [gradients / ranks + update + 2 * (ranks - 1) / ranks * sent for ranks in RANKS]
-    return [f"{(gradients + update) / seconds:.2f}" for seconds in times]
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Name by name."""
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
 def start(preset: str, processes: int, threads: int) -> dict[str, float]:
@@ -99,8 +84,9 @@ def measure(run: Run) -> dict[str, float]:
     """Medians in seconds over STEPS, after one step to warm up; the first rank's clock speaks for all."""
     wrapped, bare = run.network, run.model
 
-    def seconds(task, network) -> float:
+    def seconds(task, network: nn.Module) -> float:
         run.network = network
+        bare.zero_grad(set_to_none=True)
         run.dist.largest(0)  # all ranks start together
         started = time.perf_counter()
         task(run)
@@ -111,33 +97,20 @@ def measure(run: Run) -> dict[str, float]:
     train_step(run)
     times = []
     for _ in range(STEPS):
-        apart = seconds(compute_gradients, bare)
-        bare.zero_grad(set_to_none=True)
-        together = seconds(compute_gradients, wrapped)
-        bare.zero_grad(set_to_none=True)
+        apart, together = seconds(compute_gradients, bare), seconds(compute_gradients, wrapped)
         step = seconds(train_step, wrapped)
         times.append({"step": step, "gradients": apart, "communication": together - apart, "update": step - together})
-    figures = {name: statistics.median(entry[name] for entry in times) for name in times[0]}
-    figures["tokens_per_second"] = run.settings.batch_size * run.settings.max_seq / figures["step"]
-    return figures
-
-
-def peak_mib(run: Run) -> float:
-    """The most memory that this process has held: on its GPU, or all of it on the CPU."""
-    if run.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    import resource  # only here: Windows has none
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return medians(times)
 
 
 def measure_preset(name: str, dist: DistContext) -> dict[str, float]:
-    """The figures of one preset on the synthetic corpus, the peak memory as a mean over the ranks."""
+    """The figures of one preset on the synthetic corpus, the peak memory in bytes as a mean over the ranks."""
     settings, _given = parse_flags(["--preset", name, "--data", "synthetic"])
     run = start_run(settings, dist.pick_device(pick_device(settings.device)), dist)
     figures = measure(run)
+    figures["tokens_per_second"] = settings.batch_size * settings.max_seq / figures["step"]
     figures["parameters"] = run.model.num_parameters()
-    figures["peak_mib"] = float(dist.sum(peak_mib(run))) / dist.size
+    figures["peak_memory"] = float(dist.sum(peak_memory(run.device))) / dist.size
     return figures
 
 

@@ -16,9 +16,16 @@ from pathlib import Path
 import torch
 
 from support.device import describe_device
+from training.plan import seconds_of
 from training.state import RunPaths
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 SEEDS = (1, 2, 3)
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of what the system tells of a process's memory
 
 
 def machine() -> str:
@@ -29,11 +36,11 @@ def machine() -> str:
     )
 
 
-def seconds_of(task: Callable[[], object]) -> float:
-    """Wall-clock seconds that one call takes."""
-    started = time.perf_counter()
-    task()
-    return time.perf_counter() - started
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of a GPU's memory, or of the machine's for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT if resource else math.nan
 
 
 def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -57,7 +64,7 @@ def train_once(out: Path, *flags: object) -> dict:
     if hasattr(os, "wait4"):
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = usage.ru_maxrss * RSS_UNIT
     else:
         process.wait()
     if process.returncode:
