@@ -196,14 +196,6 @@ def sample(probabilities: Tensor, uniforms: Tensor) -> list[int]:
     return torch.minimum(chosen, cumulative.argmax(-1, keepdim=True))[:, 0].tolist()
 
 
-def choose(
-    logits: Tensor, seen: Tensor, sampling: Sampling, uniforms: Tensor
-) -> tuple[list[int], list[tuple[str, Tensor]]]:
-    """The next token of every row of logits (B, V), and what each filter made of them: see `filter_stages`."""
-    stages = filter_stages(logits, seen, sampling)
-    return sample(stages[-1][1].double().softmax(-1), uniforms), stages
-
-
 def generate(
     window: SlidingWindow,
     max_new_tokens: int,
@@ -211,13 +203,11 @@ def generate(
     sampling: Sampling,
     suppress_tokens: tuple[int, ...] = (),
     watch: Callable[[list[tuple[str, Tensor]], list[int]], None] | None = None,
-    choose: Callable = choose,
 ) -> Iterator[list[int]]:
     """Yield, max_new_tokens times, the next token of every row: a list of B ids, which the window's rows grow by.
 
     generators: one per row. suppress_tokens (the special ones) are never sampled. `watch` is shown each step: the
-    outcomes of the filters and the tokens sampled. choose: a faster way to do what `choose` above does.
-    Raises FloatingPointError if the logits are not finite.
+    outcomes of the filters and the tokens sampled. Raises FloatingPointError if the logits are not finite.
     """
     vocab_size = window.model.config.vocab_size
     suppressed = torch.zeros(vocab_size)
@@ -227,11 +217,10 @@ def generate(
         row[tokens] = True
     uniforms = uniform_numbers(generators)
     for _ in range(max_new_tokens):
-        logits = window.next_logits() + suppressed if suppress_tokens else window.next_logits()
-        chosen, stages = choose(logits, seen, sampling, next(uniforms))
+        stages = filter_stages(window.next_logits() + suppressed, seen, sampling)
+        chosen = sample(stages[-1][1].double().softmax(-1), next(uniforms))
         if watch:
             watch(stages, chosen)
         window.append(chosen)
-        if sampling.repetition_penalty != 1:
-            seen[range(len(chosen)), chosen] = True
+        seen[range(len(chosen)), chosen] = True
         yield chosen
