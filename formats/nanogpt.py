@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from corpora.bpe import BPETokenizer
+from formats import container
 from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights
-from formats.container import ORDERED_DICT, REBUILD, STORAGES, checked_entries
 from formats.huggingface import GPT2_NAMES, rename
 from support.command import UserError, user_errors
 from support.plain import check_fields
@@ -53,18 +53,26 @@ def read_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as container:
-            entries, name = checked_entries(container, path.stat().st_size)
-            for opcode, argument, _ in pickletools.genops(container.read(entries[name])):
-                plain = argument in STORAGES or argument in (REBUILD, ORDERED_DICT)
-                if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ") and not plain:
-                    raise ValueError(f"its pickle names {str(argument)[:60]!r}, which no checkpoint needs")
+        with container.GuardedFile(path) as file, zipfile.ZipFile(file) as entries:
+            file.most = container.MOST_PICKLE_BYTES
+            _, name = container.checked_entries(entries, path.stat().st_size)
+            check_names(entries.read(name))
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers say
         reason = error if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__})"
         raise UserError(f"{path} is no checkpoint of nanoGPT: {reason}") from None
+
+
+def check_names(pickle: bytes) -> None:
+    """Raise ValueError if a pickle is too long, or names anything but tensors and ordered dictionaries."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+        if count > container.MOST_OPCODES:
+            raise ValueError("its pickle is too large")
+        plain = argument in container.STORAGES or argument in (container.REBUILD, container.ORDERED_DICT)
+        if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ") and not plain:
+            raise ValueError(f"its pickle names {str(argument)[:60]!r}, which no checkpoint needs")
 
 
 def characters_of(path: Path) -> tuple[CharTokenizer, int]:
