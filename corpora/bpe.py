@@ -7,16 +7,15 @@ of its own, so no text is ever unknown.
 
 import re
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from support.command import UserError, one_line, user_errors
+from support.command import UserError, interruptible, one_line, optional_package, user_errors
 from support.plain import check_fields, parse_json
 from tokenizer import (
     BOS,
@@ -49,13 +48,9 @@ LONG_WORD = r"\S{256}|\s{256}"
 WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)  # up to the last place where a word ends
 
 
-def import_library():
+def import_library() -> ModuleType:
     """The `tokenizers` package; UserError that says how to get it if it is not installed."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise UserError("byte-level BPE needs a package that is not installed: pip install tokenizers") from None
-    return tokenizers
+    return optional_package("tokenizers", "byte-level BPE")
 
 
 def cut_between_words(blocks: Iterable[str], size: int = 2**16) -> Iterator[str]:
@@ -76,26 +71,6 @@ def cut_between_words(blocks: Iterable[str], size: int = 2**16) -> Iterator[str]
         rest = rest[start:]
     if rest:
         yield rest
-
-
-def interruptible(work: Callable[[], object]) -> object:
-    """The result of `work()`, which may stay in a library for minutes, where Python does not notice Ctrl-C.
-
-    Another thread does the work, and KeyboardInterrupt ends the wait. That thread ends with the process.
-    """
-    future = Future()
-
-    def fill() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    thread = threading.Thread(target=fill, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.1)
-    return future.result()
 
 
 class BPETokenizer:

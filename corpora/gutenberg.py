@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from corpora.download import BadAnswer, receive
+from corpora.download import receive
 from corpora.texts import Corpus, TextSpan, assemble_corpus, measure
 from support.command import UserError, number, one_line, visible, whole
 from support.durable import write_atomically
@@ -32,7 +32,7 @@ MIRROR = "https://www.gutenberg.org"
 # Walden, Dracula, Wuthering Heights, Jane Eyre, Pride and Prejudice, Great Expectations, The Adventures of Sherlock
 # Holmes, Moby Dick.
 BOOKS = (11, 35, 36, 43, 74, 76, 84, 98, 100, 120, 145, 158, 161, 174, 205, 345, 768, 1260, 1342, 1400, 1661, 2701)
-ATTEMPTS = 4  # for each book
+RETRIES = 3  # for each book
 LARGEST = 2**26  # bytes that a book may have
 MARKER = r"^\*\*\* ?{} OF TH(?:E|IS) PROJECT GUTENBERG EBOOK.*\*\*\*[ \t]*$"
 START, END = (re.compile(MARKER.format(word), re.MULTILINE | re.IGNORECASE) for word in ("START", "END"))
@@ -101,27 +101,22 @@ def is_intact(book: Book | None, folder: Path) -> bool:
 
 def fetch_book(url: str, pause: float) -> tuple[str, str]:
     """Title and text of a book. A fault that may pass (no answer, a busy server, a text cut short) is tried again, each
-    time after twice the pause. Raises OSError after ATTEMPTS attempts, or at once if the server has no such book.
+    time after twice the pause. Raises OSError after the last retry, or at once if the server has no such book.
     """
-    for attempt in range(ATTEMPTS):
+    for retry in range(RETRIES):
         try:
             return strip_licence(read_whole(url), url)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            gone = isinstance(error, BadAnswer) and 400 <= error.status < 500 and error.status != 429
-            if gone or attempt == ATTEMPTS - 1:
-                raise
             tqdm.write(f"{one_line(error)}: trying again")
-            time.sleep(pause * 2**attempt)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+            time.sleep(pause * 2**retry)
+    return strip_licence(read_whole(url), url)
 
 
 def read_whole(url: str) -> str:
     """The UTF-8 text behind a URL, line ends as LF. Raises OSError if there is none, or more than LARGEST bytes."""
-    data = bytearray()
-    for piece in receive(url):
-        data += piece
-        if len(data) > LARGEST:
-            raise OSError(f"{url} sent more than {LARGEST:,} bytes: that is no book")
+    data = receive(url, LARGEST)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -13,8 +13,11 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import ModuleType
 from typing import NoReturn, TextIO
 
@@ -73,6 +76,30 @@ class StopSignal:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+
+
+def interruptible(work: Callable[[], object], seconds: float = math.inf) -> object:
+    """The result of `work()`, which may stay where Python does not notice Ctrl-C: in a library, in a look-up.
+
+    Another thread does the work, and KeyboardInterrupt ends the wait, as does TimeoutError after so many seconds. That
+    thread ends with the process.
+    """
+    future = Future()
+
+    def fill() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + seconds
+    while thread.is_alive():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        thread.join(0.1)
+    return future.result()
 
 
 # --- Flags -------------------------------------------------------------------------------------------------------

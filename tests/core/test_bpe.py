@@ -13,12 +13,12 @@ import time
 import pytest
 
 from conftest import SMALL_NETWORK, assert_one_error_line, environment
-from corpora.bpe import BPETokenizer, byte_symbols, cut_between_words, interruptible, tokenizer_from_plain
+from corpora.bpe import BPETokenizer, byte_symbols, cut_between_words, tokenizer_from_plain
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from data_setup import split_documents
 from formats.checkpoint import load_model
-from support.command import UserError
+from support.command import UserError, interruptible
 from tokenizer import UnknownCharacterWarning
 
 library = pytest.importorskip("tokenizers")

@@ -11,9 +11,9 @@ import pytest
 
 import data_setup
 from conftest import assert_one_error_line
-from corpora import download
 from corpora.download import Download, fetch
 from faults import Child
+from support import durable
 
 BODY = b"Speak, I charge thee, speak!\n" * 400
 
@@ -132,7 +132,7 @@ FAULTS = {
     "broken_server": "503",
     "short": "instead of",
     "wrong_length": "instead of",
-    "too_long": "instead of",
+    "too_long": "more than",
     "empty": "instead of",
     "wrong_hash": "sha256",
     "no_http": "broke off",
@@ -197,16 +197,9 @@ def test_a_cached_corpus_that_changed_is_refused_by_name(url, command, tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_death_in_mid_download_leaves_nothing_at_the_final_path(url, tmp_path):
+def test_death_in_the_middle_leaves_nothing_at_the_final_path(url, tmp_path):
     def prepare():
-        real = download.receive
-
-        def dying(*arguments):
-            for piece in real(*arguments):
-                yield piece[:100]
-                os._exit(9)
-
-        download.receive = dying
+        durable.os.fsync = lambda _: os._exit(9)  # all is written to the temporary file
         data_setup.load_corpus.__defaults__ = (tmp_path / "data", source(url + "good"))
 
     assert Child(tmp_path, "data_setup.py", "tinyshakespeare", prepare=prepare).wait() == 9
