@@ -1,0 +1,220 @@
+"""The decoder for one new token a row, and the choice of that token, in plain loops that numba compiles.
+
+The textbook's twin: each function is one of `tiny_decoder.py` or `sampler.py` written out, number by number, and the
+tests hold them equal. At this size a token costs less arithmetic than PyTorch's calls around it; here there are none.
+B rows, C width, L layers, S slots, V vocabulary. All of it is one file, because numba keeps what it has compiled
+beside the file, and looks at this file alone to see whether it still holds.
+
+Every matrix has one scale per output, which is 1 for float32. With int8 a weight is a whole number from -127 to 127
+times the scale: a quarter of the bytes to read. The sums are float32 in both.
+"""
+
+import math
+
+import numba
+import numpy as np
+from numba import float32
+
+# Sums in any order, so that they use vector instructions. Not all of fastmath: NaN must stay NaN.
+compiled = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy", cache=True)
+exact = numba.njit(error_model="numpy", cache=True)  # as written: the filters choose the same tokens as sampler.py's
+
+# --- The decoder -------------------------------------------------------------------------------------------------
+
+# erf(x) = x top(x²) / bottom(x²) for |x| < 4, highest power first: Eigen's approximation, within 5e-7. A polynomial
+# takes a vector of numbers at a time, which math.erf does not.
+TOP = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04)
+TOP = tuple(map(np.float32, (*TOP, -2.95459980854025e-03, -1.60960333262415e-02)))
+BOTTOM = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
+BOTTOM = tuple(map(np.float32, (*BOTTOM, -1.42647390514189e-02)))
+
+
+@compiled
+def linear(x, weight, scale, y):
+    """x (B, in) -> y (B, out) = scale[0] * (weight x) + scale[1]; a row of the matrix is read once for the batch."""
+    for row in range(weight.shape[0]):
+        for b in range(x.shape[0]):
+            total = float32(0)
+            for i in range(x.shape[1]):
+                total += float32(weight[row, i]) * x[b, i]
+            y[b, row] = total * scale[0, row] + scale[1, row]
+
+
+@compiled
+def layer_norm(x, norm, y):
+    """x (B, C) -> y (B, C); norm (2, C) is weight and bias."""
+    width = float32(x.shape[1])
+    for b in range(x.shape[0]):
+        mean, variance = float32(0), float32(0)
+        for i in range(x.shape[1]):
+            mean += x[b, i]
+        mean /= width
+        for i in range(x.shape[1]):
+            variance += (x[b, i] - mean) ** 2
+        factor = float32(1) / math.sqrt(variance / width + float32(1e-5))
+        for i in range(x.shape[1]):
+            y[b, i] = (x[b, i] - mean) * factor * norm[0, i] + norm[1, i]
+
+
+@compiled
+def gelu(x, tanh):
+    """x (B, 4C), in place: the exact one or the tanh approximation."""
+    for b in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            v = x[b, i]
+            if tanh:
+                inner = float32(0.7978845608) * (v + float32(0.044715) * v * v * v)
+                x[b, i] = v / (float32(1) + math.exp(float32(-2) * inner))  # (1 + tanh z) / 2, written with exp
+            else:
+                u = min(max(v * float32(0.7071067812), float32(-4)), float32(4))
+                top, bottom = float32(0), float32(0)
+                for factor in TOP:
+                    top = top * u * u + factor
+                for factor in BOTTOM:
+                    bottom = bottom * u * u + factor
+                x[b, i] = float32(0.5) * v * (float32(1) + u * top / bottom)
+
+
+@compiled
+def attend(qkv, keys, values, length, h):
+    """The new token's qkv (B, 3C) joins keys and values (B, nh, S, hs) at slot `length`; the outcome is h (B, C)."""
+    heads, size = keys.shape[1], keys.shape[3]
+    width = heads * size
+    factor = float32(1) / math.sqrt(float32(size))
+    weights = np.empty(length + 1, np.float32)
+    for b in range(keys.shape[0]):
+        for head in range(heads):
+            begin = head * size
+            for i in range(size):
+                keys[b, head, length, i] = qkv[b, width + begin + i]
+                values[b, head, length, i] = qkv[b, 2 * width + begin + i]
+                h[b, begin + i] = 0
+            largest = float32(-np.inf)
+            for slot in range(length + 1):
+                score = float32(0)
+                for i in range(size):
+                    score += qkv[b, begin + i] * keys[b, head, slot, i]
+                weights[slot] = score * factor
+                largest = max(largest, weights[slot])
+            total = float32(0)
+            for slot in range(length + 1):
+                weights[slot] = math.exp(weights[slot] - largest)
+                total += weights[slot]
+            for slot in range(length + 1):
+                for i in range(size):
+                    h[b, begin + i] += weights[slot] / total * values[b, head, slot, i]
+
+
+@compiled
+def forward(w, ids, cache, length, tanh):
+    """ids (B,) come at slot `length` of the cache (L, 2, B, nh, S, hs) -> logits (B, V)."""
+    batch, width = ids.shape[0], w.tokens.shape[1]
+    x, h = np.empty((batch, width), np.float32), np.empty((batch, width), np.float32)
+    qkv, wide = np.empty((batch, 3 * width), np.float32), np.empty((batch, 4 * width), np.float32)
+    branch = np.empty_like(x)
+    for b in range(batch):
+        x[b] = w.tokens[ids[b]] + w.positions[length]
+    for n in range(cache.shape[0]):
+        layer_norm(x, w.norms[2 * n], h)
+        linear(h, w.qkv[n], w.qkv_scale[n], qkv)
+        attend(qkv, cache[n, 0], cache[n, 1], length, h)
+        linear(h, w.out[n], w.out_scale[n], branch)
+        x += branch
+        layer_norm(x, w.norms[2 * n + 1], h)
+        linear(h, w.up[n], w.up_scale[n], wide)
+        gelu(wide, tanh)
+        linear(wide, w.down[n], w.down_scale[n], branch)
+        x += branch
+    layer_norm(x, w.norms[-1], h)
+    logits = np.empty((batch, w.tokens.shape[0]), np.float32)
+    linear(h, w.head[0], w.head_scale[0], logits)
+    return logits
+
+
+# --- The choice --------------------------------------------------------------------------------------------------
+
+
+@exact
+def nucleus(top, top_p):
+    """How many of the numbers, the largest first, have the probability top_p together; at least 1."""
+    shares = np.empty(top.shape[0])
+    for n in range(top.shape[0]):
+        shares[n] = math.exp(float(top[n]) - float(top[0]))
+    total, cumulative = shares.sum(), 0.0
+    for n in range(top.shape[0]):
+        cumulative += shares[n] / total
+        if n > 0 and cumulative - shares[n] / total >= top_p:
+            return n
+    return top.shape[0]
+
+
+@exact
+def keep_largest(x, top_k, top_p):
+    """Reject in x (V,) all but the k largest, and of these all but the likeliest that have the probability top_p."""
+    rest = x.shape[0] - top_k
+    top = np.sort(np.partition(x, rest)[rest:])[::-1]
+    if top_p < 1:
+        top = top[: nucleus(top, top_p)]
+    least = top[-1]
+    spare = np.sum(top == least)  # of equal ones the lower ids stay
+    for i in range(x.shape[0]):
+        if x[i] == least and spare > 0:
+            spare -= 1
+        elif x[i] <= least:
+            x[i] = -np.inf
+
+
+@exact
+def sample(x, uniform):
+    """The id on which the uniform number falls, when each has its share of softmax(x)."""
+    largest, cumulative, last = float(x.max()), 0.0, 0
+    shares = np.empty(x.shape[0])
+    for i in range(x.shape[0]):
+        shares[i] = math.exp(float(x[i]) - largest)
+    shares /= shares.sum()
+    target = uniform * shares.sum()
+    for i in range(x.shape[0]):
+        if shares[i] > 0:
+            cumulative, last = cumulative + shares[i], i
+        if cumulative > target:
+            break
+    return last
+
+
+@exact
+def choose(x, seen, uniform, temperature, top_k, top_p, floor, penalty):
+    """One token for logits x (V,), which are changed. floor: the logarithm of min-p."""
+    if penalty != 1:
+        for i in range(x.shape[0]):
+            if seen[i]:
+                x[i] = x[i] / float32(penalty) if x[i] > 0 else x[i] * float32(penalty)
+    if temperature == 0:
+        return np.argmax(x)
+    if temperature != 1:
+        x = (x - x.max()) / float32(temperature)
+    if top_k < x.shape[0] or top_p < 1:
+        keep_largest(x, min(top_k, x.shape[0]), top_p)
+    least = x.max() + float32(floor)
+    for i in range(x.shape[0]):
+        if x[i] < least:
+            x[i] = -np.inf
+    return sample(x, uniform)
+
+
+@exact
+def make_tokens(logits, uniforms, w, memory, length, tanh, suppressed, seen, temperature, top_k, top_p, floor, penalty):
+    """logits (B, V) and uniforms (N, B) -> the next N tokens (N, B); fewer if logits are not finite.
+
+    The tokens but the last are added to the cache's memory, from slot `length` on, and all of them to seen (B, V).
+    """
+    chosen = np.empty(uniforms.shape, np.int64)
+    for n in range(chosen.shape[0]):
+        if n > 0:
+            logits = forward(w, chosen[n - 1], memory, length + n - 1, tanh)
+        if not np.isfinite(logits.sum()):
+            return chosen[:n]
+        for b in range(chosen.shape[1]):
+            x = logits[b] + suppressed
+            chosen[n, b] = choose(x, seen[b], uniforms[n, b], temperature, top_k, top_p, floor, penalty)
+            seen[b, chosen[n, b]] = True
+    return chosen
