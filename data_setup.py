@@ -28,7 +28,6 @@ from corpora.texts import Corpus, mapped_anew, split_documents
 from support.command import Parser, UserError, one_line, run
 
 DATA_FOLDER = Path("data")
-TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")
 
 TINYSHAKESPEARE = Download(

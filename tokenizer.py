@@ -104,6 +104,7 @@ class CharTokenizer:
         # One slot per code point up to the largest known one; a text is encoded by a single look-up in this table.
         self._id_of = np.full(int(codepoints[-1]) + 2, self.unk_id, self.id_dtype)
         self._id_of[codepoints] = np.arange(len(self.special_ids), self.vocab_size)
+        self.start_id = self.bos_id if start == BOS else int(self._id_of[ord(start)])
         # ASCII comes first among the code points, so its ids fit into a byte: for it there is a table of bytes as well.
         ids = self._id_of[np.minimum(np.arange(256), len(self._id_of) - 1)]
         self._ascii_id_of = ids.astype(np.uint8).tobytes()
@@ -128,11 +129,6 @@ class CharTokenizer:
             raise ValueError("cannot make a vocabulary from an empty text")
         characters = to_text(np.flatnonzero(known).astype(np.uint32))
         return cls(characters, start or ("\n" if "\n" in characters else first))
-
-    @property
-    def start_id(self) -> int:
-        """The token that a text without a prompt begins after."""
-        return self.bos_id if self.start == BOS else self.encode(self.start)[0]
 
     def encode_array(self, text: str) -> np.ndarray:
         """Ids of a text (T,) as an unsigned array; unknown characters become `<unk>`, with one warning."""

@@ -7,9 +7,8 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 
 import hashlib
 import json
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +23,7 @@ from tokenizer import UNK, UnknownCharacterWarning
 
 BLOCK = 2**20  # characters or bytes that are looked at in one go
 IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
+DIGEST_SIZE = 32  # bytes of a sha256
 
 
 def read_blocks(source: Path | str) -> Iterator[str]:
@@ -164,21 +164,12 @@ def assemble_corpus(name: str, train: list[TextSpan], val: list[TextSpan], diges
 # --- Token ids ---------------------------------------------------------------------------------------------------
 
 
-def token_blocks(tokenizer: Tokenizer, split: Split, seen: Callable[[int], object] = int) -> Iterator[np.ndarray]:
-    """The ids of a split, block by block, with `<bos>` before each document if there are several.
-
-    seen is called with the number of characters each time some more have been read.
-    """
-
-    def watched(blocks: Iterator[str]) -> Iterator[str]:
-        for block in blocks:
-            seen(len(block))
-            yield block
-
+def token_blocks(tokenizer: Tokenizer, split: Split) -> Iterator[np.ndarray]:
+    """The ids of a split, block by block, with `<bos>` before each document if there are several."""
     for span in split.spans:
         if split.separated and span.start == 0:
             yield np.array([tokenizer.bos_id], tokenizer.id_dtype)
-        yield from tokenizer.encode_blocks(watched(span.blocks()))
+        yield from tokenizer.encode_blocks(span.blocks())
 
 
 def mapped_anew(tokens: np.ndarray) -> np.ndarray:
@@ -217,46 +208,30 @@ def count_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> int:
 def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memmap:
     """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer."""
     key = hashlib.sha256(f"{split.identity} {json.dumps(tokenizer.to_plain())}".encode()).hexdigest()
-    path = cache / f"{key[:32]}.npy"
-    if not is_token_file(path, tokenizer.id_dtype):
-        with tqdm(total=len(split), unit="char", unit_scale=True, desc="encoding", disable=None, leave=False) as bar:
-            blocks = token_blocks(tokenizer, split, bar.update)
-            write_atomically(path, lambda file: write_tokens(file, blocks, tokenizer.id_dtype))
-    return np.lib.format.open_memmap(path, mode="r")
+    path = cache / f"{key[:32]}.ids"
+    if not is_token_file(path):
+        blocks = tqdm(token_blocks(tokenizer, split), desc="encoding", unit=" blocks", disable=None, leave=False)
+        write_atomically(path, lambda file: write_tokens(file, blocks))
+    count = (path.stat().st_size - DIGEST_SIZE) // tokenizer.id_dtype.itemsize
+    return np.memmap(path, tokenizer.id_dtype, "r", shape=(count,))
 
 
-def is_token_file(path: Path, dtype: np.dtype) -> bool:
-    """Whether `path` is a whole file of ids, as `write_tokens` left it."""
-    try:
-        ids = np.lib.format.open_memmap(path, mode="r")
-        with open(path, "rb") as file:
-            file.seek(-hashlib.sha256().digest_size, os.SEEK_END)
-            expected = file.read()
-    except (OSError, ValueError):
-        return False
+def write_tokens(file: BinaryIO, blocks: Iterable[np.ndarray]) -> None:
+    """Write the bytes of the ids, and their sha256 behind them."""
     digest = hashlib.sha256()
-    for i in range(0, len(ids) if ids.ndim else 0, BLOCK):
-        digest.update(mapped_anew(ids)[i : i + BLOCK])
-    return ids.dtype == dtype and digest.digest() == expected
-
-
-def write_tokens(file: BinaryIO, blocks: Iterator[np.ndarray], dtype: np.dtype) -> None:
-    """Write ids as a `.npy` file with their sha256 behind them.
-
-    Their number is known only at the end: the header is written last, in its place.
-    """
-
-    def write_header(count: int) -> int:
-        file.seek(0)
-        descr = np.lib.format.dtype_to_descr(dtype)
-        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (count,)})
-        return file.tell()
-
-    begin, count, digest = write_header(0), 0, hashlib.sha256()
     for ids in blocks:
         file.write(ids)
         digest.update(ids)
-        count += len(ids)
     file.write(digest.digest())
-    if write_header(count) != begin:
-        raise AssertionError("the header of a .npy file has grown over its first ids")
+
+
+def is_token_file(path: Path) -> bool:
+    """Whether `path` is a whole file of ids, as `write_tokens` left it."""
+    if not path.is_file():
+        return False
+    digest, left = hashlib.sha256(), path.stat().st_size - DIGEST_SIZE
+    with open(path, "rb") as file:
+        while block := file.read(max(0, min(left, BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        return digest.digest() == file.read()

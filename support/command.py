@@ -140,48 +140,37 @@ def text(value: str) -> str:
 
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A flag type: a whole number from low to high."""
-
-    def parse(value: str) -> int:
-        try:
-            found = int(value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number, not {value[:40]!r}") from None
-        check(found, value, low=low, high=high)
-        return found
-
-    parse.metavar = "N"
-    return parse
+    return bounded(int, "a whole number", "N", low, high)
 
 
 def number(
-    low: float | None = None, high: float | None = None, above: float | None = None, below: float | None = None
+    low: float = -math.inf, high: float = math.inf, above: float = -math.inf, below: float = math.inf
 ) -> Callable[[str], float]:
     """A flag type: a finite number; low and high are inclusive bounds, above and below exclusive ones."""
+    return bounded(float, "a number", "X", low, high, above, below)
 
-    def parse(value: str) -> float:
+
+def bounded(kind: type, what: str, metavar: str, low, high, above=-math.inf, below=math.inf) -> Callable:
+    """The flag type behind `whole` and `number`."""
+
+    def parse(value: str) -> int | float:
         try:
-            found = float(value)
+            found = kind(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a number, not {value[:40]!r}") from None
-        if not math.isfinite(found):
-            raise argparse.ArgumentTypeError(f"must be a finite number, not {value[:40]}")
-        check(found, value, low, high, above, below)
+            raise argparse.ArgumentTypeError(f"must be {what}, not {value[:40]!r}") from None
+        for wrong, words in (
+            (not abs(found) < math.inf, "a finite number"),
+            (found < low, f"at least {low}"),
+            (found <= above, f"more than {above}"),
+            (found > high, f"at most {high}"),
+            (found >= below, f"less than {below}"),
+        ):
+            if wrong:
+                raise argparse.ArgumentTypeError(f"must be {words}, not {value[:40]}")
         return found
 
-    parse.metavar = "X"
+    parse.metavar = metavar
     return parse
-
-
-def check(found: float, value: str, low=None, high=None, above=None, below=None) -> None:
-    """Raise ArgumentTypeError if a number is outside its bounds."""
-    for wrong, words, bound in (
-        (low is not None and found < low, "at least", low),
-        (above is not None and found <= above, "more than", above),
-        (high is not None and found > high, "at most", high),
-        (below is not None and found >= below, "less than", below),
-    ):
-        if wrong:
-            raise argparse.ArgumentTypeError(f"must be {words} {bound}, not {value[:40]}")
 
 
 def given_flags(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict[str, object]:

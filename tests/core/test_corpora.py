@@ -183,7 +183,7 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
     encode_split(CharTokenizer.from_text(text + "é"), corpus.train, cache)
     assert len(list(cache.iterdir())) == 4  # another text, another part, another tokenizer: another file
     file.write_bytes(file.read_bytes()[:-1])  # cut short by whatever
-    assert not is_token_file(file, tokenizer.id_dtype)
+    assert not is_token_file(file)
     assert np.array_equal(encode_split(tokenizer, corpus.train, cache), ids)
 
 
@@ -239,13 +239,7 @@ def test_windows_of_a_file_equal_windows_in_memory(tmp_path):
 
 @pytest.mark.parametrize(
     "count, eval_tokens, starts",
-    [
-        (51, 20, [0, 10, 25, 35]),
-        (52, 10, [0, 25]),
-        (52, 3, [0]),
-        (5, 3, [0]),
-        (101, 50, list(range(0, 100, 10))),
-    ],
+    [(51, 20, [0, 10, 25, 35]), (52, 10, [0, 25]), (52, 3, [0]), (5, 3, [0]), (101, 50, list(range(0, 100, 10)))],
 )
 def test_evaluation_of_a_large_split_takes_windows_from_all_of_it(count, eval_tokens, starts):
     windows = list(consecutive_windows(np.arange(count), 5, batch_tokens=12, eval_tokens=eval_tokens))
