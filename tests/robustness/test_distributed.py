@@ -93,11 +93,11 @@ def error_lines(done: subprocess.CompletedProcess) -> list[str]:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """The processes whose working folder this is."""
+    """The other processes whose working folder this is."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if Path(os.readlink(entry / "cwd")) == folder:
+            if Path(os.readlink(entry / "cwd")) == folder and int(entry.name) != os.getpid():
                 found.append(int(entry.name))
         except OSError:
             continue
