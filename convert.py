@@ -44,7 +44,7 @@ def load(settings: argparse.Namespace) -> Checkpoint:
 
 
 def write_pth(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
-    check_overwrite(target, lambda path: False, settings.force)
+    check_overwrite(target, force=settings.force)
     save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
 
 
@@ -64,7 +64,6 @@ def write_folder(target: Path, loaded: Checkpoint, settings: argparse.Namespace)
 
 
 WRITERS = {".pth": write_pth, ".html": write_html, ".gguf": write_gguf, "/": write_folder}  # by the ending of TARGET
-WITH_PRECISION = (".html", ".gguf")
 
 
 def make_parser() -> Parser:
@@ -108,8 +107,8 @@ def main() -> None:
     ending = "/" if settings.target.endswith("/") or target.is_dir() else target.suffix
     if ending not in WRITERS:
         raise UserError(f"TARGET {target} must end in one of {', '.join(WRITERS)}")
-    if settings.precision and ending not in WITH_PRECISION:
-        raise UserError(f"--precision is for TARGET with {', '.join(WITH_PRECISION)}: others hold float32")
+    if settings.precision and ending not in (".html", ".gguf"):
+        raise UserError("--precision is for a page or a GGUF file: others hold float32")
     loaded = load(settings)
     WRITERS[ending](target, loaded, settings)
     merged = f" with {settings.lora} merged into it" if settings.lora else ""

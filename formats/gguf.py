@@ -42,7 +42,7 @@ def save_gguf(path: Path, loaded: Checkpoint, precision: str = "float32", force:
     gguf = optional_package("gguf", "a GGUF file")
     modelfile = path.with_suffix(".Modelfile")
     for file in (path, modelfile):
-        check_overwrite(file, lambda _: False, force)
+        check_overwrite(file, force=force)
     model = loaded.model
     half = precision == "float16"
     weights = {name: rounded(name, tensor, half) for name, tensor in weights_with_biases(model).items()}

@@ -71,11 +71,11 @@ def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(earlier, ignore_errors=True)
 
 
-def check_overwrite(path: Path, is_ours: Callable[[Path], object], force: bool = False) -> None:
+def check_overwrite(path: Path, is_ours: Callable[[Path], object] | None = None, force: bool = False) -> None:
     """Raise UserError if writing `path` would overwrite something that is not an earlier output of the same kind.
 
-    is_ours: reads the file; returns False or raises ValueError, UserError or OSError if it is of another kind. force:
-    overwrite any file; what is not a regular file (a folder, a device) is refused all the same.
+    is_ours: reads the file; returns False or raises ValueError, UserError or OSError if it is of another kind; None:
+    no earlier file is overwritten. force: overwrite any file; what is not a regular file is refused all the same.
     """
     if not path.exists():
         return
@@ -83,9 +83,10 @@ def check_overwrite(path: Path, is_ours: Callable[[Path], object], force: bool =
         raise UserError(f"{path} is not a regular file: give another name")
     ours = force
     with contextlib.suppress(ValueError, UserError, OSError):
-        ours = ours or is_ours(path)
+        ours = ours or (is_ours is not None and is_ours(path))
     if not ours:
-        raise UserError(f"{path} exists and is not from this command: give another name, or --force to overwrite it")
+        foreign = " and is not from this command" if is_ours else ""
+        raise UserError(f"{path} exists{foreign}: give another name, or --force to overwrite it")
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """GGUF files, run by llama.cpp itself (package xllamacpp): the same ids, greedy text and probabilities."""
 
 import json
+import sys
 import urllib.request
 
 import numpy as np
@@ -158,6 +159,15 @@ def test_neither_file_is_overwritten(tmp_path):
         save_gguf(tmp_path / "model.gguf", loaded, force=True)
         for path in tmp_path.iterdir():
             path.unlink()
+
+
+def test_missing_package_is_one_line(tmp_path, in_process, monkeypatch):
+    loaded = a_model()
+    save_model(tmp_path / "a.pth", loaded.model, loaded.tokenizer, {})
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    code, output, errors = in_process("convert.py", "a.pth", "a.gguf")
+    assert (code, output) == (2, "")
+    assert_one_error_line(errors, "pip install gguf")
 
 
 def test_numbers_beyond_float16_are_refused(tmp_path, in_process):
