@@ -12,14 +12,15 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from formats.checkpoint import Tokenizer, load_model
-from sampler import Sampling, SlidingWindow, generate, row_generators
+from sampler import Sampling, SlidingWindow, row_generators
+from sampling.engine import ENGINES, WEIGHTS, pick_engine
 from sampling.explain import Explainer
-from sampling.fast_step import FastStep
 from sampling.output import Output, search
 from sampling.prompts import converse, read_prompts, unescape
 from sampling.score import print_score
@@ -68,6 +69,9 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("machine").add_argument
     stride = "tokens that a full window moves at once: 1 is exact and slow (default: half the window)"
     add("--stride", type=whole(1, 2**14), help=stride)
+    engine = "compiled needs numba and a CPU; auto takes it for long texts, where it is installed"
+    add("--engine", choices=ENGINES, default="auto", help=engine)
+    add("--weights", choices=WEIGHTS, default="float32", help="int8 is smaller and less exact; needs numba")
     add("--device", type=text, default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
     return parser
 
@@ -93,8 +97,11 @@ def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
     return settings
 
 
-def sample(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Tokenizer, prompts: list[str]) -> int:
-    """Print a text for every row of the window; returns how many tokens were made.
+def sample(
+    settings: argparse.Namespace, window: SlidingWindow, loop: Callable, tokenizer: Tokenizer, prompts: list[str]
+) -> int:
+    """Print a text for every row of the window, with `sampler.generate` or a loop like it; returns how many
+    tokens were made.
 
     A single text appears as it is made, several one after the other at the end.
     """
@@ -107,7 +114,7 @@ def sample(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Token
     made = 0
     if alone:
         output.write(prompts[0])
-    for chosen in generate(window, settings.max_new_tokens, generators, filters, suppressed(tokenizer), watch):
+    for chosen in loop(window, settings.max_new_tokens, generators, filters, suppressed(tokenizer), watch):
         made += sum(not stream.stopped for stream in streams)
         pieces = [stream.add(token) for stream, token in zip(streams, chosen, strict=True)]
         if alone:
@@ -127,15 +134,16 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
     """Print the texts that the settings ask for, and on stderr how fast they were made."""
     prompts = [prompt for prompt in prompts for _ in range(settings.beams or settings.num_samples)]
     rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts]
+    step, loop = pick_engine(settings.engine, settings.weights, model, len(rows), settings.max_new_tokens)
     with user_errors():
-        window = SlidingWindow(model, rows, settings.stride, FastStep(model))
+        window = SlidingWindow(model, rows, settings.stride, step)
     started = time.perf_counter()
     if settings.beams:
         made, seeded = search(settings, window, tokenizer, prompts[0]), ""
     else:
         seed = torch.seed() % 2**31 if settings.seed is None else settings.seed
         settings = argparse.Namespace(**{**vars(settings), "seed": seed})
-        made, seeded = sample(settings, window, tokenizer, prompts), f", seed {seed}"
+        made, seeded = sample(settings, window, loop, tokenizer, prompts), f", seed {seed}"
     seconds = time.perf_counter() - started
     print(f"{made} tokens, {made / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)
 

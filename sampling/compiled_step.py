@@ -1,16 +1,17 @@
-"""Making text with the loops of `kernels.py`: a step for `SlidingWindow`, and the loop of `sampler.generate`.
+"""Making text with the loops of `kernels.py`: a step for `SlidingWindow`, and a loop like `sampler.generate`.
 
 They need numba (pip install numba) and a CPU.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import sampler
 from sampler import Sampling, SlidingWindow, uniform_numbers
 from sampling.kernels import forward, make_tokens
 from tiny_decoder import KVCache, TinyGPT
@@ -61,8 +62,8 @@ class CompiledStep:
         blocks = [(block.attention, block.mlp) for block in model.blocks]
         norms = [norm for block in model.blocks for norm in (block.attention_norm, block.mlp_norm)]
         self.weights = Weights(
-            model.token_embedding.weight.detach().numpy(),
-            model.position_embedding.weight.detach().numpy(),
+            model.token_embedding.weight.detach().contiguous().numpy(),
+            model.position_embedding.weight.detach().contiguous().numpy(),
             torch.stack([with_bias(norm) for norm in [*norms, model.final_norm]]).numpy(),
             *matrices([(attention.in_proj_weight, attention.in_proj_bias) for attention, _mlp in blocks], weights),
             *matrices([(attention.out_proj.weight, attention.out_proj.bias) for attention, _mlp in blocks], weights),
@@ -86,8 +87,12 @@ def generate(
     generators: list[torch.Generator],
     sampling: Sampling,
     suppress_tokens: tuple[int, ...] = (),
+    watch: Callable | None = None,
 ) -> Iterator[list[int]]:
-    """As `sampler.generate`, for a window whose step is a CompiledStep."""
+    """As `sampler.generate`, for a window whose step is a CompiledStep; only `watch` needs that slower loop itself."""
+    if watch:
+        yield from sampler.generate(window, max_new_tokens, generators, sampling, suppress_tokens, watch)
+        return
     step, cache, vocab_size = window.step, window.cache, window.model.config.vocab_size
     suppressed = np.zeros(vocab_size, np.float32)
     suppressed[list(suppress_tokens)] = -np.inf
@@ -96,8 +101,8 @@ def generate(
         row[tokens] = True
     uniforms = uniform_numbers(generators)
     floor = math.log(sampling.min_p) if sampling.min_p else -math.inf
-    numbers = (float(sampling.temperature), sampling.top_k or vocab_size, float(sampling.top_p), floor)
-    numbers += (float(sampling.repetition_penalty),)
+    top_k, penalty = sampling.top_k or vocab_size, sampling.repetition_penalty
+    numbers = float(sampling.temperature), top_k, float(sampling.top_p), floor, float(penalty)
     at_once = max(1, WORK // window.model.num_parameters())
     left = max_new_tokens
     while left:

@@ -1,0 +1,48 @@
+"""Which code makes the tokens: PyTorch's operations, or loops that numba compiles."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import sampler
+from sampling.fast_step import FastStep
+from support.command import UserError
+from tiny_decoder import TinyGPT
+
+ENGINES = ("auto", "torch", "compiled")
+WEIGHTS = ("float32", "int8")
+FEW_ROWS = 8  # more rows than these are faster in PyTorch's matrix products
+WORTH_LOADING = 1_000  # tokens a row that make up for half a second, in which numba and what it compiled are loaded
+WORTH_COMPILING = 20_000  # the same for the ten seconds of the first time
+
+
+def pick_engine(engine: str, weights: str, model: TinyGPT, rows: int, tokens: int) -> tuple[Callable, Callable]:
+    """A step for `SlidingWindow` and a loop, `sampler.generate` or one like it, for so many rows and tokens a row.
+
+    Raises UserError if --engine and --weights ask for what this machine cannot do.
+    """
+    on_cpu, installed = model.position_embedding.weight.is_cpu, importlib.util.find_spec("numba") is not None
+    if weights == "int8" and engine == "torch":
+        raise UserError("--weights int8 needs --engine compiled")
+    if engine == "compiled" or weights == "int8":
+        flag = "--engine compiled" if engine == "compiled" else "--weights int8"
+        if not installed:
+            raise UserError(f"{flag} needs numba: pip install numba")
+        if not on_cpu:
+            raise UserError(f"{flag} computes on the CPU: add --device cpu")
+    elif (
+        engine == "torch"
+        or not (installed and on_cpu and rows <= FEW_ROWS)
+        or tokens < (WORTH_LOADING if compiled_before() else WORTH_COMPILING)
+    ):
+        return FastStep(model), sampler.generate
+    from sampling.compiled_step import CompiledStep, generate  # only here: numba is optional, and slow to import
+
+    return CompiledStep(model, weights), generate
+
+
+def compiled_before() -> bool:
+    """Whether numba has left the compiled loops beside their source, and that has not changed since."""
+    source = Path(__file__).with_name("kernels.py")
+    found = [path.stat().st_mtime for path in source.parent.glob("__pycache__/kernels.make_tokens-*.nbi")]
+    return max(found, default=0) > source.stat().st_mtime
