@@ -9,6 +9,7 @@ import support.start  # noqa: F401  first: Ctrl-C during the imports is one line
 import argparse
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 from tqdm import tqdm
@@ -52,18 +53,13 @@ def learn(args: argparse.Namespace) -> None:
 
 
 def show(tokenizer: BPETokenizer, words: str, width: int) -> None:
-    """Print the pieces of a text with their ids below, in lines of at most `width` columns."""
-    pieces, ids = "", ""
+    """Print the pieces of a text, each with its id, in lines of at most `width` columns."""
+    shown = []
     for token_id in tokenizer.encode(words):
         piece = tokenizer.decode_bytes([token_id]).decode("utf-8", "backslashreplace")
-        piece = visible(piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n").replace("\t", "\\t"), sys.stdout)
-        column = max(len(piece), len(str(token_id))) + 1
-        if pieces and len(pieces) + column > width:
-            print(f"{pieces.rstrip()}\n{ids.rstrip()}\n")
-            pieces, ids = "", ""
-        pieces, ids = pieces + piece.ljust(column), ids + str(token_id).ljust(column)
-    if pieces:
-        print(f"{pieces.rstrip()}\n{ids.rstrip()}")
+        piece = piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n").replace("\t", "\\t")
+        shown.append(f"{visible(piece, sys.stdout)}({token_id})")
+    print(textwrap.fill(" ".join(shown), width, break_long_words=False, break_on_hyphens=False))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import time
 from tqdm import tqdm
 
 from recipe import lr_factor
-from support.command import Interrupted, UserError
+from support.command import Interrupted, optional_package
 from support.device import describe_device
 from tokenizer import CharTokenizer
 from training.run import Run
@@ -138,10 +138,9 @@ def interruption(run: Run, told: bool, signum: int) -> Exception:
 
 def log_tensorboard(run: Run, line: dict[str, float]) -> None:
     """Add a line of the metrics to the event files in NAME.tensorboard/."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs a package that is not installed: pip install tensorboard") from None
+    optional_package("tensorboard", "--tensorboard")
+    from torch.utils.tensorboard import SummaryWriter  # only here: it needs that package
+
     with SummaryWriter(str(run.paths.best.with_suffix(".tensorboard"))) as writer:
         for name, value in line.items():
             if name != "step":

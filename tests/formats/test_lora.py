@@ -167,13 +167,12 @@ def test_the_shapes_are_those_of_the_adapters():
     "changes, flag",
     [
         ({"rank": 0}, "--lora-rank"),
-        ({"rank": True}, "--lora-rank"),
         ({"alpha": 0}, "--lora-alpha"),
         ({"alpha": float("nan")}, "--lora-alpha"),
         ({"targets": ()}, "--lora-targets"),
         ({"targets": ("qkv", "qkv")}, "--lora-targets"),
         ({"targets": ("head",)}, "--lora-targets"),
-        ({"dropout": 1}, "--lora-dropout"),
+        ({"targets": ("qkv", [])}, "--lora-targets"),
     ],
 )
 def test_bad_settings_name_the_flag(changes, flag):
