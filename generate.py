@@ -9,6 +9,7 @@ examples:
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
 import argparse
+import io
 import shlex
 import sys
 import time
@@ -111,7 +112,7 @@ def sample(
     watch = Explainer(tokenizer, before=output.end_line) if settings.explain else None
     generators = row_generators(settings.seed, len(prompts))
     alone = len(prompts) == 1
-    made = 0
+    texts, made = [io.StringIO() for _ in prompts], 0
     if alone:
         output.write(prompts[0])
     for chosen in loop(window, settings.max_new_tokens, generators, filters, suppressed(tokenizer), watch):
@@ -119,14 +120,18 @@ def sample(
         pieces = [stream.add(token) for stream, token in zip(streams, chosen, strict=True)]
         if alone:
             output.write(pieces[0])
+        else:
+            for kept, piece in zip(texts, pieces, strict=True):
+                kept.write(piece)
         if all(stream.stopped for stream in streams):
             break
     rests = [stream.finish() for stream in streams]
     if alone:
         output.write(rests[0] + "\n")
     else:
-        for row, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
-            output.write(f"--- text {row + 1} (seed {settings.seed + row})\n{prompt}{stream.text}\n")
+        for row, prompt in enumerate(prompts):
+            text = prompt + texts[row].getvalue() + rests[row]
+            output.write(f"--- text {row + 1} (seed {settings.seed + row})\n{text}\n")
     return made
 
 

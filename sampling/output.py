@@ -42,6 +42,6 @@ def search(settings: argparse.Namespace, window: SlidingWindow, tokenizer: Token
         if settings.n_best > 1:
             scores = f"score {best.score(settings.length_penalty):.4f}, log-probability {best.log_probability:.4f}"
             Output().write(f"--- text {rank} ({scores})\n")
-        best.state.finish()
-        Output().write(f"{prompt}{best.state.text}\n")
+        stream = TextStream(tokenizer, settings.stop)
+        Output().write(prompt + "".join(map(stream.add, best.tokens)) + stream.finish() + "\n")
     return max(len(one.tokens) for one in found)

@@ -26,7 +26,6 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()):
         self.stops = stops
         self.held = ""  # may be the beginning of a stop string
-        self.text = ""  # certain
         self.stopped = False
         self.eos_id = tokenizer.eos_id
         # A character tokenizer's tokens are text; a byte-level one's are bytes, which the decoder puts together.
@@ -51,12 +50,11 @@ class TextStream:
         """The rest of the text, when no more tokens will come."""
         certain = self.release(self.decoder.decode(b"", final=True))
         rest, self.held = self.held, ""
-        self.text += rest
         return certain + rest
 
     def release(self, piece: str) -> str:
         """Take in more text; what is certain now. Character by character: how the text is cut must not matter."""
-        ready = ""
+        ready = ""  # not kept: a text may be millions of tokens long
         for character in piece:
             if self.stopped:
                 break
@@ -68,7 +66,6 @@ class TextStream:
             else:
                 cut = len(self.held) - self.beginning_of_a_stop()
                 ready, self.held = ready + self.held[:cut], self.held[cut:]
-        self.text += ready
         return ready
 
     def beginning_of_a_stop(self) -> int:
