@@ -10,7 +10,7 @@ import torch
 from benchmarks.peers import gpt2_twin, save_for_ctranslate2, token_name
 from benchmarks.tools import print_table, take_turns
 from sampler import Sampling, SlidingWindow, generate, row_generators
-from sampling.fast_step import FastStep
+from sampling.engine import WEIGHTS, pick_engine
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 SHAPES = {
@@ -44,15 +44,17 @@ def bench_decode() -> None:
 
 
 def in_words(shape: str, rates: dict[str, float]) -> str:
-    """One line on batch 1: our fastest way in each precision, and what it is beside the others."""
+    """One line on batch 1: ours in each precision, and what it is beside the others."""
     parts = []
-    for kind in ("float32", "int8"):
-        ours = max((rate for name, rate in rates.items() if name.startswith("cache") and kind in name), default=None)
-        peers = {name: rate for name, rate in rates.items() if name in (f"CTranslate2 {kind}", "transformers")}
-        if ours:
-            beside = ", ".join(f"{ours / rate:.2f} x {name}" for name, rate in peers.items())
-            parts.append(f"{ours:,.0f} tokens/s in {kind}" + (f" ({beside})" if beside else ""))
-    return f"{shape}: {'; '.join(parts)}"
+    for name, peers in (
+        ("cache, PyTorch", ("transformers",)),
+        ("cache, compiled float32", ("transformers", "CTranslate2 float32")),
+        ("cache, compiled int8", ("CTranslate2 int8",)),
+    ):
+        beside = [f"{rates[name] / rates[peer]:.2f} x {peer}" for peer in peers if name in rates and peer in rates]
+        if name in rates:
+            parts.append(f"{name.removeprefix('cache, ')} {rates[name]:,.0f} tokens/s ({', '.join(beside)})")
+    return f"{shape}: {'; '.join(parts)}".replace(" ()", "")
 
 
 def compare(model: TinyGPT, threads: int, folder: Path) -> dict[str, list[float]]:
@@ -72,23 +74,26 @@ def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
     """name -> (what to time, how many tokens a row it makes)."""
     window = model.config.max_seq
     start, half, full, over = ([[5] * length] * batch for length in (1, window // 2, window, window + 1))
+    engines = {"the model": (None, generate), "PyTorch": pick_engine("torch", "float32", model, batch, 0)}
+    if importlib.util.find_spec("numba"):
+        engines |= {f"compiled {kind}": pick_engine("compiled", kind, model, batch, 0) for kind in WEIGHTS}
+    best = list(engines.values())[min(2, len(engines) - 1)]
 
-    def decode(prompts: list[list[int]], tokens: int, stride: int | None = None, step=None) -> tuple[Task, int]:
-        return lambda: make(SlidingWindow(model, prompts, stride, step), tokens), tokens
+    def decode(prompts: list[list[int]], tokens: int, stride: int | None, step, loop) -> tuple[Task, int]:
+        return lambda: make(SlidingWindow(model, prompts, stride, step), tokens, loop), tokens
 
     return {
         "no cache, half a window": (lambda: make_uncached(model, half, FEW), FEW),
         "no cache, full window": (lambda: make_uncached(model, full, FEW), FEW),
-        "cache, the model, float32": decode(start, window - 1),
-        "cache, FastStep, float32": decode(start, window - 1, step=FastStep(model)),
-        "past the window, --stride 1": decode(full, FEW, 1),
-        "past the window, half of it at once": decode(over, window // 2, step=FastStep(model)),
+        **{f"cache, {name}": decode(start, window - 1, None, *engine) for name, engine in engines.items()},
+        "past the window, --stride 1": decode(full, FEW, 1, *best),
+        "past the window, half of it at once": decode(over, window // 2, None, *best),
     }
 
 
-def make(window: SlidingWindow, tokens: int) -> None:
+def make(window: SlidingWindow, tokens: int, loop: Callable) -> None:
     """Sample so many tokens in every row."""
-    for _ in generate(window, tokens, row_generators(0, len(window.rows)), ORDINARY):
+    for _ in loop(window, tokens, row_generators(0, len(window.rows)), ORDINARY):
         pass
 
 

@@ -1,5 +1,6 @@
 """What the faster ways to decode cost in quality: nats per token as the decoder predicts them."""
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -9,18 +10,24 @@ from benchmarks.tools import print_table
 from data_setup import load_corpus
 from formats.checkpoint import load_model
 from sampler import SlidingWindow
+from sampling.engine import WEIGHTS, pick_engine
 from tiny_decoder import TinyGPT
 
 
 def bench_decode_loss(checkpoint: str = "checkpoints/tiny_decoder.pth", rows: int = 32) -> None:
-    """A checkpoint on tinyshakespeare's validation split, with every --stride."""
+    """A checkpoint on tinyshakespeare's validation split, with --weights int8, and with every --stride."""
     loaded = load_model(Path(checkpoint))
     model, window = loaded.model, loaded.model.config.max_seq
     tokens = loaded.tokenizer.encode(load_corpus("tinyshakespeare").val.text())
     texts = [tokens[i * (len(tokens) // rows) :][: 2 * window] for i in range(rows)]
     strides = sorted({1, window // 4, window // 2, window})
     past = {stride: text_loss(model, texts, window, 2 * window, stride=stride) for stride in strides}
-    lines = [[f"past the window, --stride {stride}", loss, loss - past[1]] for stride, loss in past.items()]
+    lines = []
+    if importlib.util.find_spec("numba"):
+        steps = {kind: pick_engine("compiled", kind, model, rows, 0)[0] for kind in WEIGHTS}
+        inside = {kind: text_loss(model, texts, 1, window, step=step) for kind, step in steps.items()}
+        lines = [[f"within the window, {kind}", loss, loss - inside["float32"]] for kind, loss in inside.items()]
+    lines += [[f"past the window, --stride {stride}", loss, loss - past[1]] for stride, loss in past.items()]
     print(f"{checkpoint}, {rows} texts, a window of {window} tokens\n")
     print_table(
         ["decoder", "nats per token", "difference"], [[name, f"{loss:.4f}", f"{d:+.4f}"] for name, loss, d in lines]

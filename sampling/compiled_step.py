@@ -81,6 +81,13 @@ class CompiledStep:
         return torch.from_numpy(logits)
 
 
+def filter_numbers(sampling: Sampling, vocab_size: int) -> tuple[float, int, float, float, float]:
+    """The last arguments of `kernels.choose`."""
+    floor = math.log(sampling.min_p) if sampling.min_p else -math.inf
+    top_k, top_p = sampling.top_k or vocab_size, float(sampling.top_p)
+    return float(sampling.temperature), top_k, top_p, floor, float(sampling.repetition_penalty)
+
+
 def generate(
     window: SlidingWindow,
     max_new_tokens: int,
@@ -100,9 +107,7 @@ def generate(
     for row, tokens in zip(seen, window.rows, strict=True):
         row[tokens] = True
     uniforms = uniform_numbers(generators)
-    floor = math.log(sampling.min_p) if sampling.min_p else -math.inf
-    top_k, penalty = sampling.top_k or vocab_size, sampling.repetition_penalty
-    numbers = float(sampling.temperature), top_k, float(sampling.top_p), floor, float(penalty)
+    numbers = filter_numbers(sampling, vocab_size)
     at_once = max(1, WORK // window.model.num_parameters())
     left = max_new_tokens
     while left:
