@@ -42,11 +42,10 @@ def check_decodable(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndar
     return ids
 
 
-def describe_unknown(text: str, positions: Iterable[int], most: int = 5) -> str:
-    """Which characters are unknown and where, the first `most` of them.
+def warn_unknown(text: str, positions: Iterable[int], replacement: str, most: int = 5) -> None:
+    """One warning about the unknown characters of a text: the first `most` of them, and where they are.
 
-    >>> describe_unknown("né", [1])
-    "unknown character 'é' (U+00E9) at 1 (positions count from 0)"
+    `unknown character 'é' (U+00E9) at 1 (positions count from 0); read as <unk>`
     """
     first_seen = {}
     for position in positions:
@@ -56,7 +55,8 @@ def describe_unknown(text: str, positions: Iterable[int], most: int = 5) -> str:
     named = [f"{char!r} (U+{ord(char):04X}) at {position}" for char, position in list(first_seen.items())[:most]]
     more = ", …" if len(first_seen) > most else ""
     plural = "s" if len(first_seen) > 1 else ""
-    return f"unknown character{plural} {', '.join(named)}{more} (positions count from 0)"
+    message = f"unknown character{plural} {', '.join(named)}{more} (positions count from 0); read as {replacement}"
+    warnings.warn(message, UnknownCharacterWarning, stacklevel=3)
 
 
 class CharTokenizer:
@@ -105,9 +105,6 @@ class CharTokenizer:
         self._id_of = np.full(int(codepoints[-1]) + 2, self.unk_id, self.id_dtype)
         self._id_of[codepoints] = np.arange(len(self.special_ids), self.vocab_size)
         self.start_id = self.bos_id if start == BOS else int(self._id_of[ord(start)])
-        # ASCII comes first among the code points, so its ids fit into a byte: for it there is a table of bytes as well.
-        ids = self._id_of[np.minimum(np.arange(256), len(self._id_of) - 1)]
-        self._ascii_id_of = ids.astype(np.uint8).tobytes()
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
@@ -135,8 +132,7 @@ class CharTokenizer:
         ids = self._look_up(text)
         positions = np.flatnonzero(ids == self.unk_id)
         if positions.size:
-            message = f"{describe_unknown(text, positions)}; read as {UNK}"
-            warnings.warn(message, UnknownCharacterWarning, stacklevel=2)
+            warn_unknown(text, positions, UNK)
         return ids
 
     def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
@@ -144,11 +140,8 @@ class CharTokenizer:
         return map(self._look_up, blocks)
 
     def _look_up(self, text: str) -> np.ndarray:
-        if text.isascii():
-            return np.frombuffer(text.encode("ascii").translate(self._ascii_id_of), np.uint8).astype(self.id_dtype)
-        # Runs that fit into the processor's cache. Clipped, a larger code point takes the last slot, always unknown.
-        runs = (to_codepoints(text[i : i + 2**14]) for i in range(0, len(text), 2**14))
-        return np.concatenate([self._id_of.take(run, mode="clip") for run in runs])
+        # Clipped, a code point beyond the table takes the last slot, which is always unknown.
+        return self._id_of.take(to_codepoints(text), mode="clip")
 
     def encode(self, text: str) -> list[int]:
         """`encode_array` as a list of ints."""

@@ -25,12 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
     learn = parser.add_argument_group("learn")
     learn.add_argument("--data", type=text, default="auto", help="the corpus, as in main.py; its training part is read")
-    learn.add_argument(
-        "--vocab-size",
-        type=whole(MIN_VOCAB_SIZE, 2**17),
-        default=1024,
-        help="how many tokens, the 256 bytes and <bos> included",
-    )
+    size = "how many tokens, the 256 bytes and <bos> included"
+    learn.add_argument("--vocab-size", type=whole(MIN_VOCAB_SIZE, 2**17), default=1024, help=size)
     learn.add_argument("--out", type=text, default="tokenizer.json", help="the file to write")
     learn.add_argument("--force", action="store_true", help="overwrite --out whatever it is")
     look = parser.add_argument_group("look")

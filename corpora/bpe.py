@@ -7,7 +7,6 @@ of its own, so no text is ever unknown.
 
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,15 +16,7 @@ import numpy as np
 
 from support.command import UserError, interruptible, one_line, optional_package, user_errors
 from support.plain import check_fields, parse_json
-from tokenizer import (
-    BOS,
-    REPLACEMENT,
-    CharTokenizer,
-    UnknownCharacterWarning,
-    check_decodable,
-    describe_unknown,
-    id_dtype,
-)
+from tokenizer import BOS, REPLACEMENT, CharTokenizer, check_decodable, id_dtype, warn_unknown
 
 
 def byte_symbols() -> dict[str, int]:
@@ -160,8 +151,7 @@ class BPETokenizer:
         """
         positions = [found.start() for found in LONE_SURROGATE.finditer(text)]
         if positions:
-            message = f"{describe_unknown(text, positions)}; read as {REPLACEMENT}"
-            warnings.warn(message, UnknownCharacterWarning, stacklevel=2)
+            warn_unknown(text, positions, REPLACEMENT)
             text = LONE_SURROGATE.sub(REPLACEMENT, text)
         return np.concatenate([np.zeros(0, self.id_dtype), *self.encode_blocks([text])])
 

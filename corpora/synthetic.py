@@ -13,21 +13,15 @@ import numpy as np
 
 SPEAKERS = ("ORLA", "BERTRAM", "THE FOOL", "KING HALE", "MIRABEL", "FIRST GUARD", "SECOND GUARD", "DUKE")
 WORDS = {
-    "NOUN": (
-        "king crown night sword heart moon storm ship ring song bell ghost hour oath wolf star hand sea wind rose "
-        "fire queen child letter throne river candle garden shadow prince sorrow mirror winter thief lord name"
-    ).split(),
-    "QUALITY": (
-        "pale sweet old bitter bold golden weary silent dark crooked honest cold noble hollow tender proud "
-        "foul merry wild gentle poor mad"
-    ).split(),
-    "DEED": (
-        "waits sleeps burns falls weeps wanders trembles returns fades speaks sinks sings dies rises laughs "
-        "breaks turns stays"
-    ).split(),
-    "ACT": (
-        "guard forget carry praise follow mourn betray deliver summon bury love fear hide curse mock seek kiss hear"
-    ).split(),
+    "NOUN": """king crown night sword heart moon storm ship ring song bell ghost hour oath wolf star hand sea wind
+        rose fire queen child letter throne river candle garden shadow prince sorrow mirror winter thief
+        lord name""".split(),
+    "QUALITY": """pale sweet old bitter bold golden weary silent dark crooked honest cold noble hollow tender proud foul
+        merry wild gentle poor mad""".split(),
+    "DEED": """waits sleeps burns falls weeps wanders trembles returns fades speaks sinks sings dies rises laughs
+        breaks turns stays""".split(),
+    "ACT": """guard forget carry praise follow mourn betray deliver summon bury love fear hide curse mock seek kiss
+        hear""".split(),
     "PLACE": "castle harbour chapel market forest tower field orchard hall gate crypt cliff moor bridge".split(),
 }
 # A sentence is literal text with slots; the openings (up to the first slot) tell the sentences apart.

@@ -112,11 +112,8 @@ def print_step(run: Run, line: dict[str, float], better: bool, sample: str, note
     """The step's figures and sample, and the note if there is one."""
     run.last_line = time.monotonic()
     state, floor = run.state, f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
-    units = "".join(
-        f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}"
-        for name, value in line.items()
-        if name in ("val_nats_per_character", "val_bits_per_byte")
-    )
+    comparable = comparable_losses(run, line["val_loss"]).items()
+    units = "".join(f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, value in comparable)
     tqdm.write(
         f"step {state.step:5d} | train {line['train_loss']:.4f} | val {line['val_loss']:.4f}{units}{floor}"
         f"{' *' if better else ''} | {line['tokens_per_second']:,.0f} tokens/s | {state.train_seconds:.0f} s"
