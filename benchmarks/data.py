@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def bench_data() -> None:
     """Rates from text to ids, and the memory that a text of a gigabyte takes."""
-    sample = synthetic_text(10**6)[0]
+    sample = synthetic_text(10**5)[0]  # a small one: what making it takes would hide what follows
     with tempfile.TemporaryDirectory() as name:
         large_text(sample, Path(name))
     print()
