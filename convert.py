@@ -31,6 +31,8 @@ from training.lora import apply_adapter, merge_adapters
 def load(settings: argparse.Namespace) -> Checkpoint:
     """The source's model, with an adapter merged into it if there is one."""
     source, lora = settings.source, settings.lora
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
     if source.suffix == ".pt":
         loaded = load_nanogpt(source, settings.data, settings.tokenizer)
     elif source.is_dir():
@@ -106,7 +108,7 @@ def main() -> None:
     target = Path(settings.target)
     ending = "/" if settings.target.endswith("/") or target.is_dir() else target.suffix
     if ending not in WRITERS:
-        raise UserError(f"TARGET {target} must end in one of {', '.join(WRITERS)}")
+        raise UserError(f"TARGET {target} must end in .pth, .html or .gguf, or in / for a Hugging Face folder")
     if settings.precision and ending not in (".html", ".gguf"):
         raise UserError("--precision is for a page or a GGUF file: others hold float32")
     loaded = load(settings)

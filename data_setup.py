@@ -208,20 +208,6 @@ def noise_tokens(
     return np.split(noise, ranks)[rank]
 
 
-def bigram_entropy(tokens: np.ndarray) -> float:
-    """Nats per token that are left to guess for who knows the token before, and how often each follows which.
-
-    The conditional entropy H(next | previous) of the tokens (N,) themselves: what a table of counts can reach at best.
-    """
-
-    def entropy(values: np.ndarray) -> float:
-        shares = np.unique(values, return_counts=True)[1] / len(values)
-        return float(-(shares * np.log(shares)).sum())
-
-    previous, following = tokens[:-1].astype(np.int64), tokens[1:].astype(np.int64)
-    return entropy(previous << 32 | following) - entropy(previous)
-
-
 def main() -> None:
     """Fetch corpora ahead of time."""
     parser = Parser(__doc__)

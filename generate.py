@@ -31,9 +31,10 @@ from support.device import pick_device
 from tiny_decoder import TinyGPT
 from training.lora import apply_adapter, merge_adapters
 
-# A beam search takes the likeliest, for one prompt.
-UNUSED_BY_BEAMS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "explain"}
-UNUSED_BY_BEAMS |= {"num_samples", "prompt_file", "interactive", "score"}
+FILTERS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+# A beam search takes the likeliest texts, for one prompt; a score makes no text.
+UNUSED_BY_BEAMS = FILTERS | {"seed", "explain", "num_samples", "prompt_file", "interactive", "score"}
+UNUSED_BY_SCORE = FILTERS | {"seed", "num_samples", "stop", "max_new_tokens", "stride", "beams", "n_best"}
 
 
 def make_parser() -> Parser:
@@ -42,18 +43,21 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("input").add_argument
     add("--checkpoint", type=text, default="checkpoints/tiny_decoder.pth", help="the model to sample from")
     add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
-    add("--prompt", help=r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input")
+    add(
+        "--prompt",
+        help=r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: a new line",
+    )
     add("--prompt-file", type=text, help="UTF-8 prompts for one batch: a line each, or with lines of --- between them")
     add("--interactive", action="store_true", help="prompt after prompt from the keyboard; /temperature 0.5 sets")
     add("--score", type=text, metavar="FILE", help="how likely the model finds a text, instead of writing one")
-    add("text", nargs="?", help=argparse.SUPPRESS)  # to answer who forgets --prompt
+    add("text", nargs="*", help=argparse.SUPPRESS)  # to answer who forgets --prompt
     add = parser.add_argument_group("length").add_argument
     add("--max-new-tokens", type=whole(0, 10**9), default=500, help="how many tokens to add")
     add("--stop", type=text, action="append", default=[], help=r"end before this text (\n as in --prompt); repeatable")
     add("--ignore-eos", action="store_true", help="go on where GPT-2 ends a text: never sample its <|endoftext|>")
     add("--num-samples", type=whole(1, 4096), default=1, help="how many texts for each prompt, all in one batch")
     add = parser.add_argument_group("sampling").add_argument
-    add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 bolder, above 1 wilder, 0 the likeliest token")
+    add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 safer, above 1 wilder, 0 the likeliest token")
     add("--top-k", type=whole(0, 10**9), default=0, help="choose among the k likeliest tokens, 0 among all")
     nucleus = "choose among the fewest likeliest tokens that have this probability together"
     add("--top-p", type=number(above=0, high=1), default=1.0, help=nucleus)
@@ -83,14 +87,16 @@ def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
     settings, given = parser.parse_args(arguments), given_flags(parser, arguments)
     settings.stop = [unescape(stop) for stop in settings.stop]
     if settings.text:
-        raise UserError(f"a prompt needs its flag: python generate.py --prompt {shlex.quote(settings.text)}")
+        raise UserError(f"a prompt needs its flag: python generate.py --prompt {shlex.quote(' '.join(settings.text))}")
     if 0 < settings.temperature < 1e-6:
         raise UserError(f"--temperature must be 0 or at least 1e-6, not {settings.temperature}")
     sources = given.keys() & {"prompt", "prompt_file", "interactive", "score"}
     if len(sources) > 1:
         raise UserError(f"{' and '.join(flag_of(name) for name in sorted(sources))} exclude each other")
-    for name in given.keys() & UNUSED_BY_BEAMS if settings.beams else ():
-        raise UserError(f"{flag_of(name)} does nothing beside --beams: leave it out")
+    for flag, names in (("beams", UNUSED_BY_BEAMS), ("score", UNUSED_BY_SCORE)):
+        if getattr(settings, flag) and (unused := sorted(given.keys() & names)):
+            shown = ", ".join(map(flag_of, unused))
+            raise UserError(f"{flag_of(flag)} makes no use of {shown}: leave it out")
     if settings.n_best > max(1, settings.beams):
         raise UserError(f"--n-best {settings.n_best} needs at least as many --beams, not {settings.beams}")
     if settings.explain and (settings.num_samples > 1 or settings.prompt_file):
@@ -98,7 +104,7 @@ def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
     return settings
 
 
-def sample(
+def print_samples(
     settings: argparse.Namespace, window: SlidingWindow, loop: Callable, tokenizer: Tokenizer, prompts: list[str]
 ) -> int:
     """Print a text for every row of the window, with `sampler.generate` or a loop like it; returns how many
@@ -106,8 +112,7 @@ def sample(
 
     A single text appears as it is made, several one after the other at the end.
     """
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    filters = Sampling(**{name: getattr(settings, name) for name in names})
+    filters = Sampling(**{name: getattr(settings, name) for name in FILTERS})
     output, streams = Output(), [TextStream(tokenizer, settings.stop) for _ in prompts]
     watch = Explainer(tokenizer, before=output.end_line) if settings.explain else None
     generators = row_generators(settings.seed, len(prompts))
@@ -148,7 +153,7 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
     else:
         seed = torch.seed() % 2**31 if settings.seed is None else settings.seed
         settings = argparse.Namespace(**{**vars(settings), "seed": seed})
-        made, seeded = sample(settings, window, loop, tokenizer, prompts), f", seed {seed}"
+        made, seeded = print_samples(settings, window, loop, tokenizer, prompts), f", seed {seed}"
     seconds = time.perf_counter() - started
     print(f"{made} tokens, {made / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)
 

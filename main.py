@@ -41,9 +41,14 @@ EVAL_LOGITS = 2**26  # logits that one batch of an evaluation may have: 256 MiB 
 
 
 def train(run: Run, stop: StopSignal) -> int:
-    """Step, now and then evaluate and save, until the last step or a signal, which is returned (0 if none came)."""
+    """Step, now and then evaluate and save, until the last step or a signal, which is returned (0 if none came).
+
+    run.model holds the weights; run.network is the same model, compiled and shared among processes where that is asked
+    for; run.model_to_keep is what is evaluated and saved: the model, or the moving average of its weights.
+    """
     settings, state = run.settings, run.state
     step_seconds = []  # of the warm-up
+    # with several processes, the first gradients fix the order in which later ones are summed
     run.dist.settle_gradient_order(run.network, lambda: compute_gradients(run))
     mark = time.perf_counter()
     signum = stop_requested(run, stop)
@@ -176,7 +181,7 @@ def evaluate(run: Run) -> float:
     val_loss = sum(dist.sum(np.array(losses)).tolist()) / count  # in the same order, however many ranks there are
     if not math.isfinite(val_loss):
         raise FloatingPointError(
-            f"step {run.state.step}: the validation loss is {val_loss}. Try a smaller --lr (now {settings.lr})"
+            f"step {run.state.step}: the validation loss is {val_loss}. Try a smaller --lr (peak {settings.lr:g})"
         )
     return val_loss
 

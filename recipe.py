@@ -139,13 +139,13 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
     if preset == AUTO:
         preset = "base" if pick_device(given.get("device", AUTO)).type == "cuda" else "small"
     settings = make_parser(preset).parse_args(arguments)
-    settings.preset = preset
     if settings.minutes:
         if "steps" in given:
             raise UserError("--minutes and --steps exclude each other")
         settings.steps = MOST_STEPS  # until the warm-up has shown how many fit: see training/plan.py
-    elif not given.keys() & {"preset", "steps", "resume"}:
+    elif settings.preset == AUTO and not given.keys() & {"steps", "resume"}:
         settings.minutes = DEFAULT_MINUTES
+    settings.preset = preset
     if not settings.resume:  # then the saved ones count
         check_together(settings)
     return settings, set(given)

@@ -55,9 +55,10 @@ class SlidingWindow:
         self.unread = True  # whether the cache must be filled anew
 
     def next_logits(self) -> Tensor:
-        """Logits (B, V), float32, after the last token of every row. Raises FloatingPointError if not finite.
+        """Logits (B, V), float32, after the last token of every row; call it once per `append`.
 
-        They come on the CPU: choosing among so few numbers is no work, and takes float64, which not every device has.
+        Raises FloatingPointError if they are not finite. They come on the CPU: choosing among so few numbers is no
+        work, and takes float64, which not every device has.
         """
         for b, row in enumerate(self.rows):
             if len(row) - self.starts[b] > self.max_seq:

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# On a CPU in bfloat16, plain products train faster than the fused kernel; for longer windows they take too much memory.
+PLAIN_LIMIT = 512
+
 
 @dataclass(frozen=True)
 class TinyGPTConfig:
-    """The shape of the network. Names follow `nn.MultiheadAttention`.
+    """The shape of the network. embed_dim, num_heads and bias are those of `nn.MultiheadAttention`, whose `dropout` is
+    attention_dropout here.
 
     The defaults have biases, the exact GELU and a head of its own. With `gelu="tanh", tie_embeddings=True` the network
     is GPT-2's; with `bias=False, tie_embeddings=True` it is nanoGPT's. The head never has a bias.
@@ -120,14 +124,13 @@ class CausalSelfAttention(nn.MultiheadAttention):
         tokens that it holds, and mask is (T, slots) or (B, 1, T, slots), or None where everything may be looked at.
         """
         q, k, v = (self.heads(t) for t in F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
-        if cache is not None:
-            k, v = cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
-        if cache is not None:
+        if cache is not None:  # while sampling: the earlier tokens' keys and values are there, and nothing is dropped
+            k, v = cache.append(k, v)
             h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        elif q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) <= 512:
-            h = self.attend(q, k, v, mask, dropout)  # on a CPU in bfloat16 faster to train than the fused kernel
-        else:
+        elif q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) <= PLAIN_LIMIT:
+            h = self.attend(q, k, v, mask, dropout)
+        else:  # is_causal is the mask once more, by a name that lets a GPU take its fastest kernel
             h = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         return self.out_proj(h.transpose(1, 2).flatten(2))  # heads side by side again, and mixed
 
@@ -182,7 +185,7 @@ def causal_mask(max_seq: int) -> Tensor:
 def sinusoids(max_seq: int, embed_dim: int) -> Tensor:
     """A row per position (max_seq, embed_dim) of sines, then cosines, with mean square 1 (Vaswani et al. 2017).
 
-    The wavelengths form a geometric series from 2 pi to 4 max_seq, so no two positions in the window look alike.
+    The wavelengths form a geometric series from 2 pi towards 4 max_seq, so no two positions in the window look alike.
     """
     waves = math.ceil(embed_dim / 2)
     frequencies = (2 * max_seq / math.pi) ** (-torch.arange(waves) / waves)
@@ -200,6 +203,7 @@ class TinyGPT(nn.Module):
         super().__init__()
         self.config = config
         width = config.embed_dim
+        # from_pretrained, because nn.Embedding would draw random weights, which loading a model throws away again.
         self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
         self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(config.max_seq, width), freeze=False)
         self.dropout = nn.Dropout(config.dropout)
@@ -256,10 +260,10 @@ class TinyGPT(nn.Module):
         With a cache, the ids come after the tokens that it holds, and are added to it.
         Raises ValueError if the shape is wrong or the tokens do not fit into max_seq.
         """
-        start = cache.length if cache is not None else 0
-        end = start + ids.size(-1)
         if ids.ndim != 2 or ids.numel() == 0:
             raise ValueError(f"ids must have shape (batch, time), neither of them 0, not {tuple(ids.shape)}")
+        start = cache.length if cache is not None else 0
+        end = start + ids.size(1)
         if end > self.config.max_seq:
             raise ValueError(f"{end} tokens do not fit into max_seq {self.config.max_seq}: feed the last ones")
         positions = torch.arange(start, end, device=ids.device)

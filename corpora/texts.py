@@ -235,3 +235,17 @@ def is_token_file(path: Path) -> bool:
             digest.update(block)
             left -= len(block)
         return digest.digest() == file.read()
+
+
+def bigram_entropy(tokens: np.ndarray) -> float:
+    """Nats per token that are left to guess for who knows the token before, and how often each follows which.
+
+    The conditional entropy H(next | previous) of the tokens (N,) themselves: what a table of counts can reach at best.
+    """
+
+    def entropy(values: np.ndarray) -> float:
+        shares = np.unique(values, return_counts=True)[1] / len(values)
+        return float(-(shares * np.log(shares)).sum())
+
+    previous, following = tokens[:-1].astype(np.int64), tokens[1:].astype(np.int64)
+    return entropy(previous << 32 | following) - entropy(previous)

@@ -1,6 +1,7 @@
 """Which code makes the tokens: PyTorch's operations, or loops that numba compiles."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, rows: int, tokens: in
         or tokens < (WORTH_LOADING if compiled_before() else WORTH_COMPILING)
     ):
         return FastStep(model), sampler.generate
+    if not compiled_before():
+        print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)
     from sampling.compiled_step import CompiledStep, generate  # only here: numba is optional, and slow to import
 
     return CompiledStep(model, weights), generate

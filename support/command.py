@@ -109,7 +109,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
     """The description as it is written; defaults where there is one; N for numbers."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, False, (), argparse.SUPPRESS) and "%(default)" not in action.help
+        hidden = action.default is False or action.default in (None, [], (), argparse.SUPPRESS)
+        shown = not hidden and "%(default)" not in action.help
         return f"{action.help} (default: %(default)s)" if shown else action.help
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:

@@ -49,7 +49,7 @@ def settings_to_resume(
 def check_progress(settings: argparse.Namespace, state: TrainState, path: Path) -> None:
     """Raise UserError if there is nothing left to do."""
     if state.step >= settings.steps:
-        raise UserError(f"the run in {path} is complete at step {state.step}: give a larger --steps to continue it")
+        raise UserError(f"the run in {path} has made {state.step} steps already: give a larger --steps to continue it")
     if settings.stop_at and state.step >= settings.stop_at:
         raise UserError(f"the run in {path} is at step {state.step} already: give a larger --stop-at, or none")
 

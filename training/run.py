@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from corpora.bpe import BPETokenizer
-from corpora.texts import count_unknown, encode_split
-from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, bigram_entropy, load_corpus
+from corpora.texts import bigram_entropy, count_unknown, encode_split
+from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
 from formats.checkpoint import Tokenizer, check_tensors, checked_model, load_model, model_from_weights, model_weights
 from recipe import saved_settings
 from support.command import UserError, user_errors

@@ -93,7 +93,7 @@ def check_output(paths: RunPaths) -> None:
             f"--out {paths.best} must name a file that ends in .pth (and not in .last.pth or .previous.pth)"
         )
     if paths.best.is_dir():
-        raise UserError(f"--out {paths.best} is a folder")
+        raise UserError(f"--out {paths.best} is a folder: name a file in it, such as {paths.best / 'model.pth'}")
     # The longest name of a run's files: what is written while an earlier run's metrics are copied.
     longest = f"{paths.best.stem}.9999.metrics.jsonl.{os.getpid()}.tmp"
     folder = next(parent for parent in paths.best.absolute().parents if parent.is_dir())
@@ -113,7 +113,10 @@ def lock_output(paths: RunPaths) -> Iterator[None]:
     folder cannot be made or written.
     """
     folder = paths.best.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--out {paths.best}: {folder} is no folder; choose another --out") from None
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--out: cannot write into {folder}")
     refusal = f"--out {paths.best}: another process is training into it; wait for it, stop it, or choose another --out"
