@@ -130,7 +130,7 @@ def test_explain_table_is_aligned_and_exact(capsys):
         (["just a prompt"], ["--prompt 'just a prompt'"]),
         (["--beams", 2, "--n-best", 3], ["--n-best"]),
         (["--beams", 2, "--num-samples", 2], ["--num-samples", "--beams"]),
-        (["--beams", 2, "--temperature", 1], ["--temperature does nothing beside --beams"]),
+        (["--beams", 2, "--temperature", 1], ["--beams makes no use of --temperature"]),
         (["--explain", "--num-samples", 2], ["--explain"]),
         (["--prompt", "a", "--prompt-file", "p"], ["--prompt-file"]),
         (["--prompt-file", "missing.txt"], ["missing.txt", "no such file"]),

@@ -237,7 +237,7 @@ def test_resume_without_a_run_and_against_it(in_process):
     assert in_process("main.py", "--resume")[0] == 0
     code, _, errors = in_process("main.py", "--resume")
     assert code == 2
-    assert_one_error_line(errors, "complete at step 4", "--steps")
+    assert_one_error_line(errors, "has made 4 steps already", "--steps")
     code, output, _ = in_process("main.py", "--resume", "--steps", 6, "--cooldown", 0.5)
     assert code == 0 and "step     6" in output
 

@@ -145,12 +145,10 @@ def test_extreme_length_penalties_do_not_overflow(penalty):
 def test_a_fork_of_a_stream_goes_on_by_itself():
     tokenizer = CharTokenizer.from_text("abc\n")
     stream = TextStream(tokenizer, ("ab",))
-    stream.add(tokenizer.encode("a")[0])
+    first = stream.add(tokenizer.encode("a")[0])
     twin = stream.fork()
-    twin.add(tokenizer.encode("b")[0])
-    stream.add(tokenizer.encode("c")[0])
-    stream.finish()
-    assert twin.stopped and not stream.stopped and stream.text == "ac"
+    assert twin.add(tokenizer.encode("b")[0]) == "" and twin.stopped
+    assert first + stream.add(tokenizer.encode("c")[0]) + stream.finish() == "ac" and not stream.stopped
 
 
 class Terminal(io.StringIO):

@@ -331,7 +331,7 @@ def test_a_refused_resume_leaves_no_lock(uninterrupted, tmp_path):
     folder = copy_of(uninterrupted, tmp_path / "run")
     (folder / OUT.best).with_suffix(".lock").unlink()
     before = sorted((folder / "checkpoints").iterdir())
-    assert_one_error_line(train(folder, "--resume", code=2).stderr, "complete at step 3")
+    assert_one_error_line(train(folder, "--resume", code=2).stderr, "has made 3 steps already")
     assert_one_error_line(train(folder, "--resume", "--seed", 1, code=2).stderr, "--seed 1 contradicts")
     assert sorted((folder / "checkpoints").iterdir()) == before
 

@@ -134,7 +134,7 @@ def test_a_signal_in_the_last_report_does_not_ask_to_continue(tmp_path, signums)
     child = train(folder, *RUN, prepare=signal_in("print_step", *signums, call=3), code=code)
     assert "--resume" not in child.stderr + child.stdout
     assert "python generate.py" in (child.stderr if code else child.stdout)
-    assert "complete at step 6" in train(folder, "--resume", code=2).stderr
+    assert "has made 6 steps already" in train(folder, "--resume", code=2).stderr
 
 
 # --- Before a command has begun ----------------------------------------------------------------------------------
