@@ -214,7 +214,7 @@ def main() -> None:
         run = open_run(settings, given, held, dist)
         announce(run)
         try:
-            with StopSignal() as stop, dist.faults_named():
+            with StopSignal(shielded=dist.size > 1) as stop, dist.faults_named():
                 signum = train(run, stop)
         except KeyboardInterrupt:
             raise Interrupted(signal.SIGINT, where_kept(run)) from None

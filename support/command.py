@@ -58,17 +58,21 @@ def optional_package(module: str, purpose: str) -> ModuleType:
 class StopSignal:
     """Within it, the first SIGINT or SIGTERM is only noted, so that the step can be finished and saved.
 
-    A second SIGINT raises KeyboardInterrupt at once.
+    A second SIGINT raises KeyboardInterrupt at once. shielded: when an exception ends it, SIGTERM is ignored from then
+    on: torchrun sends it as soon as one process has failed, and the others have yet to say why they leave.
     """
 
-    def __init__(self):
+    def __init__(self, shielded: bool = False):
         self.signum = 0
+        self.shielded = shielded
 
     def __enter__(self) -> "StopSignal":
         self.earlier = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
+        if kind and self.shielded:
+            self.earlier[signal.SIGTERM] = signal.SIG_IGN
         for signum, handler in self.earlier.items():
             signal.signal(signum, handler)
 
