@@ -12,6 +12,7 @@ from benchmarks.ablate import bench_ablate
 from benchmarks.data import bench_data
 from benchmarks.decode import bench_decode
 from benchmarks.decode_loss import bench_decode_loss
+from benchmarks.gpu import bench_gpu
 from benchmarks.lora import bench_lora
 from benchmarks.plots import bench_plots
 from benchmarks.scale import bench_scale
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "data": (bench_data, "text to ids: speed, and memory for a text of 1 GB", "3 minutes"),
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "5 minutes"),
     "decode-loss": (bench_decode_loss, "what --weights int8 and --stride do to the loss of a checkpoint", "2 minutes"),
+    "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding, two processes, its tests", "not measured"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
     "plots": (bench_plots, "no measuring: draws the README's curve from docs/measured/", "seconds"),
     "scale": (bench_scale, "what several processes gain, and what they cost", "5 minutes"),

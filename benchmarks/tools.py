@@ -54,12 +54,17 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def train_once(out: Path, *flags: object) -> dict:
+def train_once(out: Path, *flags: object, ranks: tuple[int, int] | None = None) -> dict:
     """A run of main.py on tinyshakespeare in a process of its own: `lines`, those of its metrics, and `peak`, its
-    largest memory in bytes (None if unknown)."""
-    command = [sys.executable, os.path.join(ROOT, "main.py"), "--data", "tinyshakespeare", "--out", out, *flags]
-    command = [str(part) for part in command]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    largest memory in bytes (None if unknown). ranks: how many processes instead, and how many threads in each."""
+    command = [os.path.join(ROOT, "main.py"), "--data", "tinyshakespeare", "--out", out, *flags]
+    environment = dict(os.environ)
+    if ranks:
+        environment["OMP_NUM_THREADS"] = str(ranks[1])
+    if ranks and ranks[0] > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks[0], *command]
+    command = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     peak = None
     if hasattr(os, "wait4"):
         _, status, usage = os.wait4(process.pid, 0)

@@ -1,5 +1,6 @@
 """Seconds to a validation loss, ours beside nanoGPT's published recipe, and the training speed of both."""
 
+import argparse
 import math
 import tempfile
 from pathlib import Path
@@ -67,17 +68,18 @@ def print_throughput(folder: Path) -> None:
         out = folder / f"{preset}-speed.pth"
         run = train_once(out, "--preset", preset, "--eval-every", 1, "--stop-at", 4, *flags)
         settings = make_parser(preset).parse_args([])
-        tokens = settings.batch_size * settings.max_seq
-        # Per token: 6 operations a weight (2 forward, 4 backward), and 6 T C a layer for causal attention.
-        width, layers = settings.embed_dim, settings.num_layers
-        operations = tokens * (6 * 12 * layers * width**2 + 6 * layers * settings.max_seq * width)
+        speed = settings.batch_size * settings.max_seq / seconds_per_step(run)
         # On a GPU the process's memory says nothing.
         memory = f"{run['peak'] / 2**30:.2f} GiB" if run["peak"] and ON_CPU else "unknown"
-        seconds = seconds_per_step(run)
-        rows.append([preset, f"{tokens / seconds:,.0f}", f"{operations / seconds / 1e12:.2f}", memory])
+        rows.append([preset, f"{speed:,.0f}", f"{speed * operations_per_token(settings) / 1e12:.2f}", memory])
     print_table(["6 x 384, window 256, batch 64", "tokens/s", "TFLOP/s", "peak memory"], rows)
     alone = [f"{matmul_rate(dtype):.2f} TFLOP/s in {dtype}" for dtype in (torch.bfloat16, torch.float32)]
     print(f"matrix products alone: {', '.join(alone)}".replace("torch.", ""))
+
+
+def operations_per_token(settings: argparse.Namespace) -> int:
+    """6 a weight (2 forward, 4 backward), and 6 T C a layer for causal attention; embeddings and head left out."""
+    return 6 * settings.num_layers * settings.embed_dim * (12 * settings.embed_dim + settings.max_seq)
 
 
 def matmul_rate(dtype: torch.dtype, rows: int = 4096, inner: int = 384, columns: int = 1536) -> float:
