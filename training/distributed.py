@@ -9,11 +9,13 @@ Rank 0 alone prints and writes files. Started without torchrun there is one rank
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import uuid
@@ -34,6 +36,7 @@ from support.command import Interrupted, UserError, one_line, out_of_memory
 SILENCE = timedelta(seconds=50)
 # … and for their set-up, in which one of them may be downloading a corpus.
 PATIENCE = timedelta(hours=1)
+FROZEN = 20.0  # seconds without a sign of life after which a process is killed by another one on its machine
 EXPECTED = (OSError, UserError, FloatingPointError, Interrupted)  # failures that explain themselves
 
 
@@ -237,7 +240,35 @@ def connect(ranks: DistContext) -> DistContext:
         world_size=ranks.size,
         timeout=SILENCE,
     )
+    threading.Thread(target=watch_neighbours, args=(store.clone(), ranks), daemon=True).start()
     return dataclasses.replace(ranks, store=store)
+
+
+def watch_neighbours(store: "dist.Store", ranks: DistContext) -> None:
+    """Show once a second that this process is alive, and kill one of this machine's that has been silent for FROZEN.
+
+    A frozen process would hold up the others until SILENCE, and then torchrun. A process that was itself stopped
+    (Ctrl-Z, a laptop asleep) begins to count anew.
+    """
+    first = ranks.rank - ranks.local_rank
+    neighbours = {f"life of {rank}" for rank in range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))}
+    heard = {}  # neighbour -> its last sign of life, and when it came
+    before = time.monotonic()
+    with contextlib.suppress(RuntimeError):  # the launcher, which keeps the store, is gone
+        for beat in itertools.count():
+            store.set(f"life of {ranks.rank}", f"{os.getpid()} {beat}")
+            now = time.monotonic()
+            if now - before > FROZEN / 4:
+                heard.clear()
+            for neighbour in filter(lambda name: store.check([name]), neighbours):
+                sign = store.get(neighbour)
+                if sign != heard.setdefault(neighbour, (sign, now))[0]:
+                    heard[neighbour] = sign, now
+                elif now - heard[neighbour][1] > FROZEN:
+                    with contextlib.suppress(OSError):
+                        os.kill(int(sign.split()[0]), getattr(signal, "SIGKILL", signal.SIGTERM))
+            before = now
+            time.sleep(1)
 
 
 def agree_on_name(store: "dist.Store", ranks: DistContext) -> str:
