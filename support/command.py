@@ -8,7 +8,6 @@ exception is a bug and keeps its traceback.
 import argparse
 import contextlib
 import importlib
-import math
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from math import inf
 from types import ModuleType
 from typing import NoReturn, TextIO
 
@@ -82,7 +82,7 @@ class StopSignal:
         self.signum = signum
 
 
-def interruptible(work: Callable[[], object], seconds: float = math.inf) -> object:
+def interruptible(work: Callable[[], object], seconds: float = inf) -> object:
     """The result of `work()`, which may stay where Python does not notice Ctrl-C: in a library, in a look-up.
 
     Another thread does the work, and KeyboardInterrupt ends the wait, as does TimeoutError after so many seconds. That
@@ -148,14 +148,12 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return bounded(int, "a whole number", "N", low, high)
 
 
-def number(
-    low: float = -math.inf, high: float = math.inf, above: float = -math.inf, below: float = math.inf
-) -> Callable[[str], float]:
+def number(low: float = -inf, high: float = inf, above: float = -inf, below: float = inf) -> Callable[[str], float]:
     """A flag type: a finite number; low and high are inclusive bounds, above and below exclusive ones."""
     return bounded(float, "a number", "X", low, high, above, below)
 
 
-def bounded(kind: type, what: str, metavar: str, low, high, above=-math.inf, below=math.inf) -> Callable:
+def bounded(kind: type, what: str, metavar: str, low, high, above=-inf, below=inf) -> Callable:
     """The flag type behind `whole` and `number`."""
 
     def parse(value: str) -> int | float:
@@ -164,7 +162,7 @@ def bounded(kind: type, what: str, metavar: str, low, high, above=-math.inf, bel
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be {what}, not {value[:40]!r}") from None
         for wrong, words in (
-            (not abs(found) < math.inf, "a finite number"),
+            (not abs(found) < inf, "a finite number"),
             (found < low, f"at least {low}"),
             (found <= above, f"more than {above}"),
             (found > high, f"at most {high}"),
@@ -243,13 +241,8 @@ def silence_stdout() -> None:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether this is one of the ways in which Python, numpy and PyTorch say that there is not enough memory."""
-    words = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in words
-        or "Storage size calculation overflowed" in words
-    )
+    signs = ("OutOfMemoryError", "DefaultCPUAllocator", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(sign in repr(error) for sign in signs)
 
 
 def run(command: Callable[[], int | None]) -> NoReturn:

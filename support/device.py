@@ -32,13 +32,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name != "auto":
         return getattr(torch, name)
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
         features = getattr(torch.cpu, "get_capabilities", dict)()
-        native = bool(features.get("amx_bf16") or features.get("avx512_bf16"))
-    else:
-        native = False
+        native = features.get("amx_bf16") or features.get("avx512_bf16")
     return torch.bfloat16 if native else torch.float32
 
 

@@ -21,7 +21,7 @@ import torch
 
 from formats.checkpoint import load_model
 from support import command as cli
-from training.state import RunPaths, read_newest
+from training.state import RunPaths
 
 OUT = RunPaths(Path("checkpoints/tiny_decoder.pth"))
 # A network and a corpus so small that a run of a few steps takes a fraction of a second.
@@ -202,7 +202,7 @@ def assert_nothing_lost(folder: Path, output: str, earlier: dict[str, bytes] | N
     if not announced and not paths.last.exists() and not paths.previous.exists():
         return 0
     with contextlib.redirect_stderr(io.StringIO()) as loud:
-        header, _, _ = read_newest(paths)
+        header, _, _ = paths.read_newest()
     assert header["training"]["step"] >= announced
     assert not loud.getvalue() or not paths.last.exists(), "a whole state was taken for a damaged one"
     return header["training"]["step"]

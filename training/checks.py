@@ -1,12 +1,13 @@
 """What is refused before a run begins: flags that contradict each other, the saved run, or the machine."""
 
-import argparse
+from argparse import Namespace
 from pathlib import Path
 
 from recipe import AUTO, PRESETS
 from support.command import UserError, flag_of
+from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
-from training.state import RunPaths, TrainState
+from training.state import TrainState
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = {"steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
@@ -15,7 +16,7 @@ ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device",
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")
 
 
-def refuse_unused(settings: argparse.Namespace, given: set[str]) -> None:
+def refuse_unused(settings: Namespace, given: set[str]) -> None:
     """UserError that names a given flag which would do nothing beside the others."""
     unused, beside = (), ""
     if settings.lora_rank:
@@ -28,25 +29,20 @@ def refuse_unused(settings: argparse.Namespace, given: set[str]) -> None:
             raise UserError(f"{flag_of(name)} does nothing beside {beside}: leave it out")
 
 
-def settings_to_resume(
-    saved: argparse.Namespace, settings: argparse.Namespace, given: set[str], path: Path, paths: RunPaths
-) -> argparse.Namespace:
+def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], path: Path) -> Namespace:
     """The settings saved in `path`, changed by those given; UserError that names a flag that contradicts them."""
     for name in sorted(given - ADJUSTABLE):
         value, kept = getattr(settings, name), getattr(saved, name)
         if value not in (kept, AUTO):
-            raise UserError(
-                f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): "
-                "leave the flag out, or start a new run with another --out"
-            )
+            advice = "leave the flag out, or start a new run with another --out"
+            raise UserError(f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): {advice}")
+    resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed
     if "steps" in given:
-        saved = argparse.Namespace(**{**vars(saved), "minutes": None})
-    changed = {name: getattr(settings, name) for name in given & ADJUSTABLE}
-    fixed = {"data": saved.data, "preset": saved.preset, "out": str(paths.best)}  # the files may have been renamed
-    return argparse.Namespace(**{**vars(saved), "stop_at": None, **changed, **fixed})
+        resumed["minutes"] = None
+    return Namespace(**resumed | {name: getattr(settings, name) for name in given & ADJUSTABLE})
 
 
-def check_progress(settings: argparse.Namespace, state: TrainState, path: Path) -> None:
+def check_progress(settings: Namespace, state: TrainState, path: Path) -> None:
     """Raise UserError if there is nothing left to do."""
     if state.step >= settings.steps:
         raise UserError(f"the run in {path} has made {state.step} steps already: give a larger --steps to continue it")
@@ -54,39 +50,33 @@ def check_progress(settings: argparse.Namespace, state: TrainState, path: Path) 
         raise UserError(f"the run in {path} is at step {state.step} already: give a larger --stop-at, or none")
 
 
-def settings_for_base(settings: argparse.Namespace, given: set[str], config: argparse.Namespace) -> argparse.Namespace:
+def settings_for_base(settings: Namespace, given: set[str], config: TinyGPTConfig) -> Namespace:
     """The settings for fine-tuning a model of this config; UserError that names a flag that contradicts it.
 
     --max-seq may be smaller than the base's window, to save time and memory.
     """
     fixed = {name: getattr(config, name) for name in SHAPE}
-    for name, value in {**fixed, "tokenizer": "its own", "init": "its own"}.items():
-        if name in given and getattr(settings, name) != value:
-            raise UserError(
-                f"{flag_of(name)} {getattr(settings, name)} contradicts {settings.init_from} ({value}): leave it out"
-            )
-    if "max_seq" in given and settings.max_seq > config.max_seq:
-        raise UserError(
-            f"--max-seq {settings.max_seq} contradicts {settings.init_from}: its window is {config.max_seq} tokens"
-        )
-    kept = {name: getattr(config, name) for name in ("max_seq", "dropout", "attention_dropout") if name not in given}
-    noise = {} if "token_noise" in given else {"token_noise": 0.0}  # the recipe's is for learning a text from nothing
-    return argparse.Namespace(**{**vars(settings), **fixed, **kept, **noise})
+    for name, wanted in {**fixed, "max_seq": config.max_seq, "tokenizer": "its own", "init": "its own"}.items():
+        value = getattr(settings, name)
+        if name in given and value != wanted and not (name == "max_seq" and value < wanted):
+            raise UserError(f"{flag_of(name)} {value} contradicts {settings.init_from} ({wanted}): leave it out")
+    unless_given = {name: getattr(config, name) for name in ("max_seq", "dropout", "attention_dropout")}
+    unless_given["token_noise"] = 0.0  # the recipe's is for learning a text from nothing
+    kept = {name: value for name, value in unless_given.items() if name not in given}
+    return Namespace(**vars(settings) | fixed | kept)
 
 
-def check_split(settings: argparse.Namespace, dist: DistContext) -> None:
+def check_split(settings: Namespace, dist: DistContext) -> None:
     """Raise UserError if the batch cannot be split over ranks and --grad-accum, or the ranks' recipes differ."""
-    parts = dist.size * settings.grad_accum
-    if settings.batch_size % parts:
-        fitting = max(1, round(settings.batch_size / parts)) * parts
-        raise UserError(
-            f"--batch-size {settings.batch_size} cannot be split into {dist.size} (processes) x {settings.grad_accum} "
-            f"(--grad-accum) equal parts: --batch-size {fitting} can"
-        )
+    size, processes, parts = settings.batch_size, dist.size, dist.size * settings.grad_accum
+    if size % parts:
+        fitting = max(1, round(size / parts)) * parts
+        split = f"{processes} (processes) x {settings.grad_accum} (--grad-accum)"
+        raise UserError(f"--batch-size {size} cannot be split into {split} equal parts: --batch-size {fitting} can")
     dist.require_same("recipe", repr(settings))
 
 
-def least_memory(settings: argparse.Namespace, vocab_size: int) -> int:
+def least_memory(settings: Namespace, vocab_size: int) -> int:
     """A lower bound on the bytes that training holds at once, for refusing what cannot fit.
 
     Weights, gradients and one optimizer state; the mask; and what a forward pass keeps for the backward pass: per token

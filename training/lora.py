@@ -11,8 +11,9 @@ packed q, k, v projection, which is no module that an adapter could be wrapped a
     python convert.py checkpoints/tiny_decoder.pth checkpoints/merged.pth --lora checkpoints/my_lora.pth
 """
 
-import argparse
 import math
+import re
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from formats.checkpoint import (
-    ADAPTER,
-    Checkpoint,
-    Tokenizer,
-    check_tensors,
-    model_digest,
-    model_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from formats import checkpoint
 from support.command import UserError, user_errors
 from support.plain import check_fields
 from tiny_decoder import TinyGPT
@@ -64,7 +56,7 @@ class LoRAConfig:
             raise ValueError(f"--lora-targets must be some of {','.join(TARGETS)}, each once, not {self.targets!r:.60}")
 
 
-def lora_config(settings: argparse.Namespace) -> LoRAConfig | None:
+def lora_config(settings: Namespace) -> LoRAConfig | None:
     """The adapters that the settings of a run ask for; UserError if they make no sense."""
     if not settings.lora_rank:
         return None
@@ -138,20 +130,17 @@ def merge_adapters(model: TinyGPT) -> None:
 
 def base_weights(model: TinyGPT) -> dict[str, Tensor]:
     """What `model_weights` would be without the model's adapters; an unadapted model's own."""
-    state = model_weights(model)
-    for name, _, leaf, _ in adapted_places(model):
-        owner = name.removesuffix(leaf)
-        original = state.pop(f"{owner}parametrizations.{leaf}.original")
-        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{owner}parametrizations.{leaf}.")}
-        state[name] = original
-    return state
+    weights = {}
+    for name, tensor in checkpoint.model_weights(model).items():
+        weights[re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)] = tensor
+    return {name: tensor for name, tensor in weights.items() if ".parametrizations." not in name}
 
 
 def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
     """A and B of every adapter, named after the matrix: `blocks.0.mlp.0.weight.A`; empty for an unadapted model."""
     found = {}
     for name, _, _, adapter in adapted_places(model):
-        found |= {f"{name}.A": adapter.A.detach().cpu(), f"{name}.B": adapter.B.detach().cpu()}
+        found |= {f"{name}.{part}": tensor.cpu() for part, tensor in adapter.state_dict().items()}
     return found
 
 
@@ -160,36 +149,35 @@ def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> Non
 
     Raises ValueError, with the model as it was, if they do not fit.
     """
-    check_tensors(weights, adapter_shapes(model, config))
+    checkpoint.check_tensors(weights, adapter_shapes(model, config))
     add_adapters(model, config)
-    with torch.no_grad():
-        for name, _, _, adapter in adapted_places(model):
-            adapter.A.copy_(weights[f"{name}.A"])
-            adapter.B.copy_(weights[f"{name}.B"])
+    for name, _, _, adapter in adapted_places(model):
+        adapter.load_state_dict({part: weights[f"{name}.{part}"] for part in ("A", "B")})
 
 
 # --- Files -------------------------------------------------------------------------------------------------------
 
 
-def save_adapter(path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAConfig, origin: dict) -> None:
+def save_adapter(path: Path, model: TinyGPT, tokenizer: checkpoint.Tokenizer, config: LoRAConfig, origin: dict) -> None:
     """Write the adapters of a model, without the model. Raises like `write_checkpoint`."""
     header = {
-        "kind": ADAPTER,
+        "kind": checkpoint.ADAPTER,
         "config": {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)},
-        "base": model_digest(model.config, tokenizer, base_weights(model)),
+        "base": checkpoint.model_digest(model.config, tokenizer, base_weights(model)),
         "origin": origin,
     }
-    write_checkpoint(path, header, adapter_weights(model))
+    checkpoint.write_checkpoint(path, header, adapter_weights(model))
 
 
-def apply_adapter(base: Checkpoint, path: Path) -> dict:
+def apply_adapter(base: checkpoint.Checkpoint, path: Path) -> dict:
     """Adapt a loaded base with the adapter in a file; returns the adapter's origin.
 
     Raises UserError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
     cannot be read.
     """
-    header, tensors = read_checkpoint(path, ADAPTER)
-    if header.get("base") != model_digest(base.model.config, base.tokenizer, model_weights(base.model)):
+    header, tensors = checkpoint.read_checkpoint(path, checkpoint.ADAPTER)
+    weights = checkpoint.model_weights(base.model)
+    if header.get("base") != checkpoint.model_digest(base.model.config, base.tokenizer, weights):
         raise UserError(f"{path} is for another base: name the checkpoint that it was trained on (--init-from)")
     with user_errors(f"{path} cannot be used: "):
         saved = header["config"]

@@ -72,13 +72,13 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model: TinyGPT, settings: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices and AdamW for embeddings, norms, biases and head; or AdamW for all that trains.
 
-    Each parameter group keeps its peak learning rate under "initial_lr". Weight decay is for matrices only; beside
-    Muon for the blocks' only, and adapters have none: they start at zero and stay small.
+    Weight decay is for matrices only; beside Muon for the blocks' only, and adapters have none: they start at zero and
+    stay small.
     """
     with_muon = settings.optimizer == "muon" and not settings.lora_rank
-    hidden = [p for p in model.blocks.parameters() if p.ndim == 2] if with_muon else []
-    ids = {id(p) for p in hidden}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+    matrices = {f"blocks.{name}": p for name, p in model.blocks.named_parameters() if p.ndim == 2}
+    hidden = matrices if with_muon else {}
+    rest = [p for name, p in model.named_parameters() if p.requires_grad and name not in hidden]
     decay = 0.0 if with_muon or settings.lora_rank else settings.weight_decay
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": decay},
@@ -87,23 +87,19 @@ def make_optimizers(model: TinyGPT, settings: argparse.Namespace) -> list[torch.
     groups = [group for group in groups if group["params"]]
     optimizers = [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), fused=True)]
     if with_muon:
-        packed = [block.attention.in_proj_weight for block in model.blocks]
-        packed_ids = {id(p) for p in packed}
-        single = [p for p in hidden if id(p) not in packed_ids]
+        packed = [p for name, p in hidden.items() if name.endswith("in_proj_weight")]
+        single = [p for name, p in hidden.items() if not name.endswith("in_proj_weight")]
         groups = [{"params": packed, "parts": 3}, {"params": single}]
         dtype = pick_dtype(settings.dtype, model.head.weight.device)
         optimizers.append(Muon(groups, settings.muon_lr, settings.muon_momentum, settings.weight_decay, dtype))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
     return optimizers
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Set every group's learning rate to its peak times `factor`."""
+    """Set every group's learning rate to its peak, which the first call keeps under "initial_lr", times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 # --- Saving and restoring ----------------------------------------------------------------------------------------

@@ -61,19 +61,11 @@ def print_progress(run: Run, loss: float) -> None:
         print(f"step {run.state.step:5d} of {run.settings.steps:,} | loss {loss:.3f}", file=sys.stderr)
 
 
-def comparable_losses(run: Run, val_loss: float) -> dict[str, float]:
-    """The validation loss in units that do not depend on the tokenizer; nothing for characters, whose loss is one."""
-    if run.tokenizer.kind == CharTokenizer.kind:
-        return {}
-    nats = val_loss * (len(run.val_tokens) - 1)
-    return {
-        "val_nats_per_character": nats / len(run.corpus.val),
-        "val_bits_per_byte": nats / math.log(2) / run.val_bytes,
-    }
-
-
 def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
-    """What `NAME.metrics.jsonl` says about the step; rank 0 appends it, on the disk before it is printed."""
+    """What `NAME.metrics.jsonl` says about the step; rank 0 appends it, on the disk before it is printed.
+
+    Where tokens are not characters, it has the loss in units that do not depend on the tokenizer too.
+    """
     settings, state = run.settings, run.state
     tokens = settings.batch_size * settings.max_seq
     line = {
@@ -84,8 +76,11 @@ def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
         "val_loss": val_loss,
         "lr": settings.lr * lr_factor(state.step - 1, settings),
         "tokens_per_second": round(state.loss_steps * tokens / state.seconds_sum, 1),
-        **comparable_losses(run, val_loss),
     }
+    if run.tokenizer.kind != CharTokenizer.kind:
+        nats = val_loss * (len(run.val_tokens) - 1)
+        line["val_nats_per_character"] = nats / len(run.corpus.val)
+        line["val_bits_per_byte"] = nats / math.log(2) / run.val_bytes
     if run.dist.first:
         with open(run.paths.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -112,8 +107,8 @@ def print_step(run: Run, line: dict[str, float], better: bool, sample: str, note
     """The step's figures and sample, and the note if there is one."""
     run.last_line = time.monotonic()
     state, floor = run.state, f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
-    comparable = comparable_losses(run, line["val_loss"]).items()
-    units = "".join(f", {value:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, value in comparable)
+    others = {name: loss for name, loss in line.items() if name.startswith("val_") and name != "val_loss"}
+    units = "".join(f", {loss:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, loss in others.items())
     tqdm.write(
         f"step {state.step:5d} | train {line['train_loss']:.4f} | val {line['val_loss']:.4f}{units}{floor}"
         f"{' *' if better else ''} | {line['tokens_per_second']:,.0f} tokens/s | {state.train_seconds:.0f} s"
@@ -161,12 +156,8 @@ def finish(run: Run) -> None:
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {next_command(run, 'generate.py')}{prompt}")
     if not settings.lora_rank:
-        print(f"look into it with:   python convert.py {quoted(run)} {quoted(run, '.html')}")
-
-
-def quoted(run: Run, suffix: str = ".pth") -> str:
-    """The best checkpoint's path, or one beside it with another suffix, as a shell takes it."""
-    return shlex.quote(str(run.paths.best.with_suffix(suffix)))
+        best = run.paths.best
+        print(f"look into it with:   {shlex.join(['python', 'convert.py', str(best), str(best.with_suffix('.html'))])}")
 
 
 def plot(losses: list[float], width: int = 60, height: int = 6) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -48,104 +49,107 @@ class TrainState:
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         check_fields(found, {**fields, "corpus_sha256": str, "best_loss": (float, type(None))})
         state = cls(**{name: found[name] for name in fields})
-        for name in ("step", "loss_steps", "best_step", "stale", "threads", "processes"):
-            if not 0 <= getattr(state, name) <= 10**9:
+        for name, value in vars(state).items():
+            largest = 10**9 if isinstance(value, int) else sys.float_info.max
+            if isinstance(value, int | float) and not 0 <= value <= largest:
                 raise ValueError(f"its entry {name!r} is out of range")
-        for name in ("train_seconds", "loss_sum", "seconds_sum"):
-            if not 0 <= getattr(state, name) < math.inf:
-                raise ValueError(f"its entry {name!r} is no sensible number")
-        if state.best_loss is None:
-            state.best_loss = math.inf
-        elif not 0 <= state.best_loss < math.inf:
-            raise ValueError("its entry 'best_loss' is no sensible number")
+        state.best_loss = math.inf if state.best_loss is None else state.best_loss
         return state
 
 
-@dataclass(frozen=True)
 class RunPaths:
     """The files of a run, named after its best checkpoint `NAME.pth`."""
 
-    best: Path
+    def __init__(self, best: Path):
+        name = str(best).removesuffix(".pth")
+        self.best = best
+        self.last = Path(f"{name}.last.pth")  # the training state, to resume from
+        self.previous = Path(f"{name}.previous.pth")  # the one before that, should the last one be damaged
+        self.metrics = Path(f"{name}.metrics.jsonl")  # one JSON line per evaluation
+        self.all = (self.best, self.last, self.previous, self.metrics)
 
-    @property
-    def last(self) -> Path:
-        """The training state, to resume from."""
-        return self.best.with_suffix(".last.pth")
+    def check_name(self) -> None:
+        """Raise UserError, before any file is made, if --out cannot name a run."""
+        if self.best.suffix != ".pth" or self.best.stem.endswith((".last", ".previous")):
+            raise UserError(f"--out {self.best} must end in .pth, and not in .last.pth or .previous.pth")
+        if self.best.is_dir():
+            raise UserError(f"--out {self.best} is a folder: name a file in it, such as {self.best / 'model.pth'}")
+        folder = next(parent for parent in self.best.absolute().parents if parent.is_dir())
+        most = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        most -= len(f".9999.metrics.jsonl.{os.getpid()}.tmp")  # while an earlier run's metrics are copied
+        if len(os.fsencode(self.best.stem)) > most:
+            raise UserError(f"--out {self.best}: the name is too long: choose one of at most {most} bytes before .pth")
 
-    @property
-    def previous(self) -> Path:
-        """The training state before that, should the last one be damaged."""
-        return self.best.with_suffix(".previous.pth")
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's files for this process, and find out before training whether its folder can be written.
 
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per evaluation."""
-        return self.best.with_suffix(".metrics.jsonl")
+        What a killed run left half-written is removed. Raises UserError if another process holds them, OSError if the
+        folder cannot be made or written.
+        """
+        folder = self.best.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"--out {self.best}: {folder} is no folder; choose another --out") from None
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"--out: cannot write into {folder}")
+        refusal = f"--out {self.best}: another process trains into it; wait for it, stop it, or choose another --out"
+        with locked(self.best.with_suffix(".lock"), refusal):
+            for path in self.all:
+                remove_leftovers(path)
+            yield
 
-    def all(self) -> tuple[Path, ...]:
-        return self.best, self.last, self.previous, self.metrics
+    def existing(self) -> list[Path]:
+        """The files that are there."""
+        return [path for path in self.all if path.exists()]
 
+    def keep_earlier_run(self) -> None:
+        """Give the files of an earlier run under this name the first free number: NAME.1.pth, NAME.1.last.pth, …
 
-def check_output(paths: RunPaths) -> None:
-    """Raise UserError, before any file is made, if --out cannot name a run."""
-    if paths.best.suffix != ".pth" or paths.best.stem.endswith((".last", ".previous")):
-        raise UserError(
-            f"--out {paths.best} must name a file that ends in .pth (and not in .last.pth or .previous.pth)"
-        )
-    if paths.best.is_dir():
-        raise UserError(f"--out {paths.best} is a folder: name a file in it, such as {paths.best / 'model.pth'}")
-    # The longest name of a run's files: what is written while an earlier run's metrics are copied.
-    longest = f"{paths.best.stem}.9999.metrics.jsonl.{os.getpid()}.tmp"
-    folder = next(parent for parent in paths.best.absolute().parents if parent.is_dir())
-    most = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-    if len(os.fsencode(longest)) > most:
-        raise UserError(
-            f"--out {paths.best}: the name is too long, with the ending .9999.metrics.jsonl.{os.getpid()}.tmp for a "
-            f"file system that takes {most} bytes: choose a shorter one"
-        )
+        They are linked (copied, where the file system has no links), not moved: NAME.pth stays loadable until the new
+        run's first save replaces it, and a kill at any moment loses nothing.
+        """
+        if not self.existing():
+            return
+        numbered = (RunPaths(self.best.with_suffix(f".{number}.pth")) for number in itertools.count(1))
+        kept = next(paths for paths in numbered if not paths.existing())
+        for path, copy in zip(self.all, kept.all, strict=True):
+            if path.exists():
+                link_or_copy(path, copy)
+        sync_folder(self.best.parent)
+        for path in (self.previous, self.last, self.metrics):
+            path.unlink(missing_ok=True)
+        print(f"the earlier run in {self.best} is kept as {kept.best}")
 
+    def read_newest(self) -> tuple[dict, dict[str, Tensor], Path]:
+        """Header and tensors of the newest training state that is whole, and its file: `last`, or with a loud line the
+        one before it.
 
-@contextlib.contextmanager
-def lock_output(paths: RunPaths) -> Iterator[None]:
-    """Hold the run's files for this process, and find out before training whether its folder can be written.
+        Raises like `read_checkpoint` if neither can be used.
+        """
+        try:
+            return *read_state(self.last), self.last
+        except UserError as error:
+            try:
+                header, tensors = read_state(self.previous)
+            except (UserError, OSError):
+                raise error from None
+            print(f"WARNING: {error}", file=sys.stderr)
+            step = header["training"]["step"]
+            print(f"WARNING: continuing from the state before it, {self.previous}, step {step}", file=sys.stderr)
+            return header, tensors, self.previous
 
-    What a killed run left half-written is removed. Raises UserError if another process holds them, OSError if the
-    folder cannot be made or written.
-    """
-    folder = paths.best.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out {paths.best}: {folder} is no folder; choose another --out") from None
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"--out: cannot write into {folder}")
-    refusal = f"--out {paths.best}: another process is training into it; wait for it, stop it, or choose another --out"
-    with locked(paths.best.with_suffix(".lock"), refusal):
-        for path in paths.all():
-            remove_leftovers(path)
-        yield
-
-
-def keep_earlier_run(paths: RunPaths) -> None:
-    """Give the files of an earlier run under this name the first free number: NAME.1.pth, NAME.1.last.pth, …
-
-    They are linked (copied, where the file system has no links), not moved: NAME.pth stays loadable until the new
-    run's first save replaces it, and a kill at any moment loses nothing.
-    """
-    earlier = [path for path in paths.all() if path.exists()]
-    if not earlier:
-        return
-    number = 1
-    while any(path.exists() for path in RunPaths(paths.best.with_suffix(f".{number}.pth")).all()):
-        number += 1
-    kept = RunPaths(paths.best.with_suffix(f".{number}.pth"))
-    for path, copy in zip(paths.all(), kept.all(), strict=True):
-        if path.exists():
-            link_or_copy(path, copy)
-    sync_folder(paths.best.parent)
-    for path in (paths.previous, paths.last, paths.metrics):
-        path.unlink(missing_ok=True)
-    print(f"the earlier run in {paths.best} is kept as {kept.best}")
+    def trim_metrics(self, step: int) -> None:
+        """Drop the lines that a killed run wrote after its last saved step, and a torn one."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_bytes().splitlines(keepends=True):
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # no UTF-8, no JSON, or not a line of ours
+                if json.loads(line.decode())["step"] <= step and line.endswith(b"\n"):
+                    kept.append(line)
+        write_atomically(self.metrics, lambda file: file.writelines(kept))
 
 
 def link_or_copy(path: Path, copy: Path) -> None:
@@ -157,25 +161,6 @@ def link_or_copy(path: Path, copy: Path) -> None:
             write_atomically(copy, lambda file: shutil.copyfileobj(source, file))
 
 
-def read_newest(paths: RunPaths) -> tuple[dict, dict[str, Tensor], Path]:
-    """Header and tensors of the newest training state that is whole, and its file: `last`, or with a loud line the one
-    before it.
-
-    Raises like `read_checkpoint` if neither can be used.
-    """
-    try:
-        return *read_state(paths.last), paths.last
-    except UserError as error:
-        try:
-            header, tensors = read_state(paths.previous)
-        except (UserError, OSError):
-            raise error from None
-        print(f"WARNING: {error}", file=sys.stderr)
-        step = header["training"]["step"]
-        print(f"WARNING: continuing from the state before it, {paths.previous}, step {step}", file=sys.stderr)
-        return header, tensors, paths.previous
-
-
 def read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """Header and tensors of a training state, whose plain part is checked. Raises like `read_checkpoint`."""
     header, tensors = read_checkpoint(path, TRAINING)
@@ -183,15 +168,3 @@ def read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:
         check_fields(header, {"training": dict, "settings": dict})
         TrainState.from_plain(header["training"])
     return header, tensors
-
-
-def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines that a killed run wrote after its last saved step, and a torn one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # no UTF-8, no JSON, or not a line of ours
-            if json.loads(line.decode())["step"] <= step and line.endswith(b"\n"):
-                kept.append(line)
-    write_atomically(path, lambda file: file.writelines(kept))

@@ -31,7 +31,7 @@ from faults import (
 from formats.checkpoint import TRAINING, read_checkpoint, write_checkpoint
 from support import durable
 from training import state as run_files
-from training.state import RunPaths, keep_earlier_run, read_newest, trim_metrics
+from training.state import RunPaths
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast")
 RUN = [*SMALL_RUN, "--steps", 3, "--eval-every", 1]
@@ -255,7 +255,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_with_a_loud_line(uninterrup
         assert f"WARNING: {OUT.last} is no TinyGPT checkpoint" in child.stderr
         assert f"WARNING: continuing from the state before it, {OUT.previous}, step 2" in child.stderr
         assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
-        assert read_newest(RunPaths(folder / OUT.best))[2] == folder / OUT.last
+        assert RunPaths(folder / OUT.best).read_newest()[2] == folder / OUT.last
         assert read_checkpoint(folder / OUT.previous, TRAINING)[0]["training"]["step"] == 2, (
             "the whole one was pushed out"
         )
@@ -279,16 +279,17 @@ def test_an_earlier_run_is_kept_where_links_are_not_to_be_had(earlier, tmp_path,
     folder = copy_of(earlier, tmp_path / "run")
     before = files_of(folder)
     monkeypatch.setattr(run_files.os, "link", lambda *_: failing(errno.EPERM)())
-    keep_earlier_run(RunPaths(folder / OUT.best))
+    RunPaths(folder / OUT.best).keep_earlier_run()
     after = files_of(folder)
     assert {name.replace("decoder.1.", "decoder."): after[name] for name in after if ".1." in name} == before
     assert [name for name in after if ".1." not in name] == ["tiny_decoder.pth"]
 
 
 def test_torn_and_foreign_lines_leave_the_metrics(tmp_path):
-    path = tmp_path / "a.metrics.jsonl"
+    paths = RunPaths(tmp_path / "a.pth")
+    path = paths.metrics
     path.write_bytes(b'{"step": 1}\n[1]\n3\n\xff\n{"step": "x"}\n{"step": 3}\n{"step": 2}\n{"step": 2}')
-    trim_metrics(path, step=2)
+    paths.trim_metrics(step=2)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
