@@ -2,6 +2,10 @@
 
 Importing PyTorch takes a second or two. Whoever presses Ctrl-C meanwhile gets one line and exit code 130, not a
 traceback; `support.command.run` then takes over.
+
+PyTorch's threads wait for each other after every operation, by default in a busy loop. Beside another program that
+loop takes the time that the other thread needs. So they wait busily for a moment only, then sleep: alone that is as
+fast, beside others much faster (measured in docs/training.md). The results are the same bits.
 """
 
 import contextlib
@@ -18,6 +22,10 @@ def leave(_signum, _frame) -> None:
         os.write(2, b"interrupted\n")
     os._exit(128 + signal.SIGINT)
 
+
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}  # of the OpenMP on Linux; on macOS and Windows
+if not os.environ.keys() & {"OMP_WAIT_POLICY", *WAITING}:  # the user's own choice counts
+    os.environ.update(WAITING)
 
 if os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT:  # a script of ours, not a test or a notebook that imports one
     signal.signal(signal.SIGINT, leave)

@@ -1,8 +1,13 @@
 """The choice of device and precision, and what is refused."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from conftest import ROOT
 from support.command import UserError
 from support.device import check_memory, pick_device, pick_dtype
 
@@ -38,3 +43,17 @@ def test_more_memory_than_there_is_is_refused():
     check_memory(2**20, CPU)
     with pytest.raises(UserError, match=r"GiB of memory.*--batch-size"):
         check_memory(2**60, CPU)
+
+
+@pytest.mark.parametrize("chosen, kept", [({}, True), ({"OMP_WAIT_POLICY": "ACTIVE"}, False)])
+def test_threads_sleep_while_they_wait_unless_the_user_chose_otherwise(chosen, kept):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    said = subprocess.run(
+        [sys.executable, "-c", "import support.start, os; print('GOMP_SPINCOUNT' in os.environ)"],
+        cwd=ROOT,
+        env={**clean, **chosen},
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout == f"{kept}\n", said.stderr
