@@ -1,10 +1,9 @@
 """What each change of a preset does to its validation loss in the same seconds of training, seed by seed."""
 
 import statistics
-import tempfile
-from pathlib import Path
 
 from benchmarks.tools import SEEDS, print_table, spread, train_once
+from benchmarks.train import seconds_per_step
 from recipe import make_parser
 
 BOTH = {
@@ -15,18 +14,16 @@ BOTH = {
     "no clipping": ("--grad-clip", 1e9),
     "float32": ("--dtype", "float32"),
 }
-# Each preset, changed in one thing.
+# Each preset, changed in one thing: these after BOTH.
 ABLATIONS = {
-    "tiny": BOTH
-    | {
+    "tiny": {
         "AdamW for all, learning rate 0.0017": ("--optimizer", "adamw", "--lr", 0.0017),
         "Muon with momentum 0.95": ("--muon-momentum", 0.95),
         "GPT-2's first weights": ("--init", "normal"),
         "windows side by side": ("--windows", "epochs"),
         "twice the batch": ("--batch-size", 2 * make_parser("tiny").get_default("batch_size")),
     },
-    "small": BOTH
-    | {
+    "small": {
         "AdamW for all, learning rate 0.002": ("--optimizer", "adamw", "--lr", 0.002),
         "positions that start as sinusoids": ("--init", "sinusoid"),
         "windows that begin anywhere": ("--windows", "random"),
@@ -37,28 +34,23 @@ ABLATIONS = {
 
 def bench_ablate(preset: str) -> None:
     """One table; a change that makes a step cheaper is given more steps, and the other way round."""
-    variants = ABLATIONS[preset]
+    variants = BOTH | ABLATIONS[preset]
     steps = make_parser(preset).get_default("steps")
     pilots, ends = {choice: [] for choice in variants}, {choice: [] for choice in variants}
-    with tempfile.TemporaryDirectory() as name:
-
-        def train(choice: str, seed: int, *flags: object) -> list[dict]:
-            out = Path(name, f"{preset}-{seed}.pth")
-            return train_once(out, "--preset", preset, "--seed", seed, *variants[choice], *flags)["lines"]
-
-        for _ in SEEDS:
-            for choice in variants:
-                first, second = train(choice, 0, "--eval-every", 10, "--stop-at", 20)  # the first steps are slow
-                pilots[choice].append(second["train_seconds"] - first["train_seconds"])
-        cost = {choice: statistics.median(seconds) for choice, seconds in pilots.items()}
-        budget = {choice: round(steps * cost["the recipe"] / cost[choice]) for choice in variants}
-        for seed in SEEDS:
-            for choice in variants:
-                ends[choice].append(train(choice, seed, "--eval-every", 10**6, "--steps", budget[choice])[-1])
+    for _ in SEEDS:
+        for choice, flags in variants.items():
+            lines = train_once("--preset", preset, "--seed", 0, "--eval-every", 10, "--stop-at", 20, *flags)
+            pilots[choice].append(seconds_per_step(lines))
+    cost = {choice: statistics.median(seconds) for choice, seconds in pilots.items()}
+    budget = {choice: round(steps * cost["the recipe"] / cost[choice]) for choice in variants}
+    for seed in SEEDS:
+        for choice, flags in variants.items():
+            length = ("--steps", budget[choice], "--eval-every", 10**6)
+            ends[choice].append(train_once("--preset", preset, "--seed", seed, *length, *flags)[-1])
     rows = []
     for choice, lines in ends.items():
         losses = [line["val_loss"] for line in lines]
-        worse = [line["val_loss"] - whole["val_loss"] for line, whole in zip(lines, ends["the recipe"], strict=True)]
+        worse = [loss - whole["val_loss"] for loss, whole in zip(losses, ends["the recipe"], strict=True)]
         seconds = spread([line["train_seconds"] for line in lines], digits=1)
         rows.append([choice, f"{budget[choice]:,}", seconds, with_deviation(losses), with_deviation(worse, "+")])
     print_table([f"`{preset}`, changed in one thing", "steps", "seconds", "val loss", "beside the recipe"], rows)

@@ -1,24 +1,29 @@
 """Text to ids: the speed of the tokenizers, and the time and memory that a text of a gigabyte takes."""
 
+import math
 import os
 import tempfile
 import time
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from benchmarks.tools import peak_memory, print_table, take_turns
+from benchmarks.tools import RSS_UNIT, print_table, take_turns
 from corpora.bpe import BPETokenizer, cut_between_words
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from data_setup import ShiftedWindowDataset, load_corpus
 from tokenizer import CharTokenizer
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 LARGE = 10**9  # bytes of the large text
 BPE_TEXT = 2 * 10**7  # characters for BPE
 VOCAB_SIZE = 1024
-CPU = torch.device("cpu")
 
 
 def bench_data() -> None:
@@ -26,24 +31,27 @@ def bench_data() -> None:
     sample = synthetic_text(10**5)[0]  # a small one: what making it takes would hide what follows
     with tempfile.TemporaryDirectory() as name:
         large_text(sample, Path(name))
-    print()
     print_rates(sample)
+
+
+def peak_memory() -> float:
+    """The most bytes that this process has held so far; nan where the system does not tell."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT if resource else math.nan
 
 
 def large_text(sample: str, folder: Path) -> None:
     """Encode a large text into a token file and read windows from it, with time and memory of each step."""
     path = folder / "large.txt"
     with open(path, "wb") as file:
-        for _ in range(LARGE // len(sample)):
-            file.write(sample.encode())
-    before = peak_memory(CPU)
+        file.writelines(repeat(sample.encode(), LARGE // len(sample)))
+    before = peak_memory()
     rows = []
 
     def step(words: str, task):
         started = time.perf_counter()
         result = task()
         seconds = time.perf_counter() - started
-        rows.append([words, f"{seconds:.1f} s", f"{(peak_memory(CPU) - before) / 1e6:,.0f} MB"])
+        rows.append([words, f"{seconds:.1f} s", f"{(peak_memory() - before) / 1e6:,.0f} MB"])
         return result
 
     corpus = step("count, check and hash", lambda: load_corpus(str(path)))
@@ -53,8 +61,8 @@ def large_text(sample: str, folder: Path) -> None:
     windows = ShiftedWindowDataset(ids, 256)
     random = np.random.default_rng(0)
 
-    def read(steps: int):
-        for _ in range(steps):
+    def read(batches: int):
+        for _ in range(batches):
             windows.batch(random.integers(len(windows), size=64))
 
     step("read 10 batches of 64 windows of 256", lambda: read(10))

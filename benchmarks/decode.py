@@ -3,6 +3,7 @@
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,9 @@ Task = Callable[[], object]
 
 def bench_decode() -> None:
     """Tokens per second of every shape, with one thread and with all; in the end a line per shape."""
+    for name in ("numba", "transformers", "ctranslate2"):
+        if not importlib.util.find_spec(name):
+            print(f"{name} is not installed: skipped")
     all_threads = torch.get_num_threads()
     summary = []
     for shape, config in SHAPES.items():
@@ -35,26 +39,18 @@ def bench_decode() -> None:
         for threads in sorted({all_threads, 1}, reverse=True):
             torch.set_num_threads(threads)
             with tempfile.TemporaryDirectory() as folder:
-                print(f"\n{shape}, {threads} thread{'s' if threads > 1 else ''}: tokens/s of the whole batch\n")
+                print(f"{shape}, {threads} thread{'s' if threads > 1 else ''}: tokens/s of the whole batch\n")
                 rates = compare(model, threads, Path(folder))
         torch.set_num_threads(all_threads)
-        summary.append(in_words(shape, {name: batches[0] for name, batches in rates.items()}))
-    print("\none text, one thread:")
-    print("\n".join(summary))
+        summary.append(in_words(shape, rates))
+    print("one text, one thread, tokens/s:", *summary, sep="\n")
 
 
-def in_words(shape: str, rates: dict[str, float]) -> str:
-    """One line on batch 1: ours in each precision, and what it is beside the others."""
-    parts = []
-    for name, peers in (
-        ("cache, PyTorch", ("transformers",)),
-        ("cache, compiled float32", ("transformers", "CTranslate2 float32")),
-        ("cache, compiled int8", ("CTranslate2 int8",)),
-    ):
-        beside = [f"{rates[name] / rates[peer]:.2f} x {peer}" for peer in peers if name in rates and peer in rates]
-        if name in rates:
-            parts.append(f"{name.removeprefix('cache, ')} {rates[name]:,.0f} tokens/s ({', '.join(beside)})")
-    return f"{shape}: {'; '.join(parts)}".replace(" ()", "")
+def in_words(shape: str, rates: dict[str, list[float]]) -> str:
+    """One line on batch 1: every way that uses a cache within the window, the fastest first."""
+    ways = {name: batches[0] for name, batches in rates.items() if not name.startswith(("no cache", "past"))}
+    fastest = sorted(ways, key=ways.get, reverse=True)
+    return f"{shape}: " + "; ".join(f"{name.removeprefix('cache, ')} {ways[name]:,.0f}" for name in fastest)
 
 
 def compare(model: TinyGPT, threads: int, folder: Path) -> dict[str, list[float]]:
@@ -73,21 +69,20 @@ def compare(model: TinyGPT, threads: int, folder: Path) -> dict[str, list[float]
 def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
     """name -> (what to time, how many tokens a row it makes)."""
     window = model.config.max_seq
-    start, half, full, over = ([[5] * length] * batch for length in (1, window // 2, window, window + 1))
     engines = {"the model": (None, generate), "PyTorch": pick_engine("torch", "float32", model, batch, 0)}
     if importlib.util.find_spec("numba"):
         engines |= {f"compiled {kind}": pick_engine("compiled", kind, model, batch, 0) for kind in WEIGHTS}
-    best = list(engines.values())[min(2, len(engines) - 1)]
+    best = engines.get("compiled float32", engines["PyTorch"])
 
-    def decode(prompts: list[list[int]], tokens: int, stride: int | None, step, loop) -> tuple[Task, int]:
-        return lambda: make(SlidingWindow(model, prompts, stride, step), tokens, loop), tokens
+    def decode(length: int, tokens: int, stride: int | None, step, loop) -> tuple[Task, int]:
+        return lambda: make(SlidingWindow(model, [[5] * length] * batch, stride, step), tokens, loop), tokens
 
     return {
-        "no cache, half a window": (lambda: make_uncached(model, half, FEW), FEW),
-        "no cache, full window": (lambda: make_uncached(model, full, FEW), FEW),
-        **{f"cache, {name}": decode(start, window - 1, None, *engine) for name, engine in engines.items()},
-        "past the window, --stride 1": decode(full, FEW, 1, *best),
-        "past the window, half of it at once": decode(over, window // 2, None, *best),
+        "no cache, half a window": (partial(make_uncached, model, [[5] * (window // 2)] * batch), FEW),
+        "no cache, full window": (partial(make_uncached, model, [[5] * window] * batch), FEW),
+        **{f"cache, {name}": decode(1, window - 1, None, *engine) for name, engine in engines.items()},
+        "past the window, --stride 1": decode(window, FEW, 1, *best),
+        "past the window, half of it at once": decode(window + 1, window // 2, None, *best),
     }
 
 
@@ -98,10 +93,10 @@ def make(window: SlidingWindow, tokens: int, loop: Callable) -> None:
 
 
 @torch.inference_mode()
-def make_uncached(model: TinyGPT, prompts: list[list[int]], tokens: int) -> None:
-    """The plain loop: the whole window through the whole model for every token."""
+def make_uncached(model: TinyGPT, prompts: list[list[int]]) -> None:
+    """The plain loop, for FEW tokens: the whole window through the whole model for every one."""
     ids = torch.tensor(prompts)
-    for _ in range(tokens):
+    for _ in range(FEW):
         logits = model(ids[:, -model.config.max_seq :])[:, -1]
         chosen = torch.multinomial((logits / ORDINARY.temperature).softmax(-1), 1)
         ids = torch.cat([ids, chosen], dim=1)
@@ -109,28 +104,21 @@ def make_uncached(model: TinyGPT, prompts: list[list[int]], tokens: int) -> None
 
 def peer_tasks(model: TinyGPT, batch: int, threads: int, folder: Path) -> dict[str, tuple[Task, int]]:
     """Other libraries that are installed, sampling from a prompt of one token to the end of the window."""
-    tokens = model.config.max_seq - 1
+    tokens, temperature = model.config.max_seq - 1, ORDINARY.temperature
     tasks: dict[str, tuple[Task, int]] = {}
-    if not importlib.util.find_spec("transformers"):
-        print("transformers is not installed: skipped")
-    else:
-        twin, ids = gpt2_twin(model), torch.full((batch, 1), 5)
-        options = {"do_sample": True, "top_k": 0, "temperature": ORDINARY.temperature, "pad_token_id": 0}
+    if importlib.util.find_spec("transformers"):
+        ids = torch.full((batch, 1), 5)
+        options = {"do_sample": True, "top_k": 0, "temperature": temperature, "pad_token_id": 0}
         options |= {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens, "use_cache": True}
-        tasks["transformers"] = (lambda options=options: twin.generate(ids, **options), tokens)
-    if not importlib.util.find_spec("ctranslate2"):
-        print("ctranslate2 is not installed: skipped")
-        return tasks
-    import ctranslate2
+        tasks["transformers"] = (partial(gpt2_twin(model).generate, ids, **options), tokens)
+    if importlib.util.find_spec("ctranslate2"):
+        import ctranslate2
 
-    save_for_ctranslate2(model, folder)
-    for kind in ("float32", "int8"):
-        generator = ctranslate2.Generator(str(folder), compute_type=kind, intra_threads=threads, inter_threads=1)
+        save_for_ctranslate2(model, folder)
         options = {"max_length": tokens, "min_length": tokens, "end_token": [], "include_prompt_in_result": False}
-        options |= {"sampling_topk": 0, "sampling_temperature": ORDINARY.temperature}
-        run = generator.generate_batch
-        tasks[f"CTranslate2 {kind}"] = (
-            lambda run=run, options=options: run([[token_name(5)]] * batch, **options),
-            tokens,
-        )
+        options |= {"sampling_topk": 0, "sampling_temperature": temperature}
+        for kind in WEIGHTS:
+            generator = ctranslate2.Generator(str(folder), compute_type=kind, intra_threads=threads, inter_threads=1)
+            task = partial(generator.generate_batch, [[token_name(5)]] * batch, **options)
+            tasks[f"CTranslate2 {kind}"] = (task, tokens)
     return tasks

@@ -20,18 +20,18 @@ def bench_decode_loss(checkpoint: str = "checkpoints/tiny_decoder.pth", rows: in
     model, window = loaded.model, loaded.model.config.max_seq
     tokens = loaded.tokenizer.encode(load_corpus("tinyshakespeare").val.text())
     texts = [tokens[i * (len(tokens) // rows) :][: 2 * window] for i in range(rows)]
-    strides = sorted({1, window // 4, window // 2, window})
-    past = {stride: text_loss(model, texts, window, 2 * window, stride=stride) for stride in strides}
-    lines = []
+    groups = []  # of decoders whose losses compare, the exact one first
     if importlib.util.find_spec("numba"):
-        steps = {kind: pick_engine("compiled", kind, model, rows, 0)[0] for kind in WEIGHTS}
-        inside = {kind: text_loss(model, texts, 1, window, step=step) for kind, step in steps.items()}
-        lines = [[f"within the window, {kind}", loss, loss - inside["float32"]] for kind, loss in inside.items()]
-    lines += [[f"past the window, --stride {stride}", loss, loss - past[1]] for stride, loss in past.items()]
+        steps = {f"within the window, {kind}": pick_engine("compiled", kind, model, rows, 0)[0] for kind in WEIGHTS}
+        groups.append({name: text_loss(model, texts, 1, window, step=step) for name, step in steps.items()})
+    strides = {f"past the window, --stride {n}": n for n in sorted({1, window // 4, window // 2, window})}
+    groups.append({name: text_loss(model, texts, window, 2 * window, stride=n) for name, n in strides.items()})
     print(f"{checkpoint}, {rows} texts, a window of {window} tokens\n")
-    print_table(
-        ["decoder", "nats per token", "difference"], [[name, f"{loss:.4f}", f"{d:+.4f}"] for name, loss, d in lines]
-    )
+    lines = []
+    for losses in groups:
+        exact = next(iter(losses.values()))
+        lines += [[name, f"{loss:.4f}", f"{loss - exact:+.4f}"] for name, loss in losses.items()]
+    print_table(["decoder", "nats per token", "difference"], lines)
 
 
 def text_loss(model: TinyGPT, texts: list[list[int]], start: int, end: int, **options) -> float:

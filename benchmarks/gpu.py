@@ -4,20 +4,15 @@ from support.start import ROOT
 
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
 
 from benchmarks.decode import SHAPES, make
 from benchmarks.tools import print_table, take_turns, train_once
-from benchmarks.train import matmul_rate, operations_per_token, seconds_per_step, seconds_to
-from recipe import make_parser
+from benchmarks.train import NANOGPT_BEST, lowest, matmul_rate, seconds_to, throughput
 from sampler import SlidingWindow, generate
 from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT
-
-TARGET = 1.4697  # nanoGPT's validation loss
 
 
 def bench_gpu() -> None:
@@ -25,26 +20,22 @@ def bench_gpu() -> None:
     if not torch.cuda.is_available():
         raise UserError("bench.py gpu measures an NVIDIA GPU, and PyTorch finds none here")
     print(f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB\n")
-    with tempfile.TemporaryDirectory() as folder:
-        print_training(Path(folder))
-        print_decoding(TinyGPT(SHAPES["6 x 384, window 256"]).init_weights().eval().cuda())
-        print_two_processes(Path(folder))
+    print_training()
+    print_decoding(TinyGPT(SHAPES["6 x 384, window 256"]).init_weights().eval().cuda())
+    print_two_processes()
     subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-q"], cwd=ROOT)
 
 
-def print_training(folder: Path) -> None:
-    """Seconds of training to TARGET, and the speed beside that of matrix products alone."""
-    settings, peak, rows = make_parser("base").parse_args([]), matmul_rate(torch.bfloat16), []
+def print_training() -> None:
+    """Seconds of training to nanoGPT's loss, and the speed beside that of matrix products alone."""
+    peak, rows = matmul_rate(torch.bfloat16, "cuda"), []
     for flag in ("--compile", "--no-compile"):
-        run = train_once(folder / "base.pth", "--preset", "base", flag, "--device", "cuda", "--eval-every", 50)
-        tokens = settings.batch_size * settings.max_seq / seconds_per_step(run)
-        rate = tokens * operations_per_token(settings) / 1e12
-        lowest = min(line["val_loss"] for line in run["lines"])
-        row = [f"{seconds_to(run, TARGET):.1f}", f"{lowest:.4f}", f"{tokens:,.0f}", f"{rate:.1f} ({rate / peak:.0%})"]
-        rows.append([f"base {flag}", *row])
-    header = ["training", f"seconds to {TARGET}", "lowest val loss", "tokens/s", f"TFLOP/s (of {peak:.0f} in products)"]
-    print_table(header, rows)
-    print()
+        lines = train_once("--preset", "base", flag, "--device", "cuda", "--eval-every", 50)
+        tokens, rate = throughput("base", lines)
+        row = [f"{seconds_to(lines, NANOGPT_BEST):.1f}", f"{lowest(lines):.4f}", f"{tokens:,.0f}"]
+        rows.append([f"base {flag}", *row, f"{rate:.1f} ({rate / peak:.0%})"])
+    target = f"seconds to {NANOGPT_BEST}"
+    print_table(["training", target, "lowest val loss", "tokens/s", f"TFLOP/s (of {peak:.0f} in products)"], rows)
 
 
 @torch.inference_mode()
@@ -69,14 +60,13 @@ def print_decoding(model: TinyGPT) -> None:
         speeds = [batch * (window - 1) / whole["loop"], batch / steps["called"], batch / steps["graph"]]
         rows.append([f"batch {batch}", *(f"{speed:,.0f}" for speed in speeds)])
     print_table(["6 x 384, window 256: tokens/s", "the loop", "one step, called", "one step, CUDA graph"], rows)
-    print()
 
 
-def print_two_processes(folder: Path) -> None:
+def print_two_processes() -> None:
     """The speed of two, which need a GPU each."""
     try:
         flags = ("--preset", "base", "--device", "cuda", "--eval-every", 50, "--stop-at", 100)
-        lines = train_once(folder / "two.pth", *flags, ranks=(2, 4))["lines"]
-        print(f"two processes: {lines[-1]['tokens_per_second']:,.0f} tokens/s\n")
+        last = train_once(*flags, processes=2, threads=4)[-1]
+        print(f"two processes: {last['tokens_per_second']:,.0f} tokens/s\n")
     except RuntimeError:
         print(f"two processes on {torch.cuda.device_count()} GPU: refused\n")

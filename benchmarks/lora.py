@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.tools import print_table, train_once
+from benchmarks.train import lowest
 from corpora.synthetic import synthetic_text
 from formats.checkpoint import ADAPTER, MODEL, read_checkpoint
 
@@ -24,21 +25,15 @@ def bench_lora() -> None:
         base, plays = folder / "base.pth", folder / "plays.txt"
         text, nats = synthetic_text(100_000)
         plays.write_text(text, encoding="utf-8", newline="\n")
-        train_once(base, "--preset", "tiny", "--eval-every", 10**6)
+        train_once("--preset", "tiny", "--eval-every", 10**6, out=base)
         rows = []
         for method, flags in METHODS.items():
             out = folder / f"{method.replace(' ', '-')}.pth"
             tuning = ("--init-from", base, "--data", plays, "--preset", "tiny", "--steps", STEPS, "--eval-every", 100)
-            lines = train_once(out, *tuning, *flags)["lines"]
+            lines = train_once(*tuning, *flags, out=out)
             _header, trained = read_checkpoint(out, MODEL if method == "full" else ADAPTER)
-            rows.append(
-                [
-                    method,
-                    f"{sum(tensor.numel() for tensor in trained.values()):,}",
-                    f"{out.stat().st_size / 1e6:.2f} MB",
-                    f"{lines[-1]['train_seconds']:.0f} s",
-                    f"{min(line['val_loss'] for line in lines):.4f}",
-                ]
-            )
+            count, size = sum(tensor.numel() for tensor in trained.values()), out.stat().st_size / 1e6
+            seconds, loss = lines[-1]["train_seconds"], lowest(lines)
+            rows.append([method, f"{count:,}", f"{size:.2f} MB", f"{seconds:.0f} s", f"{loss:.4f}"])
     floor = nats[90_001:].mean()
     print_table(["fine-tuning", "trained", "file", f"{STEPS} steps", f"val loss (floor {floor:.4f})"], rows)

@@ -5,6 +5,7 @@ from support.start import ROOT
 import json
 from pathlib import Path
 
+from benchmarks.train import NANOGPT_BEST
 from support.command import UserError, optional_package
 
 MEASURED = Path(ROOT, "docs", "measured")
@@ -15,7 +16,6 @@ CURVES = (
     ("small", "small", "#0072b2"),
     ("reference-cpu", "nanoGPT's recipe for CPUs", "#555555"),
 )
-NANOGPT_BEST = 1.4697  # what nanoGPT's README gives for its large recipe
 
 
 def bench_plots() -> None:
@@ -27,10 +27,7 @@ def bench_plots() -> None:
 def read_curve(path: Path, preset: str) -> tuple[list[float], list[float]]:
     """Seconds and validation losses (nats per character) of a metrics file. Raises UserError like `bench_plots`."""
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing: run python main.py --data tinyshakespeare --preset {preset} "
-            f"--out checkpoints/{preset}.pth, and copy checkpoints/{path.name} there"
-        )
+        raise UserError(f"{path} is missing: python main.py --data tinyshakespeare --preset {preset} makes one")
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         seconds, losses = zip(*((float(line["train_seconds"]), float(line["val_loss"])) for line in lines), strict=True)

@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,6 @@ import torch
 from support.device import describe_device
 from training.plan import seconds_of
 from training.state import RunPaths
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 SEEDS = (1, 2, 3)
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of what the system tells of a process's memory
@@ -36,13 +32,6 @@ def machine() -> str:
     )
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held so far: of a GPU's memory, or of the machine's for the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT if resource else math.nan
-
-
 def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each task over rounds in which all of them run one after the other, after one warm-up."""
     for task in tasks.values():
@@ -54,28 +43,27 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def train_once(out: Path, *flags: object, ranks: tuple[int, int] | None = None) -> dict:
-    """A run of main.py on tinyshakespeare in a process of its own: `lines`, those of its metrics, and `peak`, its
-    largest memory in bytes (None if unknown). ranks: how many processes instead, and how many threads in each."""
-    command = [os.path.join(ROOT, "main.py"), "--data", "tinyshakespeare", "--out", out, *flags]
-    environment = dict(os.environ)
-    if ranks:
-        environment["OMP_NUM_THREADS"] = str(ranks[1])
-    if ranks and ranks[0] > 1:
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks[0], *command]
-    command = [sys.executable, *map(str, command)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    peak = None
-    if hasattr(os, "wait4"):
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        peak = usage.ru_maxrss * RSS_UNIT
-    else:
-        process.wait()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} left with {process.returncode}")
-    lines = RunPaths(out).metrics.read_text(encoding="utf-8").splitlines()
-    return {"lines": [json.loads(line) for line in lines], "peak": peak}
+def train_once(*flags: object, out: Path | None = None, processes: int = 1, threads: int | None = None) -> list[dict]:
+    """Run main.py on tinyshakespeare in a process of its own, or in several: the lines of its metrics.
+
+    The last one also has the process's `peak_memory` in bytes, nan where the system does not tell. out: where the model
+    is to stay; threads: of each process. Raises RuntimeError if the run fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = out or Path(folder, "run.pth")
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes)
+        script = (os.path.join(ROOT, "main.py"), "--data", "tinyshakespeare", "--out", out, *flags)
+        command = [str(part) for part in (sys.executable, *(launcher if processes > 1 else ()), *script)]
+        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        process, peak = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment), math.nan
+        if hasattr(os, "wait4"):  # not on Windows
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss * RSS_UNIT
+        if process.wait():
+            raise RuntimeError(f"{' '.join(command)} left with {process.returncode}")
+        lines = [json.loads(line) for line in RunPaths(out).metrics.read_text(encoding="utf-8").splitlines()]
+    lines[-1]["peak_memory"] = peak
+    return lines
 
 
 def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
@@ -87,7 +75,8 @@ def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """A Markdown table, aligned for a terminal too."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    """A Markdown table, aligned for a terminal too, and an empty line."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, ["-" * width for width in widths], *rows):
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+    print()

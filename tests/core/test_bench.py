@@ -5,13 +5,11 @@ import math
 from benchmarks.tools import spread
 from benchmarks.train import seconds_per_step, seconds_to
 
-RUN = {
-    "lines": [
-        {"step": 10, "train_seconds": 9.0, "val_loss": 2.0},
-        {"step": 20, "train_seconds": 11.0, "val_loss": 1.5},
-        {"step": 40, "train_seconds": 15.0, "val_loss": 1.6},
-    ]
-}
+RUN = [
+    {"step": 10, "train_seconds": 9.0, "val_loss": 2.0},
+    {"step": 20, "train_seconds": 11.0, "val_loss": 1.5},
+    {"step": 40, "train_seconds": 15.0, "val_loss": 1.6},
+]
 
 
 def test_seconds_to_a_loss_are_those_of_the_first_evaluation_at_or_below_it():
