@@ -17,8 +17,9 @@ import argparse
 from pathlib import Path
 
 from formats.checkpoint import Checkpoint, load_model, save_model
+from formats.container import read_container
 from formats.describe import describe_file, describe_model
-from formats.format1 import is_format1, load_format1
+from formats.format1 import model_of_format1
 from formats.gguf import save_gguf
 from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
@@ -32,13 +33,16 @@ def load(settings: argparse.Namespace) -> Checkpoint:
     """The source's model, with an adapter merged into it if there is one."""
     source, lora = settings.source, settings.lora
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
+        files = "config.json tokenizer.json model.safetensors"
+        hint = f"; GPT-2's folder comes by: hf download openai-community/gpt2 {files} --local-dir gpt2"
+        raise UserError(f"{source}: no such file or folder{'' if source.suffix else hint}")
     if source.suffix == ".pt":
         loaded = load_nanogpt(source, settings.data, settings.tokenizer)
     elif source.is_dir():
         loaded = load_huggingface(source)
     else:
-        loaded = load_format1(source) if is_format1(source) else load_model(source)
+        content = read_container(source)
+        loaded = model_of_format1(source, content) if content.get("format") == 1 else load_model(source, content)
     if lora:
         loaded.origin = {**apply_adapter(loaded, lora), "merged_from": str(lora)}
         merge_adapters(loaded.model)
@@ -93,11 +97,6 @@ def show(settings: argparse.Namespace) -> None:
         print(f"{name:{width}}  {one_line(value)}")
 
 
-def size(target: Path) -> int:
-    """The bytes of a file, or of a folder's files."""
-    return sum(path.stat().st_size for path in target.iterdir()) if target.is_dir() else target.stat().st_size
-
-
 def main() -> None:
     """The command."""
     settings = make_parser().parse_args()
@@ -114,7 +113,8 @@ def main() -> None:
     loaded = load(settings)
     WRITERS[ending](target, loaded, settings)
     merged = f" with {settings.lora} merged into it" if settings.lora else ""
-    print(f"{target}: {settings.source}{merged}, {size(target):,} bytes")
+    files = target.iterdir() if target.is_dir() else [target]
+    print(f"{target}: {settings.source}{merged}, {sum(file.stat().st_size for file in files):,} bytes")
 
 
 if __name__ == "__main__":

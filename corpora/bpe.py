@@ -82,21 +82,21 @@ class BPETokenizer:
             model = parse_json(text)["model"]
             vocabulary = model["vocab"]
             # Old files have a merge as one string, "a b".
-            merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+            self.merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
             self.bos = BOS if BOS in vocabulary else END_OF_TEXT
-            tokens = sorted(vocabulary, key=vocabulary.get)
-            if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
+            self.tokens = sorted(vocabulary, key=vocabulary.get)
+            if [vocabulary[token] for token in self.tokens] != list(range(len(self.tokens))):
                 raise ValueError("its ids are not 0, 1, 2, …")
-            self._bytes = [b"" if token == self.bos else bytes(BYTE_OF[c] for c in token) for token in tokens]
+            self._bytes = [b"" if token == self.bos else bytes(BYTE_OF[c] for c in token) for token in self.tokens]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no byte-level BPE ({type(error).__name__})") from None
         if not vocabulary.keys() >= {self.bos, *BYTE_OF}:
             raise ValueError(f"its vocabulary must hold {BOS} or {END_OF_TEXT}, and every byte")
         if start not in (BOS, "\n"):
             raise ValueError(f"a text must start after {BOS} or a newline, not {start[:20]!r}")
-        self.library = byte_level(vocabulary, merges)
+        self.library = byte_level(vocabulary, self.merges)
         self.start = start
-        self.vocab_size = len(tokens)
+        self.vocab_size = len(self.tokens)
         self.bos_id = vocabulary[self.bos]
         self.eos_id = self.bos_id if self.bos == END_OF_TEXT else None
         self.special_ids = (self.bos_id,)
@@ -107,28 +107,15 @@ class BPETokenizer:
         """The tokenizer in a file. Raises UserError if it holds none, OSError if it cannot be read."""
         if not path.is_file():
             raise UserError(f"--tokenizer {path}: no such file; make one with: python train_tokenizer.py")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"--tokenizer {path}: it is no text") from None
         with user_errors(f"--tokenizer {path}: "):
-            return cls(text, start)
+            return cls(path.read_text(encoding="utf-8"), start)
 
     @classmethod
     def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Learn a vocabulary of vocab_size tokens, or fewer if the text has no more pairs to merge.
-
-        Raises ValueError if vocab_size cannot hold every byte and `<bos>`.
-        """
-        if vocab_size < MIN_VOCAB_SIZE:
-            raise ValueError(f"a vocabulary must hold {BOS} and every byte: at least {MIN_VOCAB_SIZE} tokens")
+        """Learn a vocabulary of vocab_size tokens (at least MIN_VOCAB_SIZE), fewer if nothing is left to merge."""
         library = byte_level({}, [])
-        trainer = import_library().trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[BOS],
-            initial_alphabet=sorted(BYTE_OF),
-            show_progress=sys.stderr.isatty(),
-        )
+        options = {"initial_alphabet": sorted(BYTE_OF), "show_progress": sys.stderr.isatty()}
+        trainer = import_library().trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS], **options)
         interruptible(lambda: library.train_from_iterator(cut_between_words(blocks), trainer))
         return cls(library.to_str())
 

@@ -29,17 +29,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpora.bpe import BPETokenizer, tokenizer_from_plain
+from corpora.bpe import Tokenizer, tokenizer_from_plain
 from formats.container import read_container
 from support.command import UserError, user_errors
 from support.durable import write_atomically
 from support.plain import check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import CharTokenizer
 
 FORMAT = 2
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
-Tokenizer = CharTokenizer | BPETokenizer
 
 
 @dataclass
@@ -100,18 +98,15 @@ def model_digest(config: TinyGPTConfig, tokenizer: Tokenizer, weights: dict[str,
 # --- Reading -----------------------------------------------------------------------------------------------------
 
 
-def read_any(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def read_any(path: Path, content: dict | None = None) -> tuple[dict, dict[str, Tensor]]:
     """Header and tensors of a `.pth`, its outermost layer checked. Nothing in the file is ever executed.
 
-    Raises UserError, with what is wrong and what to do, if the file is missing or damaged; OSError if it cannot be
-    read.
+    content: what `read_container` gave, if the file was read before. Raises UserError, with what is wrong and what to
+    do, if the file is missing or damaged; OSError if it cannot be read.
     """
-    content = read_container(path)
+    content = content or read_container(path)
     if type(content.get("format")) is int:
-        raise UserError(
-            f"{path} has format {content['format']}, and only {FORMAT} is read here; "
-            "a model is converted by: python convert.py OLD.pth NEW.pth"
-        )
+        raise UserError(f"{path} has format {content['format']}; convert a model by: python convert.py OLD.pth NEW.pth")
     with user_errors(f"{path} is no TinyGPT checkpoint: "):
         check_fields(content, {"header": str, "tensors": dict})
         header = parse_json(content["header"])
@@ -123,27 +118,27 @@ def read_any(path: Path) -> tuple[dict, dict[str, Tensor]]:
     return header, content["tensors"]
 
 
-def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
-    """Header and tensors of a `.pth` of this kind (MODEL, TRAINING or ADAPTER).
+def read_checkpoint(path: Path, kind: str, content: dict | None = None) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a `.pth` of this kind (MODEL, TRAINING or ADAPTER); content: as in `read_any`.
 
     Raises like `read_any`, and UserError if it is of another kind.
     """
-    header, tensors = read_any(path)
+    header, tensors = read_any(path, content)
     if header["kind"] != kind:
-        hint = {
-            MODEL: "name its base here, and the adapter with --lora" if header["kind"] == ADAPTER else "give NAME.pth",
-            TRAINING: "it lies in NAME.last.pth",
-            ADAPTER: "main.py --lora-rank makes one",
-        }[kind]
         found = header["kind"][:60]
-        article = "an" if found[:1] in "aeiou" else "a"
-        raise UserError(f"{path} is {article} {found} checkpoint, and {kind} is needed: {hint}")
+        hints = {MODEL: "give NAME.pth", TRAINING: "it lies in NAME.last.pth", ADAPTER: "main.py --lora-rank makes one"}
+        if found == ADAPTER:
+            hints[MODEL] = "name its base here, and the adapter with --lora"
+        raise UserError(f"{path} is a checkpoint of kind {found!r}, and {kind} is needed: {hints[kind]}")
     return header, tensors
 
 
-def load_model(path: Path) -> Checkpoint:
-    """The model in a `.pth`. Raises like `read_checkpoint`, and UserError if its parts do not fit together."""
-    header, tensors = read_checkpoint(path, MODEL)
+def load_model(path: Path, content: dict | None = None) -> Checkpoint:
+    """The model in a `.pth`; content: as in `read_any`.
+
+    Raises like `read_checkpoint`, and UserError if its parts do not fit together.
+    """
+    header, tensors = read_checkpoint(path, MODEL, content)
     with user_errors(f"{path} cannot be used: "):
         return checked_model(header, tensors)
 

@@ -5,12 +5,14 @@ pickle symbolically and knows only what a table of tensors needs. PyTorch then r
 entries that were checked, so that two readers cannot see two files.
 """
 
+import contextlib
 import io
 import math
 import os
 import pickletools
 import shutil
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,11 @@ MOST_OPCODES, MOST_STACK = 2**20, 2**13  # torch.save fills a dictionary by a th
 ITEM_SIZES = {"Float": 4, "Double": 8, "Half": 2, "BFloat16": 2, "Int": 4, "Long": 8, "Bool": 1, "Byte": 1}
 STORAGES = {f"torch {kind}Storage": size for kind, size in ITEM_SIZES.items()}
 REBUILD, ORDERED_DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
-TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}  # None: from the last mark
+NAMES = {*STORAGES, REBUILD, ORDERED_DICT}  # the functions and types that a checkpoint's pickle needs
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
+# How many items an opcode takes off the stack; None: all above the last mark.
+TAKEN = {**TUPLES, "SETITEM": 2, "SETITEMS": None, "BINPERSID": 1, "REDUCE": 2}
 MOST_DEPTH = 4  # of dictionaries in dictionaries
 
 
@@ -55,38 +61,24 @@ def read_container(path: Path) -> dict:
 
     Raises UserError if the file is missing, damaged or holds anything else; OSError if it cannot be read.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name the .pth file in it")
     if not path.is_file():
-        raise UserError(f"{path}: no such file; train a model first (python main.py) or name another one")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; name a .pth file, or train a model first: python main.py")
+    with refused(path, "TinyGPT checkpoint"):
+        return torch.load(checked_copy(path), map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def refused(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes its readers raise, but OSError, into a UserError that says that it is no
+    `kind`."""
     try:
-        buffer = checked_copy(path)
+        yield
     except OSError:
         raise
-    except Exception as error:  # whatever a damaged file makes the zip reader say
-        reason = error if isinstance(error, ValueError) else f"it is damaged ({error})"
-        raise UserError(f"{path} is no TinyGPT checkpoint: {reason}; use another file") from None
-    try:
-        return torch.load(buffer, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} is no TinyGPT checkpoint ({type(error).__name__} while reading it)") from None
-
-
-def checked_entries(container: zipfile.ZipFile, size: int) -> tuple[dict[str, zipfile.ZipInfo], str]:
-    """The entries by name of a zip file of `size` bytes, and the name of its pickle. Raises ValueError with what is
-    wrong: they repeat, are compressed, or claim more than the file holds."""
-    entries = {entry.filename: entry for entry in container.infolist()}
-    names = [name for name in entries if name.endswith("/data.pkl")]
-    if len(entries) < len(container.infolist()) or len(names) != 1:
-        raise ValueError("its zip entries repeat, or hold no data.pkl")
-    if min(entry.header_offset for entry in entries.values()):
-        raise ValueError("it does not begin with its zip")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-        raise ValueError("it is compressed")
-    if sum(entry.file_size for entry in entries.values()) > size:
-        raise ValueError("it claims to hold more than it does")
-    return entries, names[0]
+        reason = error if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__})"
+        raise UserError(f"{path} is no {kind}: {reason}; use another file") from None
 
 
 class GuardedFile(io.FileIO):
@@ -100,40 +92,65 @@ class GuardedFile(io.FileIO):
         return super().read(size)
 
 
+@contextlib.contextmanager
+def open_zip(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo], str]]:
+    """What `torch.save` wrote: the zip file, its entries by name, and the name of its pickle.
+
+    Raises ValueError with what is wrong: it is no zip, its entries repeat, are compressed, or claim more than the file
+    holds.
+    """
+    with GuardedFile(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no .pth or .pt file, or only a part of one")
+        with zipfile.ZipFile(file) as container:
+            file.most = MOST_PICKLE_BYTES
+            entries = {entry.filename: entry for entry in container.infolist()}
+            names = [name for name in entries if name.endswith("/data.pkl")]
+            if len(entries) < len(container.infolist()) or len(names) != 1:
+                raise ValueError("its zip entries repeat, or hold no data.pkl")
+            if min(entry.header_offset for entry in entries.values()):
+                raise ValueError("it does not begin with its zip")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+                raise ValueError("it is compressed")
+            if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
+                raise ValueError("it claims to hold more than it does")
+            yield container, entries, names[0]
+
+
 def checked_copy(path: Path) -> io.BytesIO:
     """A zip in memory with the entries of the file that are known and whole. Raises ValueError with what is wrong."""
-    with GuardedFile(path) as file, zipfile.ZipFile(file) as container:
-        file.most = MOST_PICKLE_BYTES
-        entries, name = checked_entries(container, os.fstat(file.fileno()).st_size)
-        pickle, folder = container.read(name), name.removesuffix("data.pkl")
-        keys = check_storages(walk(pickle), folder, entries)
+    buffer = io.BytesIO()
+    with open_zip(path) as (container, entries, name), zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as copy:
+        folder = name.removesuffix("data.pkl")
+        keys = check_storages(walk(container.read(name)), folder, entries)
         wanted = {folder + name for name in ("data.pkl", "version", "byteorder", *(f"data/{key}" for key in keys))}
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as copy:
-            for name, entry in entries.items():
-                copied = zipfile.ZipInfo(f"checkpoint/{name.removeprefix(folder)}")
-                copied.file_size = entry.file_size
-                # Read in pieces to its end, an entry meets its checksum; what PyTorch does not need is only read.
-                with container.open(entry) as source:
-                    with copy.open(copied, "w") if name in wanted else open(os.devnull, "wb") as target:
-                        shutil.copyfileobj(source, target, 2**20)
+        for name, entry in entries.items():
+            copied = zipfile.ZipInfo(f"checkpoint/{name.removeprefix(folder)}")
+            copied.file_size = entry.file_size
+            # Read in pieces to its end, an entry meets its checksum; what PyTorch does not need is only read.
+            with container.open(entry) as source:
+                with copy.open(copied, "w") if name in wanted else open(os.devnull, "wb") as target:
+                    shutil.copyfileobj(source, target, 2**20)
     buffer.seek(0)
     return buffer
 
 
-def check_storages(found: object, folder: str, entries: dict[str, zipfile.ZipInfo]) -> list[str]:
-    """The keys of all storages below a dictionary; ValueError unless each is used once and has its bytes in the zip."""
-    keys, waiting = [], [found]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, TensorEntry):
-            entry = entries.get(f"{folder}data/{value.storage.key}")
-            if entry is None or entry.file_size != value.storage.size:
-                raise ValueError("a tensor has other bytes than its shape needs")
-            keys.append(value.storage.key)
-    if len(set(keys)) < len(keys):
+def check_storages(found: dict, folder: str, entries: dict[str, zipfile.ZipInfo]) -> set[str]:
+    """The keys of all storages in a dictionary and those in it; ValueError unless each is used once and has its bytes
+    in the zip, and dictionaries are nested at most MOST_DEPTH deep."""
+    memories, level = [], [found]
+    for _ in range(MOST_DEPTH):
+        values = [value for content in level for value in content.values()]
+        memories += [value.storage for value in values if isinstance(value, TensorEntry)]
+        level = [value for value in values if isinstance(value, dict)]
+    if level:
+        raise ValueError("its dictionaries are nested too deeply")
+    for memory in memories:
+        entry = entries.get(f"{folder}data/{memory.key}")
+        if entry is None or entry.file_size != memory.size:
+            raise ValueError("a tensor has other bytes than its shape needs")
+    keys = {memory.key for memory in memories}
+    if len(keys) < len(memories):
         raise ValueError("two tensors share their memory")
     return keys
 
@@ -141,20 +158,23 @@ def check_storages(found: object, folder: str, entries: dict[str, zipfile.ZipInf
 def walk(pickle: bytes) -> dict:
     """What a pickle would make, with a TensorEntry for each tensor; it is read, not run.
 
-    Allowed are dictionaries with strings as keys, MOST_DEPTH deep; strings, numbers, truth values and None; tuples of
-    these; and tensors. Of what the pickle remembers, only strings and names may be used again: otherwise a kilobyte
-    could stand for a structure that no computer can walk through. Raises ValueError for anything else.
+    Allowed are dictionaries with strings as keys; strings, numbers, truth values and None; tuples of these; and
+    tensors. Of what the pickle remembers, only strings and names may be used again: otherwise a kilobyte could stand
+    for a structure that no computer can walk through. Raises ValueError for anything else.
     """
     stack, marks, memo = [], [], {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
         kind = opcode.name
         if count > MOST_OPCODES or len(stack) > MOST_STACK:
             raise ValueError("its pickle is too large")
+        if kind in TAKEN:
+            start = marks.pop() if TAKEN[kind] is None else len(stack) - TAKEN[kind]
+            taken, stack[start:] = stack[start:], []
         if kind in ("BINUNICODE", "BININT", "BININT1", "BININT2", "BINFLOAT") or (kind == "LONG1" and argument < 2**63):
             stack.append(argument)
-        elif kind in ("NONE", "NEWTRUE", "NEWFALSE"):
-            stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[kind])
-        elif kind == "GLOBAL" and (argument in STORAGES or argument in (REBUILD, ORDERED_DICT)):
+        elif kind in CONSTANTS:
+            stack.append(CONSTANTS[kind])
+        elif kind == "GLOBAL" and argument in NAMES:
             stack.append(Name(argument))
         elif kind in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
@@ -165,17 +185,13 @@ def walk(pickle: bytes) -> dict:
         elif kind == "MARK":
             marks.append(len(stack))
         elif kind in ("SETITEM", "SETITEMS"):
-            start = marks.pop() if kind == "SETITEMS" else len(stack) - 2
-            items, stack[start:] = stack[start:], []
-            set_items(stack[-1], items)
+            set_items(stack[-1], taken)
         elif kind in TUPLES:
-            start = marks.pop() if kind == "TUPLE" else len(stack) - TUPLES[kind]
-            stack[start:] = [checked_tuple(tuple(stack[start:]))]
+            stack.append(checked_tuple(tuple(taken)))
         elif kind == "BINPERSID":
-            stack.append(storage(stack.pop()))
+            stack.append(storage(*taken))
         elif kind == "REDUCE":
-            arguments = stack.pop()
-            stack.append(rebuilt(stack.pop(), arguments))
+            stack.append(rebuilt(*taken))
         elif kind == "STOP" and len(stack) == 1 and isinstance(stack[0], dict):
             return stack[0]
         elif kind != "PROTO":
@@ -193,14 +209,7 @@ def set_items(target: object, items: list) -> None:
             raise ValueError("a key in its pickle is no string, or comes twice")
         if isinstance(value, Name | Storage):
             raise ValueError("a value in its pickle is no plain data")
-        if isinstance(value, dict) and depth_of(value) >= MOST_DEPTH:
-            raise ValueError("its dictionaries are nested too deeply")
         target[key] = value
-
-
-def depth_of(value: object) -> int:
-    """How deeply dictionaries are nested: 1 for one that holds none."""
-    return 1 + max(map(depth_of, value.values()), default=0) if isinstance(value, dict) else 0
 
 
 def checked_tuple(items: tuple) -> tuple:
@@ -224,13 +233,10 @@ def rebuilt(function: object, arguments: object) -> object:
 
     Without that rule a few bytes could pose as terabytes: expanded, or shared by many.
     """
-    match function, arguments:
-        case Name("collections OrderedDict"), ():
-            return Name("empty hooks")
-        case (
-            Name("torch._utils _rebuild_tensor_v2"),
-            (Storage() as memory, 0, tuple(size), tuple(stride), False, Name("empty hooks")),
-        ):
+    if function == Name(ORDERED_DICT) and arguments == ():
+        return Name("hooks")
+    match arguments:
+        case (Storage() as memory, 0, tuple(size), tuple(stride), False, Name("hooks")) if function == Name(REBUILD):
             whole = [math.prod(size[i + 1 :]) for i in range(len(size))]  # the strides of contiguous rows
             fills = memory.items == math.prod(size) and list(stride) == whole
             if len(size) > 8 or any(n < 0 for n in size) or not fills:

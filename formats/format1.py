@@ -5,24 +5,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from formats.checkpoint import Checkpoint, checked_model
-from formats.container import read_container
-from support.command import UserError, user_errors
+from formats.checkpoint import MODEL, Checkpoint, checked_model
+from support.command import user_errors
 from support.plain import check_fields
 
 
-def is_format1(path: Path) -> bool:
-    """Whether the file at `path` is a checkpoint of format 1. Raises like `read_container`."""
-    return read_container(path).get("format") == 1
+def model_of_format1(path: Path, content: dict) -> Checkpoint:
+    """The model in a checkpoint of format 1; content: what `read_container` gave.
 
-
-def load_format1(path: Path) -> Checkpoint:
-    """The model in a checkpoint of format 1. Raises UserError if it is none or needs its head's bias."""
-    content = read_container(path)
+    Raises UserError if it is none or needs its head's bias.
+    """
     with user_errors(f"{path} cannot be used: "):
         check_fields(content, {"kind": str, "config": dict, "tokenizer": dict, "weights": dict, "origin": dict})
-        if content["kind"] != "model":
-            raise UserError(f"{path} is of format 1 and holds no model: only models are converted (NAME.pth)")
+        if content["kind"] != MODEL:
+            raise ValueError("it is of format 1 and holds no model: only models are converted (NAME.pth)")
         return checked_model(content, fold_head_bias(content["weights"]))
 
 

@@ -5,7 +5,6 @@ bytes as GPT-2's symbols. Characters become such tokens: a character of several 
 """
 
 import dataclasses
-import json
 from enum import IntEnum
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from formats.huggingface import rename, weights_with_biases
 from support.command import UserError, optional_package
 from support.durable import check_overwrite, write_atomically
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import BOS, UNK
+from tokenizer import BOS, UNK, CharTokenizer
 
 # Parts of a tensor's name: ours, llama.cpp's.
 GGUF_NAMES = (
@@ -43,8 +42,7 @@ def save_gguf(path: Path, loaded: Checkpoint, precision: str = "float32", force:
     modelfile = path.with_suffix(".Modelfile")
     for file in (path, modelfile):
         check_overwrite(file, force=force)
-    model = loaded.model
-    half = precision == "float16"
+    model, half = loaded.model, precision == "float16"
     weights = {name: rounded(name, tensor, half) for name, tensor in weights_with_biases(model).items()}
     writer = gguf.GGUFWriter(None, "gpt2")
     kind = gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32
@@ -76,7 +74,10 @@ def shape_fields(config: TinyGPTConfig) -> dict[str, object]:
 
 def tokenizer_fields(tokenizer: Tokenizer, types: type[IntEnum]) -> dict[str, object]:
     """What says how text becomes ids. The special token ends a text: without one, llama.cpp takes id 11."""
-    tokens, merges = (bpe_tokens if isinstance(tokenizer, BPETokenizer) else character_tokens)(tokenizer)
+    if isinstance(tokenizer, BPETokenizer):
+        tokens, merges = tokenizer.tokens, [" ".join(merge) for merge in tokenizer.merges]
+    else:
+        tokens, merges = character_tokens(tokenizer)
     kinds = [types.CONTROL if i in tokenizer.special_ids else types.NORMAL for i in range(len(tokens))]
     # An empty list of merges would not be written, and there must be one: this merge has no token, and never fires.
     merges = merges or [f"{SYMBOL_OF[0]} {SYMBOL_OF[0]}"]
@@ -85,13 +86,7 @@ def tokenizer_fields(tokenizer: Tokenizer, types: type[IntEnum]) -> dict[str, ob
     return {"tokenizer_model": "gpt2", "tokenizer_pre": PRE_TOKENIZERS[tokenizer.kind], **words, **ids}
 
 
-def bpe_tokens(tokenizer: BPETokenizer) -> tuple[list[str], list[str]]:
-    """Tokens by id, and merges as "a b", in order."""
-    model = json.loads(tokenizer.to_json())["model"]
-    return sorted(model["vocab"], key=model["vocab"].get), [" ".join(merge) for merge in model["merges"]]
-
-
-def character_tokens(tokenizer) -> tuple[list[str], list[str]]:
+def character_tokens(tokenizer: CharTokenizer) -> tuple[list[str], list[str]]:
     """Tokens by id in byte symbols, and the merges that make a character of several bytes, from the left.
 
     Bytes of UTF-8 that begin a character cannot continue one, so no merge ever joins two characters.
@@ -129,7 +124,6 @@ def deviation(model: TinyGPT, weights: dict[str, Tensor]) -> float:
     config = dataclasses.replace(model.config, gelu="tanh", bias=True)
     twin = model_from_weights(config, {name: tensor.float() for name, tensor in weights.items()})
     generator = torch.Generator().manual_seed(0)
-    length = min(model.config.max_seq, 64)
-    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+    ids = torch.randint(model.config.vocab_size, (1, min(model.config.max_seq, 64)), generator=generator)
     ours, theirs = (one.eval()(ids).log_softmax(-1) for one in (model, twin))
     return float((ours - theirs).abs().max())

@@ -27,10 +27,7 @@ from tokenizer import BOS, UNK, CharTokenizer
 PURPOSE = "a Hugging Face folder"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ORIGIN = "tinygpt_origin"
-PICKLED = (
-    "pickled weights (pytorch_model.bin) may hold any program and are not read: transformers saves them anew, "
-    "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
-)
+PICKLED = "pickled weights (pytorch_model.bin) may hold any program: load them in transformers and save_pretrained(NEW)"
 SIZES = {"max_seq": "n_positions", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
 # Parts of a tensor's name: ours, GPT-2's.
 GPT2_NAMES = (
@@ -80,11 +77,9 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
 
 def check_target(folder: Path, names: set[str], force: bool) -> None:
     """Raise UserError unless the folder is new, or empty, or may be replaced: it holds only files of these names."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and a folder is to be written: give another name")
-    found = {path.name for path in folder.iterdir()}
+    found = {path.name for path in folder.glob("*")}
     if found and not force:
         raise UserError(f"{folder} exists: give another name, or --force to overwrite it")
     if other := sorted(found - names):
@@ -94,10 +89,7 @@ def check_target(folder: Path, names: set[str], force: bool) -> None:
 def rename(name: str, pairs: tuple[tuple[str, str], ...], back: bool = False) -> str:
     """A tensor's name in another program's words, or back."""
     for ours, theirs in pairs:
-        old, new = (theirs, ours) if back else (ours, theirs)
-        position = name.find(old)
-        if position == 0 or (position > 0 and name[position - 1] == "."):
-            name = name[:position] + new + name[position + len(old) :]
+        name = name.replace(theirs, ours) if back else name.replace(ours, theirs)
     return name
 
 
@@ -177,11 +169,7 @@ A small GPT, trained with TinyGPT. Its window holds {window} tokens, prompt incl
 
 {known}
 
-```python
-from transformers import pipeline
-
-print(pipeline("text-generation", "{name}")("The ", max_new_tokens={window // 2}, do_sample=True)[0]["generated_text"])
-```
+In Python, `transformers.pipeline("text-generation", "{name}")("The ", max_new_tokens={window // 2})` writes text.
 """
 
 
@@ -211,10 +199,9 @@ def read_json(path: Path) -> dict:
     """The dictionary in a JSON file. Raises ValueError if there is none, or too much of it."""
     if not path.is_file():
         raise ValueError(f"it has no {path.name}")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path.name} is too large")
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            content = parse_json(file.read(MOST_BYTES + 1))
         check_fields(content, {})
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
@@ -232,14 +219,11 @@ def check_expressible(settings: dict) -> None:
 
 def config_from(settings: dict, vocab_size: int) -> TinyGPTConfig:
     """The config that a checked config.json describes. Raises ValueError if a value is out of range."""
-    return TinyGPTConfig(
-        vocab_size=vocab_size,
-        **{ours: settings[theirs] for ours, theirs in SIZES.items()},
-        dropout=settings.get("resid_pdrop", 0.1),
-        attention_dropout=settings.get("attn_pdrop", 0.1),
-        gelu="exact" if settings.get("activation_function") == "gelu" else "tanh",
-        tie_embeddings=settings.get("tie_word_embeddings", True),
-    )
+    sizes = {ours: settings[theirs] for ours, theirs in SIZES.items()}
+    noise = {"dropout": settings.get("resid_pdrop", 0.1), "attention_dropout": settings.get("attn_pdrop", 0.1)}
+    gelu = "exact" if settings.get("activation_function") == "gelu" else "tanh"
+    tied = settings.get("tie_word_embeddings", True)
+    return TinyGPTConfig(vocab_size, **sizes, **noise, gelu=gelu, tie_embeddings=tied)
 
 
 def read_tokenizer(folder: Path, start_id: object) -> Tokenizer:
@@ -264,12 +248,11 @@ def read_tokenizer(folder: Path, start_id: object) -> Tokenizer:
 
 def characters_from(vocabulary: dict, start_id: object) -> CharTokenizer:
     """The character tokenizer with this vocabulary. Raises ValueError if it is not one of ours."""
-    tokens = sorted(vocabulary, key=lambda token: vocabulary[token] if type(vocabulary[token]) is int else -1)
-    whole = [vocabulary[token] for token in tokens] == list(range(len(tokens)))
-    if not whole or tokens[:2] != [UNK, BOS] or any(len(token) != 1 for token in tokens[2:]):
-        raise ValueError("its vocabulary is not <unk>, <bos> and single characters")
-    known = type(start_id) is int and 2 <= start_id < len(tokens)
-    return CharTokenizer("".join(tokens[2:]), tokens[start_id] if known else BOS)
+    characters = "".join(sorted(vocabulary.keys() - {UNK, BOS}))
+    if vocabulary != {token: number for number, token in enumerate((UNK, BOS, *characters))}:
+        raise ValueError("its vocabulary is not <unk>, <bos> and single characters, in their order")
+    known = type(start_id) is int and 2 <= start_id < len(vocabulary)
+    return CharTokenizer(characters, characters[start_id - 2] if known else BOS)
 
 
 def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[str, Tensor], dict]:

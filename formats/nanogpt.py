@@ -5,8 +5,8 @@ tokens, which nanoGPT does not have, get the weights of the text's rarest charac
 sampled. An embedding that nanoGPT padded with unused rows loses them. Its GELU is the exact one, its head is tied.
 """
 
+import math
 import pickletools
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from tiny_decoder import TinyGPTConfig
 from tokenizer import CharTokenizer
 
 TABLE = "token_embedding.weight"
-PLAIN = (int, float, str)
 SIZES = {"max_seq": "block_size", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
 
 
@@ -50,19 +49,10 @@ def load_nanogpt(path: Path, text: Path | None, bpe: Path | None) -> Checkpoint:
 
 def read_checkpoint(path: Path) -> dict:
     """What `torch.save` wrote, mapped from the file. Raises UserError if that is damaged, or more than plain data."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with container.GuardedFile(path) as file, zipfile.ZipFile(file) as entries:
-            file.most = container.MOST_PICKLE_BYTES
-            _, name = container.checked_entries(entries, path.stat().st_size)
+    with container.refused(path, "checkpoint of nanoGPT"):
+        with container.open_zip(path) as (entries, _, name):
             check_names(entries.read(name))
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the readers say
-        reason = error if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__})"
-        raise UserError(f"{path} is no checkpoint of nanoGPT: {reason}") from None
 
 
 def check_names(pickle: bytes) -> None:
@@ -70,8 +60,7 @@ def check_names(pickle: bytes) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
         if count > container.MOST_OPCODES:
             raise ValueError("its pickle is too large")
-        plain = argument in container.STORAGES or argument in (container.REBUILD, container.ORDERED_DICT)
-        if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ") and not plain:
+        if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ") and argument not in container.NAMES:
             raise ValueError(f"its pickle names {str(argument)[:60]!r}, which no checkpoint needs")
 
 
@@ -111,9 +100,9 @@ def our_rows(embedding: Tensor, tokenizer: Tokenizer, rarest: int | None) -> Ten
 
 def origin_of(path: Path, content: dict) -> dict:
     """What the file tells about its training."""
-    loss, settings = content.get("best_val_loss"), content.get("config")
-    if type(loss) is Tensor and loss.numel() == 1 and loss.isfinite():
-        loss = float(loss)
-    found = {"step": content.get("iter_num"), "val_loss": loss}
-    found["corpus"] = settings.get("dataset") if isinstance(settings, dict) else None
-    return {"converted_from": path.name} | {name: value for name, value in found.items() if type(value) in PLAIN}
+    settings, loss = content.get("config"), content.get("best_val_loss")
+    corpus = settings.get("dataset") if isinstance(settings, dict) else None
+    loss = loss.item() if type(loss) is Tensor and loss.numel() == 1 else loss
+    found = {"step": content.get("iter_num"), "val_loss": loss, "corpus": corpus}
+    plain = {name: x for name, x in found.items() if type(x) in (int, str) or (type(x) is float and math.isfinite(x))}
+    return {"converted_from": path.name, **plain}

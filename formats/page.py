@@ -14,7 +14,6 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,12 +59,10 @@ def is_page(path: Path) -> bool:
 
 def encode(weights: dict[str, Tensor], precision: str) -> str:
     """All weights one after the other, little-endian, in base64. UserError if one is too large for float16."""
-    numbers = np.concatenate([tensor.numpy().ravel() for tensor in weights.values()])
-    with np.errstate(over="ignore"):
-        rounded = numbers.astype({"float16": "<f2", "float32": "<f4"}[precision])
-    if not np.isfinite(rounded).all():
+    numbers = torch.cat([tensor.flatten() for tensor in weights.values()]).to(getattr(torch, precision))
+    if not numbers.isfinite().all():
         raise UserError("a weight is too large for float16: use --precision float32")
-    return base64.b64encode(rounded.tobytes()).decode()
+    return base64.b64encode(numbers.numpy().astype(f"<f{numbers.itemsize}")).decode()
 
 
 def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict], precision: str) -> dict:
@@ -104,9 +101,7 @@ def plain_tokenizer(tokenizer: Tokenizer) -> dict:
     plain["specialIds"] = list(tokenizer.special_ids)
     if tokenizer.kind == "char":
         return {**plain, "characters": tokenizer.characters}
-    model = json.loads(tokenizer.to_json())["model"]
-    merges = [list(merge) if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
-    return {**plain, "tokens": sorted(model["vocab"], key=model["vocab"].get), "merges": merges}
+    return {**plain, "tokens": tokenizer.tokens, "merges": tokenizer.merges}
 
 
 def readable_tokens(tokenizer: Tokenizer) -> list[int]:

@@ -276,7 +276,7 @@ def test_a_vocabulary_cannot_steer_the_terminal(in_process, tmp_path, monkeypatc
 
 def test_files_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "bad.json").write_bytes(b"\xff\xfe")
-    for name, words in (("bad.json", "no text"), ("none.json", "no such file"), (".", "no such file")):
+    for name, words in (("bad.json", "utf-8"), ("none.json", "no such file"), (".", "no such file")):
         with pytest.raises(UserError, match=words):
             BPETokenizer.load(tmp_path / name)
 
