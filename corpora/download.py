@@ -14,6 +14,7 @@ from support.command import interruptible
 from support.durable import remove_leftovers, write_atomically
 
 USER_AGENT = "TinyGPT (a small language model for learners)"
+BAR = {"desc": "downloading", "unit": "B", "unit_scale": True, "leave": False, "disable": None}  # tqdm's
 WHOLE_TIME = 600.0  # seconds that one file may take, however steadily it trickles
 
 
@@ -59,12 +60,10 @@ def read(url: str, largest: int, timeout: float) -> bytes:
     opener = urllib.request.build_opener(SameScheme)
     data = bytearray()
     try:
-        with opener.open(request, timeout=timeout) as response:
-            bar = tqdm(total=response.length, desc="downloading", unit="B", unit_scale=True, leave=False, disable=None)
-            with bar:
-                while len(data) <= largest and (piece := response.read1(2**16)):  # what has come, not waiting for more
-                    data += piece
-                    bar.update(len(piece))
+        with opener.open(request, timeout=timeout) as response, tqdm(total=response.length, **BAR) as bar:
+            while len(data) <= largest and (piece := response.read1(2**16)):  # what has come, not waiting for more
+                data += piece
+                bar.update(len(piece))
     except urllib.error.HTTPError as error:
         kind = FileNotFoundError if error.code in (404, 410) else OSError
         raise kind(f"{url} answered {error.code} {' '.join(error.reason.split())}") from None
@@ -80,7 +79,7 @@ def read(url: str, largest: int, timeout: float) -> bytes:
 def fetch(source: Download, folder: Path, timeout: float = 20.0, whole_time: float = WHOLE_TIME) -> Path:
     """The path of `source` in `folder`, downloaded first if it is not there.
 
-    The bytes are checked (length, sha256) before any is written. Times as in `receive`. Raises OSError if the file
+    The bytes are checked (sha256) before any is written. Times as in `receive`. Raises OSError if the file
     cannot be fetched whole or the copy in `folder` is not what it should be.
     """
     path = folder / source.file
@@ -90,10 +89,9 @@ def fetch(source: Download, folder: Path, timeout: float = 20.0, whole_time: flo
         return path
     try:
         data = receive(source.url, source.size, timeout, whole_time)
-        if len(data) != source.size:
-            raise OSError(f"{source.url} sent {len(data):,} bytes instead of {source.size:,}")
         if hashlib.sha256(data).hexdigest() != source.sha256:
-            raise OSError(f"{source.url} sent a file with another sha256 than expected; nothing was kept")
+            sent = f"{len(data):,} bytes with another sha256 instead of the expected {source.size:,} bytes"
+            raise OSError(f"{source.url} sent {sent}; nothing was kept")
     except OSError as error:
         raise OSError(f"{error}; you can put the file at {path} by hand (its sha256: {source.sha256})") from None
     remove_leftovers(path, older_than=WHOLE_TIME)  # a younger one may be another process's, alive

@@ -88,30 +88,30 @@ def fetch_books(folder: Path, books: Sequence[int] = (), mirror: str = MIRROR, p
             raise UserError(f"{path} is not a book that this command fetched: move it away")
         write_atomically(path, lambda file, data=data: file.write(data))
         found[book_id] = book
-        write_manifest(found, folder)
+        lines = json.dumps([asdict(found[i]) for i in sorted(found)], indent=1, ensure_ascii=False).encode("utf-8")
+        write_atomically(folder / "manifest.json", lambda file, lines=lines: file.write(lines))
         tqdm.write(f"{book_id:6d}  {len(text):10,} characters  {visible(title, sys.stdout)}")
     return found
 
 
 def is_intact(book: Book | None, folder: Path) -> bool:
     """Whether the book's file is there and as the manifest says."""
-    path = folder / book.file if book else None
-    return bool(path) and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == book.sha256
+    path = folder / book.file if book else folder
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == book.sha256
 
 
 def fetch_book(url: str, pause: float) -> tuple[str, str]:
     """Title and text of a book. A fault that may pass (no answer, a busy server, a text cut short) is tried again, each
     time after twice the pause. Raises OSError after the last retry, or at once if the server has no such book.
     """
-    for retry in range(RETRIES):
+    for retry in range(RETRIES + 1):
         try:
             return strip_licence(read_whole(url), url)
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if retry == RETRIES or isinstance(error, FileNotFoundError):
+                raise
             tqdm.write(f"{one_line(error)}: trying again")
             time.sleep(pause * 2**retry)
-    return strip_licence(read_whole(url), url)
 
 
 def read_whole(url: str) -> str:
@@ -137,12 +137,6 @@ def strip_licence(text: str, url: str) -> tuple[str, str]:
     return (title[1].strip() if title else "untitled"), text[start.end() : end.start()].strip() + "\n"
 
 
-def write_manifest(books: dict[int, Book], folder: Path) -> None:
-    """Write the list of the books in the folder, by id."""
-    lines = json.dumps([asdict(books[book_id]) for book_id in sorted(books)], indent=1, ensure_ascii=False)
-    write_atomically(folder / "manifest.json", lambda file: file.write(lines.encode("utf-8")))
-
-
 def read_manifest(folder: Path) -> dict[int, Book]:
     """The books in the folder, by id and in that order. Raises UserError if the manifest is missing or damaged."""
     path = folder / "manifest.json"
@@ -164,11 +158,10 @@ def gutenberg_corpus(folder: Path) -> Corpus:
     if len(books) < 2:
         raise UserError(f"--data gutenberg: {len(books)} book cannot be split by books; fetch one more")
     train, val = [], []
-    for i, book in enumerate(books):
+    for left, book in zip(reversed(range(len(books))), books, strict=True):
         path = folder / book.file
         size, digest = measure(path)
         if digest != book.sha256:
             raise UserError(f"{path} is not as it was fetched: delete it and run python data_setup.py gutenberg again")
-        from_last = len(books) - 1 - i
-        (train if from_last % 10 else val).append(TextSpan(path, 0, size))
+        (train if left % 10 else val).append(TextSpan(path, 0, size))
     return assemble_corpus("gutenberg", train, val, [book.sha256 for book in books])

@@ -81,14 +81,12 @@ def synthetic_text(length: int, seed: int = 0) -> tuple[str, np.ndarray]:
     The first speaker is sampled from all speakers, every other from those who did not speak last.
     """
     random = np.random.default_rng(seed)
-    text, nats, size = [], [], 0
+    text, nats = [], []
 
     def emit(choice: Choice) -> int:
-        nonlocal size
         index = choice.sample(random.random())
         text.append(choice.options[index])
         nats.extend(choice.nats[index])
-        size += len(choice.options[index])
         return index
 
     cues = [name + ":\n" for name in SPEAKERS]
@@ -101,7 +99,7 @@ def synthetic_text(length: int, seed: int = 0) -> tuple[str, np.ndarray]:
     next_sentence = Choice([*openings, "\n"], [*weights, float(SPEECH_ENDS)])
 
     speaker = emit(anyone)
-    while size < length:
+    while len(nats) < length:
         sentence = emit(first_sentence)
         while sentence < len(bodies):  # the option after the last sentence ends the speech
             for choice in bodies[sentence]:

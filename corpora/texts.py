@@ -141,22 +141,20 @@ def split_documents(name: str, sources: Sequence[str | Path]) -> Corpus:
     train, val, begin = [], [], 0
     for source, size, _ in measured:
         middle = min(max(cut - begin, 0), size)
-        if middle:
-            train.append(TextSpan(source, 0, middle))
-        if middle < size:
-            val.append(TextSpan(source, middle, size))
+        train.append(TextSpan(source, 0, middle))
+        val.append(TextSpan(source, middle, size))
         begin += size
     return assemble_corpus(name, train, val, [digest for _, _, digest in measured])
 
 
 def assemble_corpus(name: str, train: list[TextSpan], val: list[TextSpan], digests: list[str]) -> Corpus:
-    """A corpus of these spans; digests: the sha256 of each document they come from."""
+    """A corpus of these spans, empty ones left out; digests: the sha256 of each document they come from."""
     several = len(digests) > 1
     sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if several else digests[0]
 
     def split(spans: list[TextSpan]) -> Split:
-        ends = [(span.start, span.stop) for span in spans]
-        return Split(tuple(spans), f"{sha256} {ends}", several)
+        spans = [span for span in spans if span.start < span.stop]
+        return Split(tuple(spans), f"{sha256} {[(span.start, span.stop) for span in spans]}", several)
 
     return Corpus(name, split(train), split(val), sha256)
 
