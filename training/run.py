@@ -207,9 +207,9 @@ def resume_run(settings: Namespace, given: set[str], held: contextlib.ExitStack,
     checks.check_progress(settings, state, path)
     run = restore_run(settings, header, tensors, path, dist)
     now = {name: getattr(run.state, name) for name in ("threads", "processes", "launch")}
-    for name, what in (("threads", "threads"), ("processes", "ranks")):
+    for name in ("threads", "processes"):
         if now[name] != getattr(state, name):
-            print(f"NOTE: the run used {getattr(state, name)} {what}, now {now[name]}: close, but not bit-exact")
+            print(f"NOTE: the run used {getattr(state, name)} {name}, now {now[name]}: close, but not bit-exact")
     run.state = dataclasses.replace(state, **now)
     run.saved_in, run.saved_step = path, state.step
     if dist.first:
