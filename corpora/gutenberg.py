@@ -40,17 +40,13 @@ START, END = (re.compile(MARKER.format(word), re.MULTILINE | re.IGNORECASE) for 
 
 @dataclass(frozen=True)
 class Book:
-    """A line of the manifest."""
+    """A line of the manifest; its file is ID.txt."""
 
     id: int
     title: str
     characters: int
     bytes: int
     sha256: str  # of the file
-
-    @property
-    def file(self) -> str:
-        return f"{self.id}.txt"
 
 
 def mirror_url(value: str) -> str:
@@ -83,7 +79,7 @@ def fetch_books(folder: Path, books: Sequence[int] = (), mirror: str = MIRROR, p
         title, text = fetch_book(f"{mirror}/cache/epub/{book_id}/pg{book_id}.txt", pause)
         data = text.encode("utf-8")
         book = Book(book_id, title, len(text), len(data), hashlib.sha256(data).hexdigest())
-        path = folder / book.file
+        path = folder / f"{book_id}.txt"
         if path.exists() and book_id not in found and path.read_bytes() != data:
             raise UserError(f"{path} is not a book that this command fetched: move it away")
         write_atomically(path, lambda file, data=data: file.write(data))
@@ -96,7 +92,7 @@ def fetch_books(folder: Path, books: Sequence[int] = (), mirror: str = MIRROR, p
 
 def is_intact(book: Book | None, folder: Path) -> bool:
     """Whether the book's file is there and as the manifest says."""
-    path = folder / book.file if book else folder
+    path = folder / f"{book.id}.txt" if book else folder
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == book.sha256
 
 
@@ -159,7 +155,7 @@ def gutenberg_corpus(folder: Path) -> Corpus:
         raise UserError(f"--data gutenberg: {len(books)} book cannot be split by books; fetch one more")
     train, val = [], []
     for left, book in zip(reversed(range(len(books))), books, strict=True):
-        path = folder / book.file
+        path = folder / f"{book.id}.txt"
         size, digest = measure(path)
         if digest != book.sha256:
             raise UserError(f"{path} is not as it was fetched: delete it and run python data_setup.py gutenberg again")

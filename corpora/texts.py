@@ -44,9 +44,8 @@ def read_blocks(source: Path | str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             # The bytes that Python tried to decode are the last ones that it has read from the file.
             position = file.buffer.tell() - len(error.object) + error.start
-            byte = error.object[error.start]
-            what = f"byte {position} is 0x{byte:02x}; convert it to UTF-8"
-            raise UserError(f"{source} is not UTF-8 text: {what}") from None
+            byte = f"byte {position} is 0x{error.object[error.start]:02x}"
+            raise UserError(f"{source} is not UTF-8 text: {byte}; convert it to UTF-8") from None
 
 
 @dataclass(frozen=True)
@@ -128,12 +127,12 @@ class Corpus:
 
 
 def split_documents(name: str, sources: Sequence[str | Path]) -> Corpus:
-    """The first TRAIN_SHARE of all characters to train on, the rest to validate on; a document may be cut in two.
+    """The first TRAIN_SHARE of all characters to train on, the rest to validate on; a document may be cut in two, and
+    empty ones are left out.
 
     sources: texts, or paths of UTF-8 files. Raises UserError if there is too little text to split.
     """
     measured = [(source, *measure(source)) for source in sources]
-    measured = [(source, size, digest) for source, size, digest in measured if size]  # empty documents are left out
     total = sum(size for _, size, _ in measured)
     cut = int(TRAIN_SHARE * total)
     if cut < 2 or total - cut < 2:
@@ -144,7 +143,7 @@ def split_documents(name: str, sources: Sequence[str | Path]) -> Corpus:
         train.append(TextSpan(source, 0, middle))
         val.append(TextSpan(source, middle, size))
         begin += size
-    return assemble_corpus(name, train, val, [digest for _, _, digest in measured])
+    return assemble_corpus(name, train, val, [digest for _, size, digest in measured if size])
 
 
 def assemble_corpus(name: str, train: list[TextSpan], val: list[TextSpan], digests: list[str]) -> Corpus:

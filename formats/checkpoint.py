@@ -166,8 +166,7 @@ def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> Tin
     Raises ValueError that names the first tensor that is missing, unexpected, misshapen, not float32 or not finite.
     """
     positions = "position_embedding.weight"  # first, because the model's mask takes memory of max_seq squared
-    found = {name: tensor for name, tensor in weights.items() if name == positions}
-    check_tensors(found, {positions: torch.Size([config.max_seq, config.embed_dim])})
+    check_tensors({positions: weights.get(positions)}, {positions: torch.Size([config.max_seq, config.embed_dim])})
     with torch.device("meta"):  # shapes without memory
         model = TinyGPT(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -201,10 +201,9 @@ def walk(pickle: bytes) -> dict:
 
 def set_items(target: object, items: list) -> None:
     """Put keys and values, taking turns, into a dictionary of the walk. Raises ValueError if that cannot be."""
-    keys, values = items[::2], items[1::2]
-    if type(target) is not dict or len(keys) != len(values):
+    if type(target) is not dict or len(items) % 2:
         raise ValueError("its pickle fills something that is no dictionary")
-    for key, value in zip(keys, values, strict=True):
+    for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str) or key in target:
             raise ValueError("a key in its pickle is no string, or comes twice")
         if isinstance(value, Name | Storage):

@@ -16,7 +16,7 @@ from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights
 from formats.huggingface import rename, weights_with_biases
 from support.command import UserError, optional_package
 from support.durable import check_overwrite, write_atomically
-from tiny_decoder import TinyGPT, TinyGPTConfig
+from tiny_decoder import TinyGPT
 from tokenizer import BOS, UNK, CharTokenizer
 
 # Parts of a tensor's name: ours, llama.cpp's.
@@ -42,17 +42,20 @@ def save_gguf(path: Path, loaded: Checkpoint, precision: str = "float32", force:
     modelfile = path.with_suffix(".Modelfile")
     for file in (path, modelfile):
         check_overwrite(file, force=force)
-    model, half = loaded.model, precision == "float16"
+    model, config, half = loaded.model, loaded.model.config, precision == "float16"
     weights = {name: rounded(name, tensor, half) for name, tensor in weights_with_biases(model).items()}
     writer = gguf.GGUFWriter(None, "gpt2")
     kind = gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32
-    fields = {"name": path.stem, "file_type": kind, **shape_fields(model.config)}
+    # A field is named as the writer's method that adds it, without `add_`.
+    fields = {"name": path.stem, "file_type": kind, "context_length": config.max_seq, "block_count": config.num_layers}
+    fields |= {"embedding_length": config.embed_dim, "feed_forward_length": 4 * config.embed_dim}
+    fields |= {"head_count": config.num_heads, "layer_norm_eps": 1e-5}
     for name, value in {**fields, **tokenizer_fields(loaded.tokenizer, gguf.TokenType)}.items():
         getattr(writer, f"add_{name}")(value)
     for name, tensor in weights.items():
         writer.add_tensor(rename(name, GGUF_NAMES), tensor.numpy())
     write_atomically(path, lambda file: write_sections(writer, Path(file.name)))
-    write_atomically(modelfile, lambda file: file.write(modelfile_text(path, model.config.max_seq).encode()))
+    write_atomically(modelfile, lambda file: file.write(modelfile_text(path, config.max_seq).encode()))
     return deviation(model, weights)
 
 
@@ -63,13 +66,6 @@ def rounded(name: str, tensor: Tensor, half: bool) -> Tensor:
     if not torch.isfinite(tensor.half()).all():
         raise UserError(f"a number in {name} is too large for float16: leave --precision float16 out")
     return tensor.half()
-
-
-def shape_fields(config: TinyGPTConfig) -> dict[str, object]:
-    """What says which network it is; a field is named as the writer's method that adds it, without `add_`."""
-    shape = {"context_length": config.max_seq, "embedding_length": config.embed_dim, "block_count": config.num_layers}
-    more = {"feed_forward_length": 4 * config.embed_dim, "head_count": config.num_heads, "layer_norm_eps": 1e-5}
-    return {**shape, **more}
 
 
 def tokenizer_fields(tokenizer: Tokenizer, types: type[IntEnum]) -> dict[str, object]:
@@ -118,8 +114,7 @@ def modelfile_text(path: Path, window: int) -> str:
 def deviation(model: TinyGPT, weights: dict[str, Tensor]) -> float:
     """The largest difference in log-probability between the model and the same with these weights and the tanh GELU,
     over a few random tokens: what a file that cannot hold the model exactly costs."""
-    changed = [name for name, tensor in weights.items() if tensor.dtype == torch.float16]
-    if not changed and model.config.gelu == "tanh":
+    if model.config.gelu == "tanh" and all(tensor.dtype == torch.float32 for tensor in weights.values()):
         return 0.0
     config = dataclasses.replace(model.config, gelu="tanh", bias=True)
     twin = model_from_weights(config, {name: tensor.float() for name, tensor in weights.items()})

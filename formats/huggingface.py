@@ -241,8 +241,7 @@ def read_tokenizer(folder: Path, start_id: object) -> Tokenizer:
     if kind != "ByteLevel" or '"add_prefix_space": true' in words or '"use_regex": false' in words:
         raise ValueError("its tokenizer is neither GPT-2's byte-level BPE nor a character vocabulary")
     tokenizer = BPETokenizer(json.dumps({"model": model}))
-    if tokenizer.encode("\n")[0] == start_id:
-        tokenizer.start = "\n"
+    tokenizer.start = "\n" if tokenizer.encode("\n")[0] == start_id else BOS
     return tokenizer
 
 
