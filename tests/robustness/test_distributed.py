@@ -155,7 +155,7 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
         alone = open_run(*parse_flags(["--resume", "--out", "two.pth", "--steps", "60"]), held, ALONE)
         assert evaluate(alone) == two[-1]["val_loss"]  # shared or not, to the last bit
     _, resumed, _ = in_process("main.py", "--resume", "--steps", 60, "--out", "two.pth")
-    assert "the run used 2 ranks, now 1" in resumed and "resuming at step 50" in resumed
+    assert "the run used 2 processes, now 1" in resumed and "resuming at step 50" in resumed
     assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
 
 
