@@ -169,7 +169,7 @@ A small GPT, trained with TinyGPT. Its window holds {window} tokens, prompt incl
 
 {known}
 
-In Python, `transformers.pipeline("text-generation", "{name}")("The ", max_new_tokens={window // 2})` writes text.
+In Python: `transformers.pipeline("text-generation", "{name}")("The ", max_new_tokens={window // 2}, do_sample=True)`
 """
 
 
