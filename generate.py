@@ -43,10 +43,8 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("input").add_argument
     add("--checkpoint", type=text, default="checkpoints/tiny_decoder.pth", help="the model to sample from")
     add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
-    add(
-        "--prompt",
-        help=r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: a new line",
-    )
+    begins = r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: a new line"
+    add("--prompt", help=begins)
     add("--prompt-file", type=text, help="UTF-8 prompts for one batch: a line each, or with lines of --- between them")
     add("--interactive", action="store_true", help="prompt after prompt from the keyboard; /temperature 0.5 sets")
     add("--score", type=text, metavar="FILE", help="how likely the model finds a text, instead of writing one")
@@ -115,28 +113,21 @@ def print_samples(
     filters = Sampling(**{name: getattr(settings, name) for name in FILTERS})
     output, streams = Output(), [TextStream(tokenizer, settings.stop) for _ in prompts]
     watch = Explainer(tokenizer, before=output.end_line) if settings.explain else None
-    generators = row_generators(settings.seed, len(prompts))
-    alone = len(prompts) == 1
-    texts, made = [io.StringIO() for _ in prompts], 0
-    if alone:
-        output.write(prompts[0])
+    several = len(prompts) > 1
+    sinks = [io.StringIO() for _ in prompts] if several else [output]
+    for sink, prompt in zip(sinks, prompts, strict=True):
+        sink.write(prompt)
+    generators, made = row_generators(settings.seed, len(prompts)), 0
     for chosen in loop(window, settings.max_new_tokens, generators, filters, suppressed(tokenizer), watch):
-        made += sum(not stream.stopped for stream in streams)
-        pieces = [stream.add(token) for stream, token in zip(streams, chosen, strict=True)]
-        if alone:
-            output.write(pieces[0])
-        else:
-            for kept, piece in zip(texts, pieces, strict=True):
-                kept.write(piece)
+        for sink, stream, token in zip(sinks, streams, chosen, strict=True):
+            made += not stream.stopped
+            sink.write(stream.add(token))
         if all(stream.stopped for stream in streams):
             break
-    rests = [stream.finish() for stream in streams]
-    if alone:
-        output.write(rests[0] + "\n")
-    else:
-        for row, prompt in enumerate(prompts):
-            text = prompt + texts[row].getvalue() + rests[row]
-            output.write(f"--- text {row + 1} (seed {settings.seed + row})\n{text}\n")
+    for row, (sink, stream) in enumerate(zip(sinks, streams, strict=True)):
+        sink.write(stream.finish() + "\n")
+        if several:
+            output.write(f"--- text {row + 1} (seed {settings.seed + row})\n{sink.getvalue()}")
     return made
 
 
@@ -152,7 +143,7 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
         made, seeded = search(settings, window, tokenizer, prompts[0]), ""
     else:
         seed = torch.seed() % 2**31 if settings.seed is None else settings.seed
-        settings = argparse.Namespace(**{**vars(settings), "seed": seed})
+        settings = argparse.Namespace(**vars(settings) | {"seed": seed})
         made, seeded = print_samples(settings, window, loop, tokenizer, prompts), f", seed {seed}"
     seconds = time.perf_counter() - started
     print(f"{made} tokens, {made / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)
@@ -171,7 +162,7 @@ def main() -> None:
     if settings.ignore_eos:
         tokenizer.eos_id = None
     if settings.score:
-        print_score(model, tokenizer, Path(settings.score), settings.explain)
+        print_score(model, tokenizer, settings.score, settings.explain)
     elif settings.interactive:
         converse(settings, make_parser(), lambda now, prompt: write_texts(now, model, tokenizer, [prompt]))
     else:

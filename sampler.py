@@ -197,6 +197,16 @@ def sample(probabilities: Tensor, uniforms: Tensor) -> list[int]:
     return torch.minimum(chosen, cumulative.argmax(-1, keepdim=True))[:, 0].tolist()
 
 
+def token_masks(window: SlidingWindow, suppress_tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What to add to the logits, (V,), -inf at suppress_tokens, and which tokens each row's text holds, (B, V)."""
+    suppressed = torch.zeros(window.model.config.vocab_size)
+    suppressed[list(suppress_tokens)] = -torch.inf
+    seen = torch.zeros(len(window.rows), len(suppressed), dtype=torch.bool)
+    for row, tokens in zip(seen, window.rows, strict=True):
+        row[tokens] = True
+    return suppressed, seen
+
+
 def generate(
     window: SlidingWindow,
     max_new_tokens: int,
@@ -210,12 +220,7 @@ def generate(
     generators: one per row. suppress_tokens (the special ones) are never sampled. `watch` is shown each step: the
     outcomes of the filters and the tokens sampled. Raises FloatingPointError if the logits are not finite.
     """
-    vocab_size = window.model.config.vocab_size
-    suppressed = torch.zeros(vocab_size)
-    suppressed[list(suppress_tokens)] = -torch.inf
-    seen = torch.zeros(len(window.rows), vocab_size, dtype=torch.bool)  # which tokens each row's text holds so far
-    for row, tokens in zip(seen, window.rows, strict=True):
-        row[tokens] = True
+    suppressed, seen = token_masks(window, suppress_tokens)
     uniforms = uniform_numbers(generators)
     for _ in range(max_new_tokens):
         stages = filter_stages(window.next_logits() + suppressed, seen, sampling)

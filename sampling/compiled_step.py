@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sampler
-from sampler import Sampling, SlidingWindow, uniform_numbers
+from sampler import Sampling, SlidingWindow, row_generators, token_masks, uniform_numbers
 from sampling.kernels import forward, make_tokens
 from tiny_decoder import KVCache, TinyGPT
 
@@ -20,21 +20,19 @@ WORK = 2**25  # weights to read, in a few milliseconds, before tokens are handed
 
 
 class Weights(NamedTuple):
-    """All that the decoder knows, one array for all layers. A matrix is followed by its outputs' scale and bias."""
+    """All that the decoder knows, one array for all layers. A pair is of matrices and their outputs' scales and biases.
+
+    The matrices are float32 or int8.
+    """
 
     tokens: np.ndarray  # (V, C)
     positions: np.ndarray  # (S, C)
     norms: np.ndarray  # (2 L + 1, 2, C): weight and bias, in the order in which they are used
-    qkv: np.ndarray  # (L, 3C, C), float32 or int8
-    qkv_scale: np.ndarray  # (L, 2, 3C)
-    out: np.ndarray  # (L, C, C)
-    out_scale: np.ndarray
-    up: np.ndarray  # (L, 4C, C)
-    up_scale: np.ndarray
-    down: np.ndarray  # (L, C, 4C)
-    down_scale: np.ndarray
-    head: np.ndarray  # (1, V, C)
-    head_scale: np.ndarray
+    qkv: tuple[np.ndarray, np.ndarray]  # (L, 3C, C) and (L, 2, 3C)
+    out: tuple[np.ndarray, np.ndarray]  # (L, C, C) and (L, 2, C)
+    up: tuple[np.ndarray, np.ndarray]  # (L, 4C, C) and (L, 2, 4C)
+    down: tuple[np.ndarray, np.ndarray]  # (L, C, 4C) and (L, 2, C)
+    head: tuple[np.ndarray, np.ndarray]  # (1, V, C) and (1, 2, V)
 
 
 def with_bias(norm: nn.LayerNorm) -> Tensor:
@@ -65,12 +63,14 @@ class CompiledStep:
             model.token_embedding.weight.detach().contiguous().numpy(),
             model.position_embedding.weight.detach().contiguous().numpy(),
             torch.stack([with_bias(norm) for norm in [*norms, model.final_norm]]).numpy(),
-            *matrices([(attention.in_proj_weight, attention.in_proj_bias) for attention, _mlp in blocks], weights),
-            *matrices([(attention.out_proj.weight, attention.out_proj.bias) for attention, _mlp in blocks], weights),
-            *matrices([(mlp[0].weight, mlp[0].bias) for _attention, mlp in blocks], weights),
-            *matrices([(mlp[2].weight, mlp[2].bias) for _attention, mlp in blocks], weights),
-            *matrices([(model.head.weight, None)], weights),
+            matrices([(attention.in_proj_weight, attention.in_proj_bias) for attention, _mlp in blocks], weights),
+            matrices([(attention.out_proj.weight, attention.out_proj.bias) for attention, _mlp in blocks], weights),
+            matrices([(mlp[0].weight, mlp[0].bias) for _attention, mlp in blocks], weights),
+            matrices([(mlp[2].weight, mlp[2].bias) for _attention, mlp in blocks], weights),
+            matrices([(model.head.weight, None)], weights),
         )
+        # One token loads or compiles the loops here, so that whoever times a text does not time that.
+        list(generate(SlidingWindow(model, [[0]], step=self), 1, row_generators(0, 1), Sampling()))
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1), one token a row, are added to the unpadded cache -> the logits (B, V) after them."""
@@ -100,14 +100,10 @@ def generate(
     if watch:
         yield from sampler.generate(window, max_new_tokens, generators, sampling, suppress_tokens, watch)
         return
-    step, cache, vocab_size = window.step, window.cache, window.model.config.vocab_size
-    suppressed = np.zeros(vocab_size, np.float32)
-    suppressed[list(suppress_tokens)] = -np.inf
-    seen = np.zeros((len(window.rows), vocab_size), np.bool_)
-    for row, tokens in zip(seen, window.rows, strict=True):
-        row[tokens] = True
+    step, cache = window.step, window.cache
+    suppressed, seen = (mask.numpy() for mask in token_masks(window, suppress_tokens))
     uniforms = uniform_numbers(generators)
-    numbers = filter_numbers(sampling, vocab_size)
+    numbers = filter_numbers(sampling, len(suppressed))
     at_once = max(1, WORK // window.model.num_parameters())
     left = max_new_tokens
     while left:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sampling.score import shown_token
 
+CANDIDATES = 5  # how many rows a table has at least
+
 
 class Explainer:
     """To be given to `sampler.generate` as `watch`: prints one table per token of the first row.
@@ -16,12 +18,9 @@ class Explainer:
     the token sampled is marked and always listed.
     """
 
-    def __init__(
-        self, tokenizer, candidates: int = 5, file: TextIO | None = None, before: Callable[[], None] | None = None
-    ):
-        """before: called before each table."""
+    def __init__(self, tokenizer, file: TextIO | None = None, before: Callable[[], None] = lambda: None):
+        """file: where the tables go, stderr if None. before: called before each table."""
         self.tokenizer = tokenizer
-        self.candidates = candidates
         self.file = file
         self.before = before
         self.number = 0
@@ -30,7 +29,7 @@ class Explainer:
         self.number += 1
         columns = {name: logits[0].double().softmax(-1).tolist() for name, logits in stages}
         model = columns["model"]
-        shown = sorted(range(len(model)), key=lambda token: -model[token])[: self.candidates]
+        shown = sorted(range(len(model)), key=lambda token: -model[token])[:CANDIDATES]
         if chosen[0] not in shown:
             shown.append(chosen[0])
         lines = [["token", *columns]]
@@ -40,8 +39,7 @@ class Explainer:
         left = [str(sum(p > 0 for p in probabilities)) for probabilities in columns.values()]
         lines.append(["(candidates)", *left])
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        if self.before:
-            self.before()
+        self.before()
         print(f"token {self.number}", file=self.file or sys.stderr)
         for token, line in zip([None, *shown, None], lines, strict=True):
             name, *numbers = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))

@@ -116,18 +116,18 @@ def forward(w, ids, cache, length, tanh):
         x[b] = w.tokens[ids[b]] + w.positions[length]
     for n in range(cache.shape[0]):
         layer_norm(x, w.norms[2 * n], h)
-        linear(h, w.qkv[n], w.qkv_scale[n], qkv)
+        linear(h, w.qkv[0][n], w.qkv[1][n], qkv)
         attend(qkv, cache[n, 0], cache[n, 1], length, h)
-        linear(h, w.out[n], w.out_scale[n], branch)
+        linear(h, w.out[0][n], w.out[1][n], branch)
         x += branch
         layer_norm(x, w.norms[2 * n + 1], h)
-        linear(h, w.up[n], w.up_scale[n], wide)
+        linear(h, w.up[0][n], w.up[1][n], wide)
         gelu(wide, tanh)
-        linear(wide, w.down[n], w.down_scale[n], branch)
+        linear(wide, w.down[0][n], w.down[1][n], branch)
         x += branch
     layer_norm(x, w.norms[-1], h)
     logits = np.empty((batch, w.tokens.shape[0]), np.float32)
-    linear(h, w.head[0], w.head_scale[0], logits)
+    linear(h, w.head[0][0], w.head[1][0], logits)
     return logits
 
 

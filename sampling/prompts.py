@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from support.command import Parser, UserError
+from support.command import Parser, UserError, flag_of, user_errors
 
-SEPARATOR = "---"  # a line of a prompt file
+SEPARATOR = re.compile(r"^---(?:\n|\Z)", re.MULTILINE)  # a line of a prompt file
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 # What /NAME VALUE may change in a conversation.
 CHANGEABLE = {"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"}
@@ -21,6 +21,14 @@ CHANGEABLE = {"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repet
 def unescape(text: str) -> str:
     r"""Replace `\n`, `\t` and `\\`."""
     return re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], text)
+
+
+def read_text(flag: str, path: str) -> str:
+    """The text of the file that a flag names. Raises UserError if it is missing or not UTF-8."""
+    if not Path(path).is_file():
+        raise UserError(f"{flag} {path}: no such file")
+    with user_errors(f"{flag} {path} is not UTF-8 text: "):
+        return Path(path).read_text(encoding="utf-8-sig")
 
 
 def read_prompts(settings: argparse.Namespace) -> list[str]:
@@ -33,21 +41,12 @@ def read_prompts(settings: argparse.Namespace) -> list[str]:
         return [sys.stdin.read().removesuffix("\n")]
     if settings.prompt_file is None:
         return [unescape(settings.prompt or "")]
-    path = Path(settings.prompt_file)
-    if not path.is_file():
-        raise UserError(f"--prompt-file {path}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt-file {path} is not UTF-8 text (byte {error.start})") from None
-    prompts = lines
-    if SEPARATOR in lines:
-        prompts = "\n".join(lines).removesuffix("\n").split(f"\n{SEPARATOR}\n")
-        prompts = [prompt.removeprefix(f"{SEPARATOR}\n").removesuffix(f"\n{SEPARATOR}") for prompt in prompts]
-    prompts = [prompt for prompt in prompts if prompt]
-    if not prompts:
-        raise UserError(f"--prompt-file {path} holds no prompt")
-    return prompts
+    text = read_text("--prompt-file", settings.prompt_file)
+    prompts = SEPARATOR.split(text) if SEPARATOR.search(text) else text.split("\n")
+    prompts = [prompt.removesuffix("\n") for prompt in prompts]
+    if not any(prompts):
+        raise UserError(f"--prompt-file {settings.prompt_file} holds no prompt")
+    return list(filter(None, prompts))
 
 
 def converse(settings: argparse.Namespace, parser: Parser, answer: Callable[[argparse.Namespace, str], None]) -> None:
@@ -84,8 +83,7 @@ def changed(settings: argparse.Namespace, parser: Parser, line: str) -> argparse
     if key not in CHANGEABLE:
         shown = "  ".join(f"/{key.replace('_', '-')} {getattr(settings, key)}" for key in sorted(CHANGEABLE))
         raise UserError(f"/{name} is no setting: {shown}" if name else f"the settings: {shown}")
-    flag = f"--{key.replace('_', '-')}"
-    fresh = argparse.Namespace(**{**vars(settings), **({"stop": []} if key == "stop" else {})})
-    fresh = parser.parse_args([f"{flag}={value}"], fresh)
-    fresh.stop = [unescape(stop) for stop in fresh.stop]
-    return fresh
+    fresh = argparse.Namespace(**vars(settings))
+    if key == "stop":
+        value, fresh.stop = unescape(value), []
+    return parser.parse_args([f"{flag_of(key)}={value}"], fresh)

@@ -1,7 +1,6 @@
 """How likely a model finds a text: the loss of any file under any checkpoint."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 
 from corpora.bpe import Tokenizer
 from data_setup import consecutive_windows
+from sampling.prompts import read_text
 from support.command import UserError
 from tiny_decoder import TinyGPT
 
@@ -26,17 +26,12 @@ def token_losses(model: TinyGPT, ids: np.ndarray) -> np.ndarray:
     return torch.cat(losses).numpy()
 
 
-def print_score(model: TinyGPT, tokenizer: Tokenizer, path: Path, explain: bool) -> None:
+def print_score(model: TinyGPT, tokenizer: Tokenizer, path: str, explain: bool) -> None:
     """Print the loss of a UTF-8 text per token, character and byte, and its perplexity; with explain each token's.
 
     Raises UserError if the file holds no text.
     """
-    if not path.is_file():
-        raise UserError(f"--score {path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--score {path} is not UTF-8 text (byte {error.start})") from None
+    text = read_text("--score", path)
     if not text:
         raise UserError(f"--score {path} is empty")
     ids = np.concatenate([[tokenizer.start_id], tokenizer.encode_array(text)])

@@ -35,15 +35,17 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that is certain now that `token` has come: possibly none."""
-        self.stopped = self.stopped or token == self.eos_id
+        if token == self.eos_id:
+            rest = self.finish()
+            self.stopped = True
+            return rest
         content = self.content(token)
         return self.release(content if isinstance(content, str) else self.decoder.decode(content))
 
     def fork(self) -> "TextStream":
         """A copy that goes on by itself: for beams."""
         twin = copy.copy(self)
-        twin.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        twin.decoder.setstate(self.decoder.getstate())
+        twin.decoder = copy.copy(self.decoder)
         return twin
 
     def finish(self) -> str:
@@ -59,13 +61,11 @@ class TextStream:
             if self.stopped:
                 break
             self.held += character
-            found = [len(stop) for stop in self.stops if self.held.endswith(stop)]
-            if found:
-                ready, self.held = ready + self.held[: -max(found)], ""
-                self.stopped = True
-            else:
-                cut = len(self.held) - self.beginning_of_a_stop()
-                ready, self.held = ready + self.held[:cut], self.held[cut:]
+            stop = max((len(stop) for stop in self.stops if self.held.endswith(stop)), default=0)
+            cut = len(self.held) - (stop or self.beginning_of_a_stop())
+            ready += self.held[:cut]
+            self.held = "" if stop else self.held[cut:]
+            self.stopped = stop > 0
         return ready
 
     def beginning_of_a_stop(self) -> int:

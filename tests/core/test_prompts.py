@@ -14,7 +14,7 @@ import generate
 from conftest import assert_one_error_line, tiny_config
 from formats.checkpoint import save_model
 from sampling.beam import beam_search
-from sampling.prompts import read_prompts, unescape
+from sampling.prompts import changed, read_prompts, unescape
 from sampling.score import token_losses
 from sampling.text_stream import TextStream
 from support.command import UserError, visible
@@ -106,6 +106,13 @@ def test_scores_equal_a_naive_loop(model_file, in_process, tmp_path):
     nats = sum(expected)
     assert f"{nats / len(text):.4f} nats per token, perplexity {math.exp(nats / len(text)):.2f}" in out
     assert f"{nats / math.log(2) / len(text):.4f} bits per byte" in out
+
+
+def test_a_changed_setting_leaves_the_stop_strings_alone():
+    r"""They were unescaped once more with every change: the text \\n became a new line."""
+    settings = changed(generate.parse_settings(["--stop", r"\\n"]), generate.make_parser(), "temperature 0.5")
+    assert settings.stop == [r"\n"] and settings.temperature == 0.5
+    assert changed(settings, generate.make_parser(), r"stop \n").stop == ["\n"]
 
 
 class FixedWindow:

@@ -114,6 +114,15 @@ def test_characters_of_several_bytes_come_whole(text):
     assert [piece for piece in shown if piece] == list(text)
 
 
+def test_an_incomplete_character_before_the_end_of_text_is_shown():
+    """It was lost: the end-of-text token stopped the stream before the decoder gave what it held."""
+    tokenizer = Bytes()
+    tokenizer.eos_id = 0
+    tokenizer.decode_bytes = lambda ids: bytes(i for i in ids if i)
+    shown, stream = streamed(tokenizer, [*b"st", 0xC3, 0, *b"more"], ("sto",))
+    assert "".join(shown) == "st\N{REPLACEMENT CHARACTER}" and stream.stopped
+
+
 def test_stop_string_of_several_bytes():
     shown, stream = streamed(Bytes(), "déjà vu".encode(), ("à",))
     assert "".join(shown) == "déj" and stream.stopped
