@@ -11,11 +11,16 @@ def parse_json(text: str) -> object:
     if len(text) > MOST_BYTES or sum(map(text.count, "{[,:")) > MOST_MARKS:
         raise ValueError("its JSON is too large")
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=refuse)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"its JSON is damaged ({error})") from None
+
+
+def refuse(number: str) -> None:
+    """For NaN and infinities, which Python's JSON knows and nobody else's."""
+    raise ValueError(f"{number} is no number")
 
 
 def check_fields(found: object, kinds: dict[str, type | tuple[type, ...]]) -> None:

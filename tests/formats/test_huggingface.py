@@ -303,22 +303,17 @@ def damaged(folder) -> dict:
         "a wide JSON bomb": lambda: (folder / "tokenizer.json").write_text("[" + "{}," * 10**6 + "{}]"),
         "config is a list": lambda: (folder / "config.json").write_text("[]"),
         "tokenizer is empty": lambda: (folder / "tokenizer.json").write_text("{}"),
+        "an origin that is not finite": with_header(
+            {**header, "__metadata__": {"tinygpt_origin": '{"val_loss": NaN}'}}
+        ),
     }
 
 
 NAMES = [
     *("cut", "empty", "huge header", "header beyond the file", "offsets beyond the file", "offsets that overlap"),
     *("shape of terabytes", "integers", "deep header", "not finite", "a tensor missing", "a number for a table"),
-    *(
-        "a tensor too many",
-        "no weights",
-        "no config",
-        "no tokenizer",
-        "config is no JSON",
-        "config is no text",
-        "a JSON bomb",
-    ),
-    *("a wide JSON bomb", "config is a list", "tokenizer is empty"),
+    *("a tensor too many", "no weights", "no config", "no tokenizer", "config is no JSON", "config is no text"),
+    *("a JSON bomb", "a wide JSON bomb", "config is a list", "tokenizer is empty", "an origin that is not finite"),
 ]
 
 

@@ -152,6 +152,18 @@ def test_bpe_loses_the_padding_of_its_vocabulary(tmp_path):
     torch.testing.assert_close(loaded.model.eval()(ids), theirs(ids)[..., : tokenizer.vocab_size])
 
 
+@pytest.mark.parametrize("loss", [float("nan"), torch.tensor(float("inf"))])
+def test_a_loss_that_is_not_finite_is_left_out(tmp_path, in_process, loss):
+    """The header of our files is JSON, which has no such number: convert.py ended with a traceback."""
+    write_nanogpt(tmp_path / "ckpt.pt", vocab_size=len(set(TEXT)))
+    content = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    torch.save({**content, "best_val_loss": loss}, tmp_path / "ckpt.pt")
+    (tmp_path / "input.txt").write_text(TEXT)
+    code, _, errors = in_process("convert.py", "ckpt.pt", "nano.pth", "--data", "input.txt")
+    assert code == 0, errors
+    assert "val_loss" not in load_model(tmp_path / "nano.pth").origin
+
+
 @pytest.mark.parametrize("text, words", [("abc\n", "43"), ("", "empty"), (None, "no such file")])
 def test_another_text_is_refused(tmp_path, text, words):
     write_nanogpt(tmp_path / "ckpt.pt", vocab_size=43)

@@ -269,7 +269,7 @@ def test_both_damaged_is_an_error_that_names_the_newest(uninterrupted, tmp_path)
     for path in (OUT.last, OUT.previous):
         (folder / path).write_bytes(b"")
     child = train(folder, "--resume", code=2)
-    assert_one_error_line(child.stderr, str(OUT.last), "damaged")
+    assert_one_error_line(child.stderr, str(OUT.last), "only a part of one")
 
 
 # --- An earlier run ----------------------------------------------------------------------------------------------
