@@ -18,8 +18,7 @@ def residual_stream(model: TinyGPT, ids: list[int]) -> Tensor:
     model.eval()
     tokens = torch.tensor(ids, device=model.position_embedding.weight.device)
     mask = model.causal_mask[: len(ids), : len(ids)]
-    x = (model.token_embedding(tokens) + model.position_embedding.weight[: len(ids)])[None]  # (1, T, C)
-    stream = [x]
+    stream = [(model.token_embedding(tokens) + model.position_embedding.weight[: len(ids)])[None]]  # (1, T, C) each
     for block in model.blocks:
         stream.append(block(stream[-1], mask))
     return torch.cat(stream)

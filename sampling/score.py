@@ -47,10 +47,7 @@ def print_score(model: TinyGPT, tokenizer: Tokenizer, path: str, explain: bool) 
 
 def shown_token(tokenizer: Tokenizer, token: int) -> str:
     """A token in quotes, as a reader can tell it apart; half a character as its bytes."""
-    in_bytes = getattr(tokenizer, "decode_bytes", None)
-    if in_bytes is None or not in_bytes([token]):
-        return repr(tokenizer.decode([token]))
-    try:
-        return repr(in_bytes([token]).decode("utf-8"))
-    except UnicodeDecodeError:
+    text, in_bytes = tokenizer.decode([token]), getattr(tokenizer, "decode_bytes", None)
+    if in_bytes and in_bytes([token]) != text.encode():
         return repr(in_bytes([token]))[1:]
+    return repr(text)

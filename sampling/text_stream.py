@@ -71,7 +71,5 @@ class TextStream:
     def beginning_of_a_stop(self) -> int:
         """How many of the last characters held may become a stop string."""
         longest = min(len(self.held), max(map(len, self.stops), default=0))
-        for length in range(longest, 0, -1):
-            if any(stop.startswith(self.held[-length:]) for stop in self.stops):
-                return length
-        return 0
+        ends = (self.held[-length:] for length in range(longest, 0, -1))
+        return next((len(end) for end in ends if any(stop.startswith(end) for stop in self.stops)), 0)
