@@ -5,6 +5,7 @@ import math
 
 from support.command import Parser, UserError, flag_of, given_flags, number, text, whole
 from support.device import pick_device
+from tiny_decoder import MOST
 
 AUTO = "auto"
 MOST_STEPS = 10**9
@@ -49,10 +50,10 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("network").add_argument
-    add("--max-seq", type=whole(1, 2**14), default=256, help="window, in tokens")
-    add("--embed-dim", type=whole(1, 2**14), default=192, help="width of the residual stream")
-    add("--num-heads", type=whole(1, 2**10), default=3, help="attention heads; must divide --embed-dim")
-    add("--num-layers", type=whole(1, 2**10), default=4, help="decoder blocks")
+    add("--max-seq", type=whole(1, MOST["max_seq"]), default=256, help="window, in tokens")
+    add("--embed-dim", type=whole(1, MOST["embed_dim"]), default=192, help="width of the residual stream")
+    add("--num-heads", type=whole(1, MOST["num_heads"]), default=3, help="attention heads; must divide --embed-dim")
+    add("--num-layers", type=whole(1, MOST["num_layers"]), default=4, help="decoder blocks")
     add("--dropout", type=SHARE, default=0.0, help="probability of zeroing an activation while training")
     add("--attention-dropout", type=SHARE, default=0.0, help="the same for attention weights")
     yes_no = argparse.BooleanOptionalAction
@@ -91,7 +92,7 @@ def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     add("--muon-momentum", type=SHARE, default=0.9, help="Muon's momentum")
     add("--weight-decay", type=number(low=0, high=100), default=0.1, help="decoupled decay of the matrices")
     add("--grad-clip", type=number(above=0), default=1.0, help="largest gradient norm; larger ones are scaled down")
-    add("--warmup", type=whole(0, 10**9), default=24, help="first steps, in which the learning rate rises")
+    add("--warmup", type=whole(0, MOST_STEPS), default=24, help="first steps, in which the learning rate rises")
     fall = "how the learning rate falls: linear to zero, or cosine to a tenth"
     add("--schedule", choices=("linear", "cosine"), default="linear", help=fall)
     add("--cooldown", type=number(0, 1), default=1.0, help="share of the steps, the last, in which it falls")
