@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from formats.checkpoint import Tokenizer, load_model
+from formats.checkpoint import USUAL_PATH, Tokenizer, load_model
 from sampler import Sampling, SlidingWindow, row_generators
 from sampling.engine import ENGINES, WEIGHTS, pick_engine
 from sampling.explain import Explainer
@@ -41,7 +41,7 @@ def make_parser() -> Parser:
     """Every flag of generate.py, with its one default."""
     parser = Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--checkpoint", type=text, default="checkpoints/tiny_decoder.pth", help="the model to sample from")
+    add("--checkpoint", type=text, default=USUAL_PATH, help="the model to sample from")
     add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
     begins = r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: a new line"
     add("--prompt", help=begins)

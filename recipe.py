@@ -3,6 +3,7 @@
 import argparse
 import math
 
+from formats.checkpoint import USUAL_PATH
 from support.command import Parser, UserError, flag_of, given_flags, number, text, whole
 from support.device import pick_device
 from tiny_decoder import MOST
@@ -36,6 +37,7 @@ PRESETS = {
 COUNT = whole(1, MOST_STEPS)
 SHARE = number(low=0, below=1)
 RATE = number(above=0, high=100)
+YES_NO = argparse.BooleanOptionalAction
 
 
 def add_file_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +45,7 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
     corpora = "tinyshakespeare, gutenberg, synthetic, auto, a UTF-8 text, or a folder of them"
     add("--data", type=text, default=AUTO, help=corpora)
     add("--tokenizer", type=text, default="char", help="char, or a BPE vocabulary from train_tokenizer.py")
-    add("--out", type=text, default="checkpoints/tiny_decoder.pth", help="where the best model goes")
+    add("--out", type=text, default=USUAL_PATH, help="where the best model goes")
     add("--init-from", type=text, help="a model to fine-tune: its weights, shape and tokenizer")
     add("--resume", action="store_true", help="continue from the training state beside --out")
 
@@ -56,10 +58,9 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     add("--num-layers", type=whole(1, MOST["num_layers"]), default=4, help="decoder blocks")
     add("--dropout", type=SHARE, default=0.0, help="probability of zeroing an activation while training")
     add("--attention-dropout", type=SHARE, default=0.0, help="the same for attention weights")
-    yes_no = argparse.BooleanOptionalAction
-    add("--bias", action=yes_no, default=True, help="biases in linear layers and norms")
+    add("--bias", action=YES_NO, default=True, help="biases in linear layers and norms")
     add("--gelu", choices=("exact", "tanh"), default="exact", help="tanh is GPT-2's approximation")
-    add("--tie-embeddings", action=yes_no, default=False, help="share the token embedding with the head")
+    add("--tie-embeddings", action=YES_NO, default=False, help="share the token embedding with the head")
     first = "first weights: normal is GPT-2's, sinusoid is Xavier's with sinusoidal positions"
     add("--init", choices=("normal", "sinusoid"), default="normal", help=first)
 
@@ -112,8 +113,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", type=text, default=AUTO, help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
     precision = "precision of matrix products; auto: bfloat16 where the hardware has it"
     add("--dtype", choices=(AUTO, "float32", "bfloat16"), default=AUTO, help=precision)
-    compile_it = "torch.compile (default: on NVIDIA GPUs)"
-    add("--compile", action=argparse.BooleanOptionalAction, default=None, help=compile_it)
+    add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 
 FLAGS = (add_file_flags, add_training_flags, add_optimizer_flags, add_network_flags, add_lora_flags, add_machine_flags)

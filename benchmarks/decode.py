@@ -69,7 +69,7 @@ def compare(model: TinyGPT, threads: int, folder: Path) -> dict[str, list[float]
 def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
     """name -> (what to time, how many tokens a row it makes)."""
     window = model.config.max_seq
-    engines = {"the model": (None, generate), "PyTorch": pick_engine("torch", "float32", model, batch, 0)}
+    engines = {"PyTorch": (None, generate)}
     if importlib.util.find_spec("numba"):
         engines |= {f"compiled {kind}": pick_engine("compiled", kind, model, batch, 0) for kind in WEIGHTS}
     best = engines.get("compiled float32", engines["PyTorch"])

@@ -8,13 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.tools import print_table
 from data_setup import load_corpus
-from formats.checkpoint import load_model
+from formats.checkpoint import USUAL_PATH, load_model
 from sampler import SlidingWindow
 from sampling.engine import WEIGHTS, pick_engine
 from tiny_decoder import TinyGPT
 
 
-def bench_decode_loss(checkpoint: str = "checkpoints/tiny_decoder.pth", rows: int = 32) -> None:
+def bench_decode_loss(checkpoint: str = USUAL_PATH, rows: int = 32) -> None:
     """A checkpoint on tinyshakespeare's validation split, with --weights int8, and with every --stride."""
     loaded = load_model(Path(checkpoint))
     model, window = loaded.model, loaded.model.config.max_seq

@@ -37,6 +37,7 @@ from support.plain import check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 FORMAT = 2
+USUAL_PATH = "checkpoints/tiny_decoder.pth"  # which every command writes or reads unless it is told otherwise
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
 
 

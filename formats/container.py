@@ -62,8 +62,8 @@ def read_container(path: Path) -> dict:
     Raises UserError if the file is missing, damaged or holds anything else; OSError if it cannot be read.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; name a .pth file, or train a model first: python main.py")
+        what = " is a folder" if path.is_dir() else ": no such file"
+        raise UserError(f"{path}{what}; name a .pth file, or train a model first: python main.py")
     with refused(path, "TinyGPT checkpoint"):
         return torch.load(checked_copy(path), map_location="cpu", weights_only=True)
 

@@ -6,21 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sampler
-from sampling.fast_step import FastStep
 from support.command import UserError
 from tiny_decoder import TinyGPT
 
 ENGINES = ("auto", "torch", "compiled")
 WEIGHTS = ("float32", "int8")
-FEW_ROWS = 8  # more rows than these are faster in PyTorch's matrix products
+MOST_NUMBERS = 4096  # rows x width; with more, PyTorch's matrix products are faster
 WORTH_LOADING = 1_000  # tokens a row that make up for half a second, in which numba and what it compiled are loaded
 WORTH_COMPILING = 20_000  # the same for the ten seconds of the first time
 
 
-def pick_engine(engine: str, weights: str, model: TinyGPT, rows: int, tokens: int) -> tuple[Callable, Callable]:
-    """A step for `SlidingWindow` and a loop, `sampler.generate` or one like it, for so many rows and tokens a row.
+def pick_engine(engine: str, weights: str, model: TinyGPT, rows: int, tokens: int) -> tuple[Callable | None, Callable]:
+    """A step for `SlidingWindow`, None for the model's own, and a loop, `sampler.generate` or one like it.
 
-    Raises UserError if --engine and --weights ask for what this machine cannot do.
+    rows, tokens: how many texts are to be made, and of how many tokens each. Raises UserError if --engine and --weights
+    ask for what this machine cannot do.
     """
     on_cpu, installed = model.position_embedding.weight.is_cpu, importlib.util.find_spec("numba") is not None
     if weights == "int8" and engine == "torch":
@@ -31,12 +31,10 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, rows: int, tokens: in
             raise UserError(f"{flag} needs numba: pip install numba")
         if not on_cpu:
             raise UserError(f"{flag} computes on the CPU: add --device cpu")
-    elif (
-        engine == "torch"
-        or not (installed and on_cpu and rows <= FEW_ROWS)
-        or tokens < (WORTH_LOADING if compiled_before() else WORTH_COMPILING)
-    ):
-        return FastStep(model), sampler.generate
+    else:
+        worth_it = tokens >= (WORTH_LOADING if compiled_before() else WORTH_COMPILING)
+        if engine == "torch" or not (installed and on_cpu and worth_it) or rows * model.config.embed_dim > MOST_NUMBERS:
+            return None, sampler.generate
     if not compiled_before():
         print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)
     from sampling.compiled_step import CompiledStep, generate  # only here: numba is optional, and slow to import

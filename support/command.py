@@ -257,7 +257,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except Interrupted as stop:
         code, message = 128 + stop.signum, f"interrupted: {stop}"
     except KeyboardInterrupt:
-        code, message = 128 + signal.SIGINT, "interrupted"
+        code, message = 128 + signal.SIGINT, "\ninterrupted" if sys.stderr.isatty() else "interrupted"  # after ^C
     except FloatingPointError as error:
         code, message = 3, f"error: {one_line(error)}"
     except UserError as error:

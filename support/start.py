@@ -23,7 +23,7 @@ def leave(_signum, _frame) -> None:
     os._exit(128 + signal.SIGINT)
 
 
-WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}  # of the OpenMP on Linux; on macOS and Windows
+WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}  # of the OpenMP on Linux; on macOS and Windows
 if not os.environ.keys() & {"OMP_WAIT_POLICY", *WAITING}:  # the user's own choice counts
     os.environ.update(WAITING)
 

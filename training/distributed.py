@@ -122,9 +122,7 @@ class DistContext:
         if device.type != "cuda":
             raise UserError(f"--device {device.type} can train in one process only: use --device cpu, or one process")
         if self.local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"--nproc-per-node: this machine has {torch.cuda.device_count()} GPUs, one for each process"
-            )
+            raise UserError(f"--nproc-per-node: one process for each GPU; here are {torch.cuda.device_count()}")
         return torch.device("cuda", self.local_rank)
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:

@@ -7,7 +7,6 @@ from torch.nn.utils import parametrize
 
 from conftest import tiny_config
 from sampler import SlidingWindow
-from sampling.fast_step import FastStep
 from tiny_decoder import KVCache, TinyGPT
 
 
@@ -180,28 +179,6 @@ def test_cache_that_is_too_short_is_an_error(model):
         model(random_ids(1, 3), cache)
     with pytest.raises(RuntimeError):
         model(random_ids(2, 1), cache)  # another batch size
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("changes", [{}, {"gelu": "tanh", "tie_embeddings": True}, {"bias": False}])
-def test_fast_step_equals_the_model(batch, changes):
-    model = spread_weights(TinyGPT(tiny_config(num_layers=3, **changes))).eval()
-    step, fast, slow = FastStep(model), KVCache(model, batch), KVCache(model, batch)
-    with torch.no_grad():
-        for tokens in random_ids(6, batch):
-            assert_close(step(tokens[:, None], fast), model(tokens[:, None], slow)[:, 0])
-    assert fast.length == slow.length == 6
-
-
-def test_a_window_with_the_fast_step_is_the_window_without(model):
-    """Also past the window, and with rows of several lengths, which the fast step does not take."""
-    for prompts in ([[1, 2], [3, 4]], [[1], [2, 3, 4, 5, 6]]):
-        windows = [SlidingWindow(model, prompts, step=step) for step in (FastStep(model), None)]
-        for number in range(10):
-            fast, slow = (window.next_logits() for window in windows)
-            assert_close(fast, slow)
-            for window in windows:
-                window.append(random_ids(2, seed=number).tolist())
 
 
 def test_cache_sees_parametrized_weights(model):

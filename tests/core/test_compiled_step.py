@@ -171,7 +171,7 @@ def test_filters_choose_the_same_million_tokens():
         ("auto", "float32", 1, 10**6, False, True),
         ("auto", "float32", 1, 500, True, False),  # a short text does not wait
         ("auto", "float32", 1, 5_000, False, False),  # nor for the compiler
-        ("auto", "float32", 64, 10**6, True, False),
+        ("auto", "float32", 4096, 10**6, True, False),
         ("auto", "int8", 64, 5, False, True),
         ("compiled", "float32", 64, 5, False, True),
         ("torch", "float32", 1, 10**6, True, False),
