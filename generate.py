@@ -57,23 +57,18 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 safer, above 1 wilder, 0 the likeliest token")
     add("--top-k", type=whole(0, 10**9), default=0, help="choose among the k likeliest tokens, 0 among all")
-    nucleus = "choose among the fewest likeliest tokens that have this probability together"
-    add("--top-p", type=number(above=0, high=1), default=1.0, help=nucleus)
+    add("--top-p", type=number(above=0, high=1), default=1.0, help="among the fewest with this probability together")
     add("--min-p", type=number(0, 1), default=0.0, help="choose among tokens at least this share as likely as the best")
     add("--repetition-penalty", type=number(1e-3, 1e6), default=1.0, help="above 1: tokens in the text are less likely")
-    seeds = "same seed, same text; text i of several has seed + i (default: random, and shown)"
-    add("--seed", type=whole(0, 2**63 - 1), help=seeds)
+    add("--seed", type=whole(0, 2**63 - 1), help="same seed, same text; text i has seed + i (default: random)")
     add("--explain", action="store_true", help="show how the filters treat each token, or with --score each loss")
     add = parser.add_argument_group("beam search").add_argument
     add("--beams", type=whole(0, 1024), default=0, help="search for the likeliest text with so many beams; 0 samples")
     add("--n-best", type=whole(1, 1024), default=1, help="how many of the texts found to print, with scores")
-    lengths = "divide log-probabilities by length to this power: 0 favours short texts"
-    add("--length-penalty", type=number(-100, 100), default=1.0, help=lengths)
+    add("--length-penalty", type=number(-100, 100), default=1.0, help="divide scores by length to this power")
     add = parser.add_argument_group("machine").add_argument
-    stride = "tokens that a full window moves at once: 1 is exact and slow (default: half the window)"
-    add("--stride", type=whole(1, 2**14), help=stride)
-    engine = "compiled needs numba and a CPU; auto takes it for long texts, where it is installed"
-    add("--engine", choices=ENGINES, default="auto", help=engine)
+    add("--stride", type=whole(1, 2**14), help="tokens that a full window moves at once (default: half; 1 is exact)")
+    add("--engine", choices=ENGINES, default="auto", help="compiled needs numba; auto takes it for long texts")
     add("--weights", choices=WEIGHTS, default="float32", help="int8 is smaller and less exact; needs numba")
     add("--device", type=text, default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
     return parser

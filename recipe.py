@@ -61,8 +61,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     add("--bias", action=YES_NO, default=True, help="biases in linear layers and norms")
     add("--gelu", choices=("exact", "tanh"), default="exact", help="tanh is GPT-2's approximation")
     add("--tie-embeddings", action=YES_NO, default=False, help="share the token embedding with the head")
-    first = "first weights: normal is GPT-2's, sinusoid is Xavier's with sinusoidal positions"
-    add("--init", choices=("normal", "sinusoid"), default="normal", help=first)
+    add("--init", choices=("normal", "sinusoid"), default="normal", help="GPT-2's first weights, or Xavier's and sines")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -86,16 +85,14 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimizer").add_argument
-    kinds = "muon for the blocks' matrices and AdamW for the rest, or adamw for all"
-    add("--optimizer", choices=("muon", "adamw"), default="muon", help=kinds)
+    add("--optimizer", choices=("muon", "adamw"), default="muon", help="muon for blocks' matrices, AdamW for the rest")
     add("--lr", type=RATE, default=6e-3, help="AdamW's peak learning rate")
     add("--muon-lr", type=RATE, default=0.02, help="Muon's peak learning rate")
     add("--muon-momentum", type=SHARE, default=0.9, help="Muon's momentum")
     add("--weight-decay", type=number(low=0, high=100), default=0.1, help="decoupled decay of the matrices")
     add("--grad-clip", type=number(above=0), default=1.0, help="largest gradient norm; larger ones are scaled down")
     add("--warmup", type=whole(0, MOST_STEPS), default=24, help="first steps, in which the learning rate rises")
-    fall = "how the learning rate falls: linear to zero, or cosine to a tenth"
-    add("--schedule", choices=("linear", "cosine"), default="linear", help=fall)
+    add("--schedule", choices=("linear", "cosine"), default="linear", help="its fall: linear to 0, cosine to a tenth")
     add("--cooldown", type=number(0, 1), default=1.0, help="share of the steps, the last, in which it falls")
     add("--ema-decay", type=SHARE, default=0.0, help="validate and keep a moving average of the weights (0: none)")
 
@@ -111,8 +108,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", type=text, default=AUTO, help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
-    precision = "precision of matrix products; auto: bfloat16 where the hardware has it"
-    add("--dtype", choices=(AUTO, "float32", "bfloat16"), default=AUTO, help=precision)
+    add("--dtype", choices=(AUTO, "float32", "bfloat16"), default=AUTO, help="of products; auto: bfloat16 where fast")
     add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 

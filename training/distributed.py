@@ -9,7 +9,6 @@ Rank 0 alone prints and writes files. Started without torchrun there is one rank
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import re
 import signal
@@ -199,7 +198,8 @@ def joined() -> Iterator[DistContext]:
     try:
         with ranks.faults_named():
             ranks = connect(ranks)
-            yield ranks
+            with neighbours_watched(ranks):
+                yield ranks
     except BaseException:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks once one has left: this one is leaving
         sys.stderr = stderr if ranks.reports_failure() else nowhere
@@ -238,24 +238,38 @@ def connect(ranks: DistContext) -> DistContext:
         world_size=ranks.size,
         timeout=SILENCE,
     )
-    threading.Thread(target=watch_neighbours, args=(store.clone(), ranks), daemon=True).start()
     return dataclasses.replace(ranks, store=store)
 
 
-def watch_neighbours(store: "dist.Store", ranks: DistContext) -> None:
+@contextlib.contextmanager
+def neighbours_watched(ranks: DistContext) -> Iterator[None]:
+    """Within it, a thread runs `watch_neighbours`; it must end before Python does."""
+    over = threading.Event()
+    thread = threading.Thread(target=watch_neighbours, args=(ranks, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)
+
+
+def watch_neighbours(ranks: DistContext, over: threading.Event) -> None:
     """Show once a second that this process is alive, and kill one of this machine's that has been silent for FROZEN.
 
     A frozen process would hold up the others until SILENCE, and then torchrun. A process that was itself stopped
     (Ctrl-Z, a laptop asleep) begins to count anew.
     """
-    first = ranks.rank - ranks.local_rank
+    if ranks.size == 1:
+        return
+    store, first = ranks.store.clone(), ranks.rank - ranks.local_rank
     neighbours = {f"life of {rank}" for rank in range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))}
     heard = {}  # neighbour -> its last sign of life, and when it came
     before = time.monotonic()
-    with contextlib.suppress(RuntimeError):  # the launcher, which keeps the store, is gone
-        for beat in itertools.count():
-            store.set(f"life of {ranks.rank}", f"{os.getpid()} {beat}")
+    with contextlib.suppress(RuntimeError, OSError):  # the launcher, which keeps the store, is gone, or the neighbour
+        while not over.wait(1):
             now = time.monotonic()
+            store.set(f"life of {ranks.rank}", f"{os.getpid()} {now}")
             if now - before > FROZEN / 4:
                 heard.clear()
             for neighbour in filter(lambda name: store.check([name]), neighbours):
@@ -263,10 +277,8 @@ def watch_neighbours(store: "dist.Store", ranks: DistContext) -> None:
                 if sign != heard.setdefault(neighbour, (sign, now))[0]:
                     heard[neighbour] = sign, now
                 elif now - heard[neighbour][1] > FROZEN:
-                    with contextlib.suppress(OSError):
-                        os.kill(int(sign.split()[0]), getattr(signal, "SIGKILL", signal.SIGTERM))
+                    os.kill(int(sign.split()[0]), getattr(signal, "SIGKILL", signal.SIGTERM))
             before = now
-            time.sleep(1)
 
 
 def agree_on_name(store: "dist.Store", ranks: DistContext) -> str:
