@@ -24,7 +24,7 @@ from recipe import lr_factor, noise_share, parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from support.command import Interrupted, StopSignal, one_line
 from support.command import run as run_command
-from support.device import to_device
+from support.device import keep_freed_memory, to_device
 from tiny_decoder import next_token_loss
 from training.distributed import joined
 from training.optimizers import set_learning_rates
@@ -211,6 +211,7 @@ def main() -> None:
     settings, given = parse_flags(description=__doc__)
     with contextlib.ExitStack() as held:
         dist = held.enter_context(joined())
+        keep_freed_memory()
         run = open_run(settings, given, held, dist)
         announce(run)
         try:

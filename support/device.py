@@ -1,6 +1,8 @@
 """Which device to run on, and which precision is fast there."""
 
+import ctypes
 import os
+import sys
 
 import torch
 from torch import Tensor
@@ -37,6 +39,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         features = getattr(torch.cpu, "get_capabilities", dict)()
         native = features.get("amx_bf16") or features.get("avx512_bf16")
     return torch.bfloat16 if native else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, for the next step to use again. Only glibc can; elsewhere nothing happens.
+
+    Left alone it hands large blocks back to the system, which fills them with zeros when they are asked for again:
+    15,000 pages in each step of `small`, a tenth of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is handed back
 
 
 def check_memory(least: int, device: torch.device) -> None:
