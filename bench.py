@@ -30,7 +30,7 @@ BENCHMARKS = {
     "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding, two processes, its tests", "not measured"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
     "plots": (bench_plots, "no measuring: draws the README's curve from docs/measured/", "seconds"),
-    "scale": (bench_scale, "what several processes gain, and what they cost", "5 minutes"),
+    "scale": (bench_scale, "what two processes gain over one", "5 minutes"),
     "train": (bench_train, "seconds on a CPU to a validation loss, beside nanoGPT's recipe", "1 hour or more"),
 }
 

@@ -35,7 +35,7 @@ def load(settings: argparse.Namespace) -> Checkpoint:
     if not source.exists():
         files = "config.json tokenizer.json model.safetensors"
         hint = f"; GPT-2's folder comes by: hf download openai-community/gpt2 {files} --local-dir gpt2"
-        raise UserError(f"{source}: no such file or folder{'' if source.suffix else hint}")
+        raise UserError(f"{source}: no such file or folder{hint if 'gpt2' in source.name else ''}")
     if source.suffix == ".pt":
         loaded = load_nanogpt(source, settings.data, settings.tokenizer)
     elif source.is_dir():

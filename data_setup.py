@@ -8,7 +8,7 @@ the first command needs no network.
     python data_setup.py gutenberg --books 1342 84 100    # books of Project Gutenberg, by id
 """
 
-import support.start  # noqa: F401  first: Ctrl-C while PyTorch is imported is one line
+import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
 import dataclasses
 import sys

@@ -35,6 +35,7 @@ FILTERS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 # A beam search takes the likeliest texts, for one prompt; a score makes no text.
 UNUSED_BY_BEAMS = FILTERS | {"seed", "explain", "num_samples", "prompt_file", "interactive", "score"}
 UNUSED_BY_SCORE = FILTERS | {"seed", "num_samples", "stop", "max_new_tokens", "stride", "beams", "n_best"}
+UNUSED_BY_SCORE |= {"engine", "weights", "ignore_eos", "length_penalty"}
 
 
 def make_parser() -> Parser:
@@ -43,12 +44,12 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("input").add_argument
     add("--checkpoint", type=text, default=USUAL_PATH, help="the model to sample from")
     add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
-    begins = r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: a new line"
+    begins = r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: none"
     add("--prompt", help=begins)
     add("--prompt-file", type=text, help="UTF-8 prompts for one batch: a line each, or with lines of --- between them")
-    add("--interactive", action="store_true", help="prompt after prompt from the keyboard; /temperature 0.5 sets")
+    add("--interactive", action="store_true", help="ask for prompt after prompt; / shows what can be set")
     add("--score", type=text, metavar="FILE", help="how likely the model finds a text, instead of writing one")
-    add("text", nargs="*", help=argparse.SUPPRESS)  # to answer who forgets --prompt
+    add("text", nargs="*", help=argparse.SUPPRESS)  # a prompt without --prompt, for a helpful error
     add = parser.add_argument_group("length").add_argument
     add("--max-new-tokens", type=whole(0, 10**9), default=500, help="how many tokens to add")
     add("--stop", type=text, action="append", default=[], help=r"end before this text (\n as in --prompt); repeatable")
@@ -57,10 +58,10 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 safer, above 1 wilder, 0 the likeliest token")
     add("--top-k", type=whole(0, 10**9), default=0, help="choose among the k likeliest tokens, 0 among all")
-    add("--top-p", type=number(above=0, high=1), default=1.0, help="among the fewest with this probability together")
+    add("--top-p", type=number(above=0, high=1), default=1.0, help="choose among the likeliest that reach this sum")
     add("--min-p", type=number(0, 1), default=0.0, help="choose among tokens at least this share as likely as the best")
     add("--repetition-penalty", type=number(1e-3, 1e6), default=1.0, help="above 1: tokens in the text are less likely")
-    add("--seed", type=whole(0, 2**63 - 1), help="same seed, same text; text i has seed + i (default: random)")
+    add("--seed", type=whole(0, 2**63 - 1), help="same seed, same text; each further text has the next one")
     add("--explain", action="store_true", help="show how the filters treat each token, or with --score each loss")
     add = parser.add_argument_group("beam search").add_argument
     add("--beams", type=whole(0, 1024), default=0, help="search for the likeliest text with so many beams; 0 samples")
@@ -68,7 +69,7 @@ def make_parser() -> Parser:
     add("--length-penalty", type=number(-100, 100), default=1.0, help="divide scores by length to this power")
     add = parser.add_argument_group("machine").add_argument
     add("--stride", type=whole(1, 2**14), help="tokens that a full window moves at once (default: half; 1 is exact)")
-    add("--engine", choices=ENGINES, default="auto", help="compiled needs numba; auto takes it for long texts")
+    add("--engine", choices=ENGINES, default="auto", help="compiled needs numba; auto takes it from 1,000 tokens on")
     add("--weights", choices=WEIGHTS, default="float32", help="int8 is smaller and less exact; needs numba")
     add("--device", type=text, default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
     return parser

@@ -1,7 +1,7 @@
 """Train a TinyGPT.
 
 examples:
-  python main.py                                # corpus, device and preset chosen for this machine
+  python main.py                                # corpus, device and preset chosen for this machine; five minutes
   python main.py --data my.txt --steps 500
   python main.py --resume                       # continue where the last run stopped
   torchrun --standalone --nproc-per-node 2 main.py
@@ -41,13 +41,13 @@ EVAL_LOGITS = 2**26  # logits that one batch of an evaluation may have: 256 MiB 
 
 
 def train(run: Run, stop: StopSignal) -> int:
-    """Step, now and then evaluate and save, until the last step or a signal, which is returned (0 if none came).
+    """Train until the last step or a stop signal; evaluate and save every eval_every steps. Returns the signal, or 0.
 
     run.model holds the weights; run.network is the same model, compiled and shared among processes where that is asked
     for; run.model_to_keep is what is evaluated and saved: the model, or the moving average of its weights.
     """
     settings, state = run.settings, run.state
-    step_seconds = []  # of the warm-up
+    step_seconds = []
     # with several processes, the first gradients fix the order in which later ones are summed
     run.dist.settle_gradient_order(run.network, lambda: compute_gradients(run))
     mark = time.perf_counter()
@@ -59,7 +59,7 @@ def train(run: Run, stop: StopSignal) -> int:
                 bar.total = settings.steps
             began = time.perf_counter()
             loss = train_step(run)
-            step_seconds.append(time.perf_counter() - began)
+            step_seconds.append(time.perf_counter() - began)  # read only until the plan is made
             state.loss_sum, state.loss_steps = state.loss_sum + loss, state.loss_steps + 1
             bar.update()
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
@@ -113,7 +113,7 @@ def train_step(run: Run) -> float:
 def compute_gradients(run: Run) -> float:
     """Leave the mean gradient of the whole batch in the weights' `.grad`; returns its mean loss in nats per token.
 
-    All that is random depends on (seed, step, rank) alone, so a resumed run draws what an uninterrupted one would.
+    All that is random depends on seed, step, rank and the number of ranks alone, so a resumed run samples the same.
     """
     settings, dist, step = run.settings, run.dist, run.state.step
     place = (settings.seed, step, dist.rank, dist.size)

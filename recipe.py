@@ -66,15 +66,16 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="the recipe that other flags change")
+    add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="recipe; auto: base on a GPU, else small")
     add("--steps", type=COUNT, default=1200, help="optimizer steps in all; the schedule ends there")
-    add("--minutes", type=number(above=0, high=1e6), help="plan as many steps as fit into so many minutes")
+    planned = f"plan as many steps as fit (default: {DEFAULT_MINUTES:g} without --preset, --steps, --resume)"
+    add("--minutes", type=number(above=0, high=1e6), help=planned)
     add("--stop-at", type=COUNT, help="stop after this step and save; --resume continues")
     add("--batch-size", type=whole(1, 2**20), default=16, help="windows per optimizer step")
     add("--grad-accum", type=whole(1, 2**20), default=1, help="parts to split each batch into, to save memory")
-    order = "epochs: side by side, each text once an epoch, shuffled; random: each begins anywhere"
+    order = "epochs: all windows side by side, once an epoch, shuffled; random: each begins anywhere"
     add("--windows", choices=("epochs", "random"), default="epochs", help=order)
-    noise = "probability of reading a random token instead; falls with the learning rate (0 with --init-from)"
+    noise = "probability of reading a random token instead; falls with the learning rate (default with --init-from: 0)"
     add("--token-noise", type=SHARE, default=0.0, help=noise)
     add("--eval-every", type=COUNT, default=120, help="steps between evaluations")
     add("--eval-tokens", type=whole(1, 10**12), default=2_000_000, help="validation tokens to evaluate on, at most")
@@ -89,18 +90,18 @@ def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=RATE, default=6e-3, help="AdamW's peak learning rate")
     add("--muon-lr", type=RATE, default=0.02, help="Muon's peak learning rate")
     add("--muon-momentum", type=SHARE, default=0.9, help="Muon's momentum")
-    add("--weight-decay", type=number(low=0, high=100), default=0.1, help="decoupled decay of the matrices")
+    add("--weight-decay", type=number(low=0, high=100), default=0.1, help="of matrices; with muon the blocks' only")
     add("--grad-clip", type=number(above=0), default=1.0, help="largest gradient norm; larger ones are scaled down")
-    add("--warmup", type=whole(0, MOST_STEPS), default=24, help="first steps, in which the learning rate rises")
-    add("--schedule", choices=("linear", "cosine"), default="linear", help="its fall: linear to 0, cosine to a tenth")
-    add("--cooldown", type=number(0, 1), default=1.0, help="share of the steps, the last, in which it falls")
+    add("--warmup", type=whole(0, MOST_STEPS), default=24, help="steps at the start, in which the learning rate rises")
+    add("--schedule", choices=("linear", "cosine"), default="linear", help="how the rate falls: to 0, or to a tenth")
+    add("--cooldown", type=number(0, 1), default=1.0, help="the learning rate falls in this last share of the steps")
     add("--ema-decay", type=SHARE, default=0.0, help="validate and keep a moving average of the weights (0: none)")
 
 
 def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("LoRA").add_argument
-    add("--lora-rank", type=whole(1, 2**14), help="with --init-from: train adapters of this rank only")
-    add("--lora-alpha", type=number(above=0, high=1e6), default=16.0, help="an adapter counts alpha / rank times")
+    add("--lora-rank", type=whole(1, 2**14), help="train only adapters of this rank (with --init-from)")
+    add("--lora-alpha", type=number(above=0, high=1e6), default=16.0, help="adapters are multiplied by alpha / rank")
     add("--lora-dropout", type=SHARE, default=0.0, help="probability of dropping an adapter's input")
     add("--lora-targets", type=text, default="qkv,out,up,down", help="which matrices of a block")
 
@@ -108,7 +109,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", type=text, default=AUTO, help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
-    add("--dtype", choices=(AUTO, "float32", "bfloat16"), default=AUTO, help="of products; auto: bfloat16 where fast")
+    add("--dtype", choices=(AUTO, "float32", "bfloat16"), default=AUTO, help="of matrix products; auto: the fast one")
     add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 
@@ -146,28 +147,6 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
     if not settings.resume:  # then the saved ones count
         check_together(settings)
     return settings, set(given)
-
-
-def saved_settings(saved: dict) -> argparse.Namespace:
-    """Settings that a file has kept, through the parser again, so that they meet the same bounds.
-
-    Raises UserError if one is missing, unknown or out of bounds.
-    """
-    parser = make_parser(AUTO)
-    names = {action.dest for action in parser._actions} - {"help"}
-    if strange := names ^ saved.keys():
-        raise UserError(f"{', '.join(sorted(strange))[:80]} missing or unknown: another version of TinyGPT saved it")
-    line = []
-    for name, value in saved.items():
-        if isinstance(value, bool) and (value or name not in ("resume", "tensorboard")):
-            line.append(flag_of(name) if value else flag_of(f"no_{name}"))
-        elif isinstance(value, int | float | str) and not isinstance(value, bool):
-            line.append(f"{flag_of(name)}={value}")
-        elif value is not parser.get_default(name):  # None, or False of a flag that has no opposite
-            raise UserError(f"{flag_of(name)} is neither a number nor text")
-    settings = parser.parse_args(line)
-    check_together(settings)
-    return settings
 
 
 def check_together(settings: argparse.Namespace) -> None:
@@ -209,6 +188,6 @@ def lr_factor(step: int, settings: argparse.Namespace) -> float:
 def noise_share(step: int, settings: argparse.Namespace) -> float:
     """The share of input tokens that are replaced at `step`: it falls to zero with the learning rate.
 
-    A text that is never twice the same reduces overfitting; noise up to the last step would leave the model too unsure.
+    A text that differs in every epoch reduces overfitting. The last steps read clean text, as the model will later.
     """
     return settings.token_noise * (1 - cooldown_progress(step, settings))

@@ -1,5 +1,5 @@
-"""How a trained model makes text: the sliding window, filters on logits (B, V), and the one loop that every command
-samples with.
+"""How a trained model makes text: the sliding window, filters on logits (B, V), and the loop that samples
+(sampling/compiled_step.py has a compiled twin).
 
 The order of the filters is fixed: repetition penalty, temperature, top-k, top-p, min-p. A filter sets what it rejects
 to -inf; softmax then shares the probability among the rest.

@@ -2,7 +2,7 @@
 
 Shapes: B batch, T time (tokens in the window), C embed_dim, nh num_heads, hs = C / nh, V vocab_size.
 
-The order is GPT-2's (Radford et al. 2019): every sub-layer is normalised before it runs ("pre-norm") and its
+The order is GPT-2's (Radford et al. 2019): the input of every sub-layer is normalised ("pre-norm") and its
 output is added to the residual stream x, which runs from the embeddings to the head:
 
     ids (B, T) -> token + position embedding -> num_layers x DecoderBlock -> LayerNorm -> linear head -> (B, T, V)
@@ -110,7 +110,7 @@ class KVCache:
 
 
 class CausalSelfAttention(nn.MultiheadAttention):
-    """Every position gathers values from itself and the positions before it, weighted by how well its query fits keys.
+    """Every position gathers values from itself and those before it, weighted by how well its query fits their keys.
 
     Of `nn.MultiheadAttention(…, batch_first=True)` it uses the parameters, their names and initial values, and
     `out_proj`; a test holds its result equal to the parent's, called with `attn_mask`. The arithmetic is written out
@@ -223,7 +223,8 @@ class TinyGPT(nn.Module):
     def init_weights(self) -> "TinyGPT":
         """GPT-2's first weights (Radford et al. 2019): N(0, 0.02²), so small that the first loss is ln V.
 
-        2 x num_layers branches add to the residual stream: shrink the end of each, so that their sum stays as small.
+        2 x num_layers branches add to the residual stream: the last matrix of each is divided by sqrt(2 num_layers),
+        so that the sum does not grow with depth.
         Returns the model.
         """
         for name, p in self.named_parameters():
@@ -239,8 +240,8 @@ class TinyGPT(nn.Module):
     def init_sinusoid(self) -> "TinyGPT":
         """Other first weights: positions as sinusoids, larger embeddings, Xavier (Glorot & Bengio 2010) for the blocks.
 
-        Neighbours are alike from the first step on, and the slow first part of training, in which attention finds out
-        who is next to whom, all but disappears. Returns the model.
+        Neighbouring positions have similar embeddings from the start, so attention need not learn first which tokens
+        are neighbours. Returns the model.
         """
         self.init_weights()
         nn.init.normal_(self.token_embedding.weight, std=0.1)
@@ -289,7 +290,7 @@ class TinyGPT(nn.Module):
         return (positions - padding[:, None]).clamp(min=0), mask.masked_fill(hidden, -math.inf)[:, None]
 
     def num_parameters(self) -> int:
-        """How many numbers training adjusts; a tied weight counts once."""
+        """The number of parameters, frozen ones included; a tied weight counts once."""
         return sum(p.numel() for p in self.parameters())
 
 

@@ -91,7 +91,7 @@ class CharTokenizer:
 
         Raises ValueError if they are not so.
         """
-        codepoints = to_codepoints(characters[: sys.maxunicode + 2])  # more cannot each be another one
+        codepoints = to_codepoints(characters[: sys.maxunicode + 2])  # a longer text must hold a character twice
         if codepoints.size == 0 or (np.diff(codepoints.astype(np.int64)) <= 0).any():
             raise ValueError("a character vocabulary must hold at least one character, each once, in order")
         if start != BOS and (len(start) != 1 or start not in characters):

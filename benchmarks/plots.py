@@ -27,7 +27,7 @@ def bench_plots() -> None:
 def read_curve(path: Path, preset: str) -> tuple[list[float], list[float]]:
     """Seconds and validation losses (nats per character) of a metrics file. Raises UserError like `bench_plots`."""
     if not path.is_file():
-        raise UserError(f"{path} is missing: python main.py --data tinyshakespeare --preset {preset} makes one")
+        raise UserError(f"{path} is missing: docs/measured/README.md says how it is measured")
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         seconds, losses = zip(*((float(line["train_seconds"]), float(line["val_loss"])) for line in lines), strict=True)

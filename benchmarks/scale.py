@@ -20,7 +20,7 @@ def bench_scale() -> None:
     rows = []
     for preset in PRESETS:
         runs = {way: [] for way in [(1, cores), (1, half), (1, 1), (2, half), (2, 1)]}
-        flags = ("--preset", preset, "--eval-every", 10, "--stop-at", 20)  # the first ten are slower
+        flags = ("--preset", preset, "--device", "cpu", "--eval-every", 10, "--stop-at", 20)  # the first ten are slower
         for _ in range(ROUNDS):
             for (processes, threads), found in runs.items():
                 found.append(train_once(*flags, processes=processes, threads=threads)[-1]["tokens_per_second"])

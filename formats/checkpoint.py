@@ -14,7 +14,7 @@ and the header holds
     tokenizer   `to_plain()` of the tokenizer; an adapter has none
     origin      where it came from: corpus, step, loss, versions (for people)
     base        only in an adapter: `model_digest` of the model that it adapts
-    training    only in a training state: the settings, and the plain part of TrainState (training/run.py)
+    training    only in a training state: the settings, and the plain part of TrainState (training/state.py)
 
 The tensors are the model's weights, a tied one once; a training state's others begin with "optimizer/", "average/" or
 "adapter/".
@@ -107,7 +107,8 @@ def read_any(path: Path, content: dict | None = None) -> tuple[dict, dict[str, T
     """
     content = content or read_container(path)
     if type(content.get("format")) is int:
-        raise UserError(f"{path} has format {content['format']}; convert a model by: python convert.py OLD.pth NEW.pth")
+        advice = "convert a model by: python convert.py OLD.pth NEW.pth" if content["format"] == 1 else "use a newer TinyGPT"
+        raise UserError(f"{path} has format {content['format']}, and only {FORMAT} is read here: {advice}")
     with user_errors(f"{path} is no TinyGPT checkpoint: "):
         check_fields(content, {"header": str, "tensors": dict})
         header = parse_json(content["header"])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from formats.checkpoint import MODEL, Checkpoint, checked_model
 from support.command import user_errors
-from support.plain import check_fields
+from support.plain import check_fields, is_plain
 
 
 def model_of_format1(path: Path, content: dict) -> Checkpoint:
@@ -19,7 +19,8 @@ def model_of_format1(path: Path, content: dict) -> Checkpoint:
         check_fields(content, {"kind": str, "config": dict, "tokenizer": dict, "weights": dict, "origin": dict})
         if content["kind"] != MODEL:
             raise ValueError("it is of format 1 and holds no model: only models are converted (NAME.pth)")
-        return checked_model(content, fold_head_bias(content["weights"]))
+        origin = {str(name): value for name, value in content["origin"].items() if is_plain(value)}
+        return checked_model({**content, "origin": origin}, fold_head_bias(content["weights"]))
 
 
 def fold_head_bias(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ tokens, which nanoGPT does not have, get the weights of the text's rarest charac
 sampled. An embedding that nanoGPT padded with unused rows loses them. Its GELU is the exact one, its head is tied.
 """
 
-import math
 import pickletools
 from collections import OrderedDict
 from pathlib import Path
@@ -18,7 +17,7 @@ from formats import container
 from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights
 from formats.huggingface import GPT2_NAMES, rename
 from support.command import UserError, user_errors
-from support.plain import check_fields
+from support.plain import check_fields, is_plain
 from tiny_decoder import TinyGPTConfig
 from tokenizer import CharTokenizer
 
@@ -104,5 +103,4 @@ def origin_of(path: Path, content: dict) -> dict:
     corpus = settings.get("dataset") if isinstance(settings, dict) else None
     loss = loss.item() if type(loss) is Tensor and loss.numel() == 1 else loss
     found = {"step": content.get("iter_num"), "val_loss": loss, "corpus": corpus}
-    plain = {name: x for name, x in found.items() if type(x) in (int, str) or (type(x) is float and math.isfinite(x))}
-    return {"converted_from": path.name, **plain}
+    return {"converted_from": path.name, **{name: value for name, value in found.items() if is_plain(value)}}

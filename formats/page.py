@@ -20,7 +20,7 @@ from torch import Tensor
 from formats.checkpoint import Checkpoint, Tokenizer, model_weights
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
-from support.plain import parse_json
+from support.plain import is_plain, parse_json
 from tokenizer import REPLACEMENT
 
 PARTS = Path(__file__).with_name("page")
@@ -86,13 +86,6 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
             "positions": principal_components(positions[:: math.ceil(len(positions) / MOST_POINTS)]),
         },
     }
-
-
-def is_plain(value: object) -> bool:
-    """Whether it is text, a finite number of sensible size, a truth value, or a dictionary of these."""
-    if isinstance(value, dict):
-        return all(not isinstance(inner, dict) and is_plain(inner) for inner in value.values())
-    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 2**63)
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:

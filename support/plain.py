@@ -1,6 +1,7 @@
 """Plain data from a file that anyone may have written: JSON of bounded size, fields of the expected types."""
 
 import json
+import math
 
 MOST_BYTES = 2**24  # of JSON that is parsed at all
 MOST_MARKS = 2**20  # of { [ , : in it: each may become an object that takes a hundred bytes
@@ -11,16 +12,18 @@ def parse_json(text: str) -> object:
     if len(text) > MOST_BYTES or sum(map(text.count, "{[,:")) > MOST_MARKS:
         raise ValueError("its JSON is too large")
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=finite, parse_float=finite)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"its JSON is damaged ({error})") from None
 
 
-def refuse(number: str) -> None:
-    """For NaN and infinities, which Python's JSON knows and nobody else's."""
-    raise ValueError(f"{number} is no number")
+def finite(number: str) -> float:
+    """The number. Raises ValueError for NaN and infinities, which Python's JSON knows and nobody else's."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is no number")
+    return float(number)
 
 
 def check_fields(found: object, kinds: dict[str, type | tuple[type, ...]]) -> None:
@@ -30,3 +33,10 @@ def check_fields(found: object, kinds: dict[str, type | tuple[type, ...]]) -> No
     for name, kind in kinds.items():
         if name not in found or type(found[name]) not in (kind if isinstance(kind, tuple) else (kind,)):
             raise ValueError(f"its entry {name!r} is missing or wrong")
+
+
+def is_plain(value: object) -> bool:
+    """Whether it is text, a finite number of sensible size, a truth value, or a dictionary of these."""
+    if isinstance(value, dict):
+        return all(not isinstance(inner, dict) and is_plain(inner) for inner in value.values())
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 2**63)

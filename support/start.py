@@ -4,8 +4,8 @@ Importing PyTorch takes a second or two. Whoever presses Ctrl-C meanwhile gets o
 traceback; `support.command.run` then takes over.
 
 PyTorch's threads wait for each other after every operation, by default in a busy loop. Beside another program that
-loop takes the time that the other thread needs. So they wait busily for a moment only, then sleep: alone that is as
-fast, beside others much faster (measured in docs/training.md). The results are the same bits.
+loop takes the time that the other thread needs. So they wait busily for a moment only, then sleep: alone that costs
+1 to 4%, and beside others it is much faster (measured in docs/training.md). The results are the same bits.
 """
 
 import contextlib

@@ -3,14 +3,14 @@
 from argparse import Namespace
 from pathlib import Path
 
-from recipe import AUTO, PRESETS
+from recipe import AUTO, PRESETS, check_together, make_parser
 from support.command import UserError, flag_of
 from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
 from training.state import TrainState
 
 # What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = {"steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
+ADJUSTABLE = {"steps", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
 ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device", "dtype", "compile"}
 # What the base of a fine-tuning decides.
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")
@@ -27,6 +27,28 @@ def refuse_unused(settings: Namespace, given: set[str]) -> None:
     for name in unused:
         if name in given:
             raise UserError(f"{flag_of(name)} does nothing beside {beside}: leave it out")
+
+
+def saved_settings(saved: dict) -> Namespace:
+    """Settings that a file has kept, through the parser again, so that they meet the same bounds.
+
+    Raises UserError if one is missing, unknown or out of bounds.
+    """
+    parser = make_parser(AUTO)
+    names = {action.dest for action in parser._actions} - {"help"}
+    if strange := names ^ saved.keys():
+        raise UserError(f"{', '.join(sorted(strange))[:80]} missing or unknown: another version of TinyGPT saved it")
+    line = []
+    for name, value in saved.items():
+        if isinstance(value, bool) and (value or name not in ("resume", "tensorboard")):
+            line.append(flag_of(name) if value else flag_of(f"no_{name}"))
+        elif isinstance(value, int | float | str) and not isinstance(value, bool):
+            line.append(f"{flag_of(name)}={value}")
+        elif value is not parser.get_default(name):  # None, or False of a flag that has no opposite
+            raise UserError(f"{flag_of(name)} is neither a number nor text")
+    settings = parser.parse_args(line)
+    check_together(settings)
+    return settings
 
 
 def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], path: Path) -> Namespace:

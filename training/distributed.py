@@ -19,6 +19,7 @@ import time
 import traceback
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,7 +36,7 @@ from support.command import Interrupted, UserError, one_line, out_of_memory
 SILENCE = timedelta(seconds=50)
 # … and for their set-up, in which one of them may be downloading a corpus.
 PATIENCE = timedelta(hours=1)
-FROZEN = 20.0  # seconds without a sign of life after which a process is killed by another one on its machine
+STOPPED = 20.0  # seconds after which a stopped process is killed by another one on its machine
 EXPECTED = (OSError, UserError, FloatingPointError, Interrupted)  # failures that explain themselves
 
 
@@ -198,8 +199,7 @@ def joined() -> Iterator[DistContext]:
     try:
         with ranks.faults_named():
             ranks = connect(ranks)
-            with neighbours_watched(ranks):
-                yield ranks
+            yield ranks
     except BaseException:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks once one has left: this one is leaving
         sys.stderr = stderr if ranks.reports_failure() else nowhere
@@ -238,47 +238,25 @@ def connect(ranks: DistContext) -> DistContext:
         world_size=ranks.size,
         timeout=SILENCE,
     )
+    threading.Thread(target=end_stopped_neighbours, args=(ranks.launcher,), daemon=True).start()
     return dataclasses.replace(ranks, store=store)
 
 
-@contextlib.contextmanager
-def neighbours_watched(ranks: DistContext) -> Iterator[None]:
-    """Within it, a thread runs `watch_neighbours`; it must end before Python does."""
-    over = threading.Event()
-    thread = threading.Thread(target=watch_neighbours, args=(ranks, over), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=5)
+def end_stopped_neighbours(launcher: int) -> None:
+    """Kill every process of a launcher on this machine that has been stopped (SIGSTOP) for STOPPED seconds.
 
-
-def watch_neighbours(ranks: DistContext, over: threading.Event) -> None:
-    """Show once a second that this process is alive, and kill one of this machine's that has been silent for FROZEN.
-
-    A frozen process would hold up the others until SILENCE, and then torchrun. A process that was itself stopped
-    (Ctrl-Z, a laptop asleep) begins to count anew.
+    It would hold up the others until SILENCE, and then the launcher, which waits for it to end. Linux alone tells.
     """
-    if ranks.size == 1:
-        return
-    store, first = ranks.store.clone(), ranks.rank - ranks.local_rank
-    neighbours = {f"life of {rank}" for rank in range(first, first + int(os.environ["LOCAL_WORLD_SIZE"]))}
-    heard = {}  # neighbour -> its last sign of life, and when it came
-    before = time.monotonic()
-    with contextlib.suppress(RuntimeError, OSError):  # the launcher, which keeps the store, is gone, or the neighbour
-        while not over.wait(1):
-            now = time.monotonic()
-            store.set(f"life of {ranks.rank}", f"{os.getpid()} {now}")
-            if now - before > FROZEN / 4:
-                heard.clear()
-            for neighbour in filter(lambda name: store.check([name]), neighbours):
-                sign = store.get(neighbour)
-                if sign != heard.setdefault(neighbour, (sign, now))[0]:
-                    heard[neighbour] = sign, now
-                elif now - heard[neighbour][1] > FROZEN:
-                    os.kill(int(sign.split()[0]), getattr(signal, "SIGKILL", signal.SIGTERM))
-            before = now
+    seen = Counter()
+    while True:
+        time.sleep(STOPPED / 4)
+        with contextlib.suppress(OSError):  # no Linux, or a process is gone
+            for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                seen[pid] = seen[pid] + 1 if state == "T" else 0
+                if seen[pid] == 4:
+                    print(f"WARNING: process {pid} has been stopped for {STOPPED:g} s: ended", file=sys.__stderr__)
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def agree_on_name(store: "dist.Store", ranks: DistContext) -> str:

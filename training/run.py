@@ -16,7 +16,6 @@ from corpora.bpe import BPETokenizer
 from corpora.texts import bigram_entropy, count_unknown, encode_split
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
 from formats.checkpoint import Tokenizer, check_tensors, checked_model, load_model, model_from_weights, model_weights
-from recipe import saved_settings
 from support.command import UserError, user_errors
 from support.device import check_memory, pick_device, pick_dtype
 from tiny_decoder import TinyGPT, TinyGPTConfig
@@ -198,7 +197,7 @@ def resume_run(settings: Namespace, given: set[str], held: contextlib.ExitStack,
         held.enter_context(paths.locked())
     header, tensors, path = read_shared(paths, dist)
     try:
-        saved = saved_settings(header["settings"])
+        saved = checks.saved_settings(header["settings"])
     except UserError as error:
         raise UserError(f"{path} cannot be used: its settings: {error}") from None
     settings = checks.settings_to_resume(saved, settings, given, path)

@@ -48,23 +48,23 @@ def test_fewer_steps_where_the_preset_does_not_fit(capsys, monkeypatch):
     # 300 s, less 10 s so far and 10 evaluations of 4 s: 250 s, 500 steps after the warm-up's 24, in two digits 520
     assert run.settings.steps == 520 and run.settings.eval_every == 52 and run.state.planned
     assert "520 of the 1,200 steps of small fit into 5 minutes" in out
-    assert "--steps 520 repeats this run, --steps 1200 takes about 11 minutes" in out
+    assert "--steps 520 --eval-every 52 repeats this run, --steps 1200 takes about 11 minutes" in out
 
 
 def test_the_presets_steps_where_they_fit_and_more_if_minutes_are_asked_for(capsys, monkeypatch):
     run, out = planned(capsys, [], 0.1, monkeypatch=monkeypatch)
     assert run.settings.steps == 1200 and run.settings.eval_every == 120 and "all 1,200 steps" in out
     run, out = planned(capsys, ["--minutes", "10", "--eval-every", "33"], 0.1, monkeypatch=monkeypatch)
-    assert run.settings.steps == 5900 and run.settings.eval_every == 33
+    assert run.settings.steps == 5900 and run.settings.eval_every == 33 and "5,900 steps fit into 10 minutes" in out
 
 
 def test_the_number_that_was_found_repeats_the_run(in_process, tmp_path):
     (tmp_path / "t.txt").write_text("to be or not to be\n" * 200, encoding="utf-8")
-    flags = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--eval-every", 10, "--out"]
+    flags = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--out"]
     code, out, errors = in_process("main.py", *flags, "a.pth", "--minutes", 0.05)
     assert code == 0, errors
-    steps = out.split("(--steps ")[1].split()[0]
-    code, *_ = in_process("main.py", *flags, "b.pth", "--steps", steps)
+    found = out.split("steps fit into")[-1].split("(")[1].split(" repeats")[0].split()
+    code, *_ = in_process("main.py", *flags, "b.pth", *found)
     first, second = (
         [json.loads(line)["val_loss"] for line in (tmp_path / name).read_text().splitlines()]
         for name in ("a.metrics.jsonl", "b.metrics.jsonl")
@@ -78,6 +78,14 @@ def test_interrupted_before_the_plan_a_resume_measures_anew(in_process, tmp_path
     assert in_process("main.py", *flags, "--stop-at", 2)[0] == 0
     code, out, errors = in_process("main.py", "--resume", "--out", "a.pth")
     assert code == 0 and "(--steps " in out, errors
+
+
+def test_a_plan_that_is_made_cannot_be_changed_by_minutes(in_process, tmp_path):
+    """--resume --minutes 20 was accepted, and did nothing."""
+    (tmp_path / "t.txt").write_text("to be or not to be\n" * 200, encoding="utf-8")
+    assert in_process("main.py", "--data", "t.txt", *SMALL_NETWORK, "--steps", 9, "--stop-at", 3, "--out", "a.pth")[0] == 0
+    code, _, errors = in_process("main.py", "--resume", "--minutes", 20, "--out", "a.pth")
+    assert code == 2 and "--minutes 20.0 contradicts the run" in errors
 
 
 def test_patience_ends_a_run(in_process, tmp_path):

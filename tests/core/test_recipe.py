@@ -10,9 +10,10 @@ import torch
 from conftest import tiny_config
 from formats.checkpoint import TRAINING, load_model, read_checkpoint
 from main import evaluate, note_best, train_step
-from recipe import PRESETS, lr_factor, noise_share, parse_flags, saved_settings
+from recipe import PRESETS, lr_factor, noise_share, parse_flags
 from support.command import flag_of
 from tiny_decoder import TinyGPT
+from training.checks import saved_settings
 from training.optimizers import Muon, averaged_model, make_optimizers, orthogonalize
 from training.run import start_run
 from training.save import save_best, save_state

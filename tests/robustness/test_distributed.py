@@ -49,7 +49,7 @@ FAULTS = {
     "gets SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
     "meets a NaN": "main.next_token_loss = lambda logits, targets: logits.mean() * float('nan')",
     "loses its disk": "raise OSError('the disk is gone')",
-    "freezes": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "is stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
 }
 
 
