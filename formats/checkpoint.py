@@ -107,7 +107,8 @@ def read_any(path: Path, content: dict | None = None) -> tuple[dict, dict[str, T
     """
     content = content or read_container(path)
     if type(content.get("format")) is int:
-        advice = "convert a model by: python convert.py OLD.pth NEW.pth" if content["format"] == 1 else "use a newer TinyGPT"
+        convert = "convert a model by: python convert.py OLD.pth NEW.pth"
+        advice = convert if content["format"] == 1 else "use a newer TinyGPT"
         raise UserError(f"{path} has format {content['format']}, and only {FORMAT} is read here: {advice}")
     with user_errors(f"{path} is no TinyGPT checkpoint: "):
         check_fields(content, {"header": str, "tensors": dict})

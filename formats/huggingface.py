@@ -27,8 +27,10 @@ from tokenizer import BOS, UNK, CharTokenizer
 PURPOSE = "a Hugging Face folder"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ORIGIN = "tinygpt_origin"
-PICKLED = "pickled weights (pytorch_model.bin) may hold any program; save them anew with transformers: "
-PICKLED += "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+PICKLED = (
+    "pickled weights (pytorch_model.bin) may hold any program; save them anew with transformers: "
+    "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+)
 SIZES = {"max_seq": "n_positions", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
 # Parts of a tensor's name: ours, GPT-2's.
 GPT2_NAMES = (

@@ -83,7 +83,8 @@ def test_interrupted_before_the_plan_a_resume_measures_anew(in_process, tmp_path
 def test_a_plan_that_is_made_cannot_be_changed_by_minutes(in_process, tmp_path):
     """--resume --minutes 20 was accepted, and did nothing."""
     (tmp_path / "t.txt").write_text("to be or not to be\n" * 200, encoding="utf-8")
-    assert in_process("main.py", "--data", "t.txt", *SMALL_NETWORK, "--steps", 9, "--stop-at", 3, "--out", "a.pth")[0] == 0
+    flags = ["--data", "t.txt", *SMALL_NETWORK, "--steps", 9, "--stop-at", 3, "--out", "a.pth"]
+    assert in_process("main.py", *flags)[0] == 0
     code, _, errors = in_process("main.py", "--resume", "--minutes", 20, "--out", "a.pth")
     assert code == 2 and "--minutes 20.0 contradicts the run" in errors
 

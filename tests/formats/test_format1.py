@@ -51,6 +51,14 @@ def test_a_model_of_format_1_gives_the_same_logits(in_process, tmp_path):
     assert (tmp_path / "old.pth").read_bytes() == before
 
 
+def test_an_origin_that_json_cannot_hold_is_left_out(in_process, tmp_path):
+    """It ended with a traceback."""
+    write_format1(tmp_path / "old.pth", origin={"step": 5, "val_loss": float("nan"), "shape": (1, 2)})
+    code, _, errors = in_process("convert.py", "old.pth", "new.pth")
+    assert code == 0, errors
+    assert load_model(tmp_path / "new.pth").origin == {"step": 5}
+
+
 def test_a_bias_that_does_not_fit_is_refused(in_process, tmp_path):
     """22 tokens and a width of 16: no shift of the final norm gives every token a bias of its own."""
     write_format1(tmp_path / "old.pth", "abcdefghijklmnopqrst")

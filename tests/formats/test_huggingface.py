@@ -304,7 +304,7 @@ def damaged(folder) -> dict:
         "config is a list": lambda: (folder / "config.json").write_text("[]"),
         "tokenizer is empty": lambda: (folder / "tokenizer.json").write_text("{}"),
         "an origin that is not finite": with_header(
-            {**header, "__metadata__": {"tinygpt_origin": '{"val_loss": NaN}'}}
+            {**header, "__metadata__": {"tinygpt_origin": '{"val_loss": 1e999}'}}
         ),
     }
 
