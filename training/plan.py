@@ -72,5 +72,5 @@ def two_digits(number: int) -> int:
 
 
 def in_minutes(seconds: float) -> str:
-    """`about 13 minutes`, or seconds if there are few."""
-    return f"about {seconds:.0f} seconds" if seconds < 90 else f"about {seconds / 60:,.0f} minutes"
+    """`about 13 minutes`, rounded up, or seconds if there are few."""
+    return f"about {seconds:.0f} seconds" if seconds < 90 else f"about {math.ceil(seconds / 60):,} minutes"
