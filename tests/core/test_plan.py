@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_the_number_that_was_found_repeats_the_run(in_process, tmp_path):
     flags = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--out"]
     code, out, errors = in_process("main.py", *flags, "a.pth", "--minutes", 0.05)
     assert code == 0, errors
-    found = out.split("steps fit into")[-1].split("(")[1].split(" repeats")[0].split()
+    found = re.search(r"\((--steps \d+ --eval-every \d+) repeats this run", out)[1].split()
     code, *_ = in_process("main.py", *flags, "b.pth", *found)
     first, second = (
         [json.loads(line)["val_loss"] for line in (tmp_path / name).read_text().splitlines()]

@@ -67,7 +67,7 @@ def test_training_states_and_adapters_are_described(tmp_path, in_process):
         (("a.pth", "b.pth", "--data", "x.txt"), ("--data", "ckpt.pt")),
         (("a.pth", "a.pth"), ("--force",)),
         (("text.pth",), ("no TinyGPT checkpoint", "no .pth")),
-        (("nothing/", "b.pth"), ("nothing", "hf download")),
+        (("gpt2/", "b.pth"), ("gpt2: no such file", "hf download")),
     ],
 )
 def test_mistakes_are_one_line(model, tmp_path, in_process, arguments, words):
