@@ -132,7 +132,7 @@ def read_checkpoint(path: Path, kind: str, content: dict | None = None) -> tuple
         hints = {MODEL: "give NAME.pth", TRAINING: "it lies in NAME.last.pth", ADAPTER: "main.py --lora-rank makes one"}
         if found == ADAPTER:
             hints[MODEL] = "name its base here, and the adapter with --lora"
-        raise UserError(f"{path} is a checkpoint of kind {found!r}, and {kind} is needed: {hints[kind]}")
+        raise UserError(f"{path} is of kind {found!r}, and one of kind {kind!r} is needed: {hints[kind]}")
     return header, tensors
 
 

@@ -90,9 +90,9 @@ def test_kinds_are_told_apart(tmp_path, tiny_model):
     found, read = read_checkpoint(path, TRAINING)
     assert found["training"] == {"step": 3} and found["format"] == FORMAT
     assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
-    with pytest.raises(UserError, match="is a checkpoint of kind 'training', and model is needed: give NAME.pth"):
+    with pytest.raises(UserError, match="is of kind 'training', and one of kind 'model' is needed: give NAME.pth"):
         load_model(path)
-    with pytest.raises(UserError, match="is a checkpoint of kind 'training', and adapter is needed"):
+    with pytest.raises(UserError, match="is of kind 'training', and one of kind 'adapter' is needed"):
         read_checkpoint(path, ADAPTER)
 
 

@@ -256,14 +256,14 @@ def test_wrong_bases_ranks_and_keys_are_refused_and_the_base_stays(adapter_file)
     refuse("is missing", tensors=dict(list(tensors.items())[1:]))
     refuse("unexpected tensor", tensors={**tensors, "blocks.9.mlp.0.weight.A": torch.zeros(3, 8)})
     save_model(adapter_file, fresh(), TOKENIZER, {})
-    with pytest.raises(UserError, match="is a checkpoint of kind 'model', and adapter is needed"):
+    with pytest.raises(UserError, match="is of kind 'model', and one of kind 'adapter' is needed"):
         apply_adapter(Checkpoint(fresh(), TOKENIZER, {}), adapter_file)
     with pytest.raises(UserError, match="no such file"):
         apply_adapter(Checkpoint(fresh(), TOKENIZER, {}), adapter_file.with_name("none.pth"))
 
 
 def test_an_adapter_is_no_model(adapter_file):
-    with pytest.raises(UserError, match="is a checkpoint of kind 'adapter', and model is needed: name its base"):
+    with pytest.raises(UserError, match="is of kind 'adapter', and one of kind 'model' is needed: name its base"):
         load_model(adapter_file)
 
 
