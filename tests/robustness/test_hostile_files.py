@@ -336,7 +336,7 @@ def test_an_outer_layer_that_does_not_fit_is_refused(refused, command, edit):
 
 @pytest.mark.parametrize("command, name", [("resume", OUT.best), ("sample", OUT.last)])
 def test_the_wrong_kind_of_checkpoint_is_refused(refused, template, command, name):
-    refused(command, lambda path: shutil.copy(template / name, path), "is a checkpoint of kind ")
+    refused(command, lambda path: shutil.copy(template / name, path), "is of kind ")
 
 
 MATRIX = "blocks.0.mlp.0.weight.A"
