@@ -36,7 +36,7 @@ from support.command import Interrupted, UserError, one_line, out_of_memory
 SILENCE = timedelta(seconds=50)
 # … and for their set-up, in which one of them may be downloading a corpus.
 PATIENCE = timedelta(hours=1)
-STOPPED = 20.0  # seconds after which a stopped process is killed by another one on its machine
+STOPPED = 20  # seconds after which a stopped process is killed by another one on its machine
 EXPECTED = (OSError, UserError, FloatingPointError, Interrupted)  # failures that explain themselves
 
 
@@ -238,7 +238,7 @@ def connect(ranks: DistContext) -> DistContext:
         world_size=ranks.size,
         timeout=SILENCE,
     )
-    threading.Thread(target=end_stopped_neighbours, args=(ranks.launcher,), daemon=True).start()
+    threading.Thread(target=end_stopped_neighbours, args=(ranks.launcher,)).start()
     return dataclasses.replace(ranks, store=store)
 
 
@@ -248,14 +248,14 @@ def end_stopped_neighbours(launcher: int) -> None:
     It would hold up the others until SILENCE, and then the launcher, which waits for it to end. Linux alone tells.
     """
     seen = Counter()
-    while True:
-        time.sleep(STOPPED / 4)
+    while threading.main_thread().is_alive():  # Python waits for this thread before it ends
+        time.sleep(1)
         with contextlib.suppress(OSError):  # no Linux, or a process is gone
             for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
                 state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
                 seen[pid] = seen[pid] + 1 if state == "T" else 0
-                if seen[pid] == 4:
-                    print(f"WARNING: process {pid} has been stopped for {STOPPED:g} s: ended", file=sys.__stderr__)
+                if seen[pid] == STOPPED:
+                    print(f"WARNING: process {pid} has been stopped for {STOPPED} s: ended", file=sys.__stderr__)
                     os.kill(int(pid), signal.SIGKILL)
 
 

@@ -47,7 +47,8 @@ def test_five_hundred_saves_in_flat_memory_and_flat_files(tmp_path, capsys):
     assert len(settled) > 20
     assert max(settled) - min(settled) < GROWTH
     assert max(files.values()) <= 6, "best, last, previous, metrics, lock, and one being written"
-    assert max(opened.values()) < 20
+    opened = [opened[step] for step in opened if step > SAVES // 10 and opened[step]]
+    assert max(opened) - min(opened) < 4, "a file or two is being written"
     for turn in range(1, RESUMES + 1):
         train(folder, "--resume", "--steps", SAVES + turn)
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
