@@ -59,5 +59,5 @@ def test_five_hundred_saves_in_flat_memory_and_flat_files(tmp_path, capsys):
         megabytes = [bytes_ / 2**20 for bytes_ in (min(settled), max(settled))]
         print(
             f"\nsoak: {SAVES} saves and evaluations, {RESUMES} resumes: resident {megabytes[0]:.1f} to "
-            f"{megabytes[1]:.1f} MiB, {max(files.values())} files, {max(opened.values())} descriptors at most"
+            f"{megabytes[1]:.1f} MiB, {max(files.values())} files, {max(opened)} descriptors at most"
         )
