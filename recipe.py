@@ -6,7 +6,7 @@ import math
 from formats.checkpoint import USUAL_PATH
 from support.command import Parser, UserError, flag_of, given_flags, number, text, whole
 from support.device import pick_device
-from tiny_decoder import MOST
+from tiny_decoder import LIMITS
 
 AUTO = "auto"
 MOST_STEPS = 10**9
@@ -52,10 +52,10 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("network").add_argument
-    add("--max-seq", type=whole(1, MOST["max_seq"]), default=256, help="window, in tokens")
-    add("--embed-dim", type=whole(1, MOST["embed_dim"]), default=192, help="width of the residual stream")
-    add("--num-heads", type=whole(1, MOST["num_heads"]), default=3, help="attention heads; must divide --embed-dim")
-    add("--num-layers", type=whole(1, MOST["num_layers"]), default=4, help="decoder blocks")
+    add("--max-seq", type=whole(1, LIMITS["max_seq"]), default=256, help="window, in tokens")
+    add("--embed-dim", type=whole(1, LIMITS["embed_dim"]), default=192, help="width of the residual stream")
+    add("--num-heads", type=whole(1, LIMITS["num_heads"]), default=3, help="attention heads; must divide --embed-dim")
+    add("--num-layers", type=whole(1, LIMITS["num_layers"]), default=4, help="decoder blocks")
     add("--dropout", type=SHARE, default=0.0, help="probability of zeroing an activation while training")
     add("--attention-dropout", type=SHARE, default=0.0, help="the same for attention weights")
     add("--bias", action=YES_NO, default=True, help="biases in linear layers and norms")

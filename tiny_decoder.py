@@ -18,7 +18,7 @@ from torch.nn import functional as F
 # On a CPU in bfloat16, plain products train faster than the fused kernel; for longer windows they take too much memory.
 PLAIN_LIMIT = 512
 # Upper bounds, which keep a damaged or hostile checkpoint from asking for more memory than any machine has.
-MOST = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
+LIMITS = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TinyGPTConfig:
     tie_embeddings: bool = False  # whether the head uses the token embedding's weights
 
     def __post_init__(self):
-        for name, most in MOST.items():
+        for name, most in LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
