@@ -47,7 +47,7 @@ def train(run: Run, stop: StopSignal) -> int:
     for; run.model_to_keep is what is evaluated and saved: the model, or the moving average of its weights.
     """
     settings, state = run.settings, run.state
-    step_seconds = []
+    step_seconds = []  # until the plan is made
     # with several processes, the first gradients fix the order in which later ones are summed
     run.dist.settle_gradient_order(run.network, lambda: compute_gradients(run))
     mark = time.perf_counter()
@@ -59,7 +59,8 @@ def train(run: Run, stop: StopSignal) -> int:
                 bar.total = settings.steps
             began = time.perf_counter()
             loss = train_step(run)
-            step_seconds.append(time.perf_counter() - began)  # read only until the plan is made
+            if not state.planned:
+                step_seconds.append(time.perf_counter() - began)
             state.loss_sum, state.loss_steps = state.loss_sum + loss, state.loss_steps + 1
             bar.update()
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
