@@ -60,21 +60,6 @@ class TinyGPTConfig:
             raise ValueError(f'gelu must be "exact" or "tanh", not {self.gelu!r}')
 
 
-class LayerCache:
-    """The keys and values of one layer, (B, nh, max_seq, hs) each, of which the first `length` slots are filled."""
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        self.keys, self.values = keys, values
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add k and v (B, nh, T, hs) behind the filled slots; returns all keys and values so far."""
-        start, self.length = self.length, self.length + k.size(2)
-        self.keys[:, :, start : self.length] = k
-        self.values[:, :, start : self.length] = v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
 class KVCache:
     """The keys and values of every layer for a batch of texts, so that a new token does not read the others again.
 
@@ -87,20 +72,14 @@ class KVCache:
         config, like = model.config, model.position_embedding.weight
         shape = (batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
         # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
-        self.memory = like.new_zeros(config.num_layers, 2, *shape)  # of all layers, keys and values
-        self.layers = [LayerCache(self.memory[i, 0], self.memory[i, 1]) for i in range(config.num_layers)]
+        self.memory = like.new_zeros(config.num_layers, 2, *shape)  # keys, then values
+        self.length = 0  # how many slots are filled, padding included
         self.padding: Tensor | None = None  # (B,), or None if no row is padded
-
-    @property
-    def length(self) -> int:
-        """How many slots are filled, padding included."""
-        return self.layers[0].length
 
     def clear(self, padding: list[int]) -> None:
         """Forget all tokens; what comes next has so many slots of padding at the left of each row."""
-        for layer in self.layers:
-            layer.length = 0
-        self.padding = torch.tensor(padding, device=self.layers[0].keys.device) if any(padding) else None
+        self.length = 0
+        self.padding = torch.tensor(padding, device=self.memory.device) if any(padding) else None
 
     def reorder(self, rows: list[int]) -> None:
         """Row i becomes what row rows[i] was, in place: for beams that fork and die. The batch keeps its size."""
@@ -117,16 +96,18 @@ class CausalSelfAttention(nn.MultiheadAttention):
     here, to be read, and so that a cache can stand in for the keys and values of earlier tokens.
     """
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
-        mask: additive; without a cache the first T rows and columns of `causal_mask`. With a cache, x comes after the
-        tokens that it holds, and mask is (T, slots) or (B, 1, T, slots), or None where everything may be looked at.
+        cache: keys and values (2, B, nh, slots, hs); the last T slots are x's own, to be filled here. mask: additive,
+        (T, slots) or (B, 1, T, slots), or None where everything may be looked at; slots is T without a cache.
         """
-        q, k, v = (self.heads(t) for t in F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
+        qkv = self.project(x)
+        q, k, v = qkv
         dropout = self.dropout if self.training else 0.0
         if cache is not None:  # while sampling: the earlier tokens' keys and values are there, and nothing is dropped
-            k, v = cache.append(k, v)
+            cache[:, :, :, -x.size(1) :] = qkv[1:]
+            k, v = cache
             h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         elif q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) <= PLAIN_LIMIT:
             h = self.attend(q, k, v, mask, dropout)
@@ -134,9 +115,10 @@ class CausalSelfAttention(nn.MultiheadAttention):
             h = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         return self.out_proj(h.transpose(1, 2).flatten(2))  # heads side by side again, and mixed
 
-    def heads(self, t: Tensor) -> Tensor:
-        """Cut the width into heads: (B, T, C) -> (B, nh, T, hs)."""
-        return t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of x (B, T, C), cut into heads: (3, B, nh, T, hs)."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3C)
+        return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
         """softmax(q kᵀ / sqrt(hs) + mask) v in plain products, all (B, nh, T, hs).
@@ -166,7 +148,7 @@ class DecoderBlock(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | None = None) -> Tensor:
         """x (B, T, C), mask and cache as in `CausalSelfAttention.forward` -> (B, T, C)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -275,8 +257,10 @@ class TinyGPT(nn.Module):
             elif ids.size(1) == 1:
                 mask = None
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
-        for block, layer in zip(self.blocks, cache.layers if cache else [None] * len(self.blocks), strict=True):
-            x = block(x, mask, layer)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, None if cache is None else cache.memory[i, :, :, :, :end])
+        if cache is not None:
+            cache.length = end
         return self.head(self.final_norm(x[:, -1:] if last_only else x))
 
     def skip_padding(self, positions: Tensor, mask: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,8 +46,7 @@ def print_decoding(model: TinyGPT) -> None:
         cache, ids = KVCache(model, batch), torch.full((batch, 1), 5, device="cuda")
 
         def step(cache: KVCache = cache, ids: torch.Tensor = ids) -> None:
-            for layer in cache.layers:
-                layer.length = window // 2
+            cache.length = window // 2
             model(ids, cache, last_only=True)
 
         take_turns({"warm-up": step}, 3)

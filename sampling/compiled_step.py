@@ -5,6 +5,8 @@ They need numba (pip install numba) and a CPU.
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -69,16 +71,29 @@ class CompiledStep:
             matrices([(mlp[2].weight, mlp[2].bias) for _attention, mlp in blocks], weights),
             matrices([(model.head.weight, None)], weights),
         )
+        self.pool = ThreadPoolExecutor()
         # One token loads or compiles the loops here, so that whoever times a text does not time that.
         list(generate(SlidingWindow(model, [[0]], step=self), 1, row_generators(0, 1), Sampling()))
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1), one token a row, are added to the unpadded cache -> the logits (B, V) after them."""
-        length = cache.length
-        logits = forward(self.weights, ids.numpy()[:, 0], cache.memory.numpy(), length, self.tanh)
-        for layer in cache.layers:
-            layer.length = length + 1
-        return torch.from_numpy(logits)
+
+        def step(first: int, tokens: np.ndarray) -> np.ndarray:
+            return forward(self.weights, tokens, cache.memory.numpy(), first, cache.length, self.tanh)
+
+        logits = self.share(step, ids.numpy()[:, 0])
+        cache.length += 1
+        return torch.from_numpy(np.concatenate(logits))
+
+    def share(self, task: Callable[..., np.ndarray], *arrays: np.ndarray) -> list[np.ndarray]:
+        """The results of task(first, *parts), for each thread the part of the arrays' rows from `first` on.
+
+        Threads help because the compiled loops do not hold Python's lock. A row gets the same bits in every part.
+        """
+        rows, threads = len(arrays[0]), min(torch.get_num_threads(), len(arrays[0]))
+        bounds = pairwise(rows * n // threads for n in range(threads + 1))
+        parts = [(first, *(array[first:end] for array in arrays)) for first, end in bounds]
+        return [task(*parts[0])] if threads == 1 else list(self.pool.map(task, *zip(*parts, strict=True)))
 
 
 def filter_numbers(sampling: Sampling, vocab_size: int) -> tuple[float, int, float, float, float]:
@@ -103,18 +118,22 @@ def generate(
     step, cache = window.step, window.cache
     suppressed, seen = (mask.numpy() for mask in token_masks(window, suppress_tokens))
     uniforms = uniform_numbers(generators)
-    numbers = filter_numbers(sampling, len(suppressed))
+    filters = filter_numbers(sampling, len(suppressed))
     at_once = max(1, WORK // window.model.num_parameters())
     left = max_new_tokens
+
+    def make(first: int, logits: np.ndarray, ahead: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        place = (first, cache.length, step.tanh, suppressed)
+        return make_tokens(logits, ahead, step.weights, cache.memory.numpy(), *place, seen, *filters)
+
     while left:
         logits, length = window.next_logits().numpy(), cache.length
         count = 1 if cache.padding is not None else min(at_once, left, window.max_seq - length + 1)
-        ahead = np.stack([next(uniforms)[:, 0].numpy() for _ in range(count)])
-        memory = cache.memory.numpy()
-        chosen = make_tokens(logits, ahead, step.weights, memory, length, step.tanh, suppressed, seen, *numbers)
+        ahead = np.concatenate([next(uniforms).numpy() for _ in range(count)], axis=1)  # (B, count)
+        parts = step.share(make, logits, ahead, seen)
+        chosen = np.concatenate([part[: min(map(len, parts))] for part in parts], axis=1)
         left -= len(chosen)
         for number, tokens in enumerate(chosen.tolist()):
-            for layer in cache.layers:
-                layer.length = length + number  # as if they were made one by one
+            cache.length = length + number  # as if they were made one by one
             window.append(tokens)
             yield tokens

@@ -11,7 +11,7 @@ from tiny_decoder import TinyGPT
 
 ENGINES = ("auto", "torch", "compiled")
 WEIGHTS = ("float32", "int8")
-MOST_NUMBERS = 4096  # rows x width; with more, PyTorch's matrix products are faster
+MOST_NUMBERS = 2**15  # rows x width; with more, PyTorch's matrix products are faster
 WORTH_LOADING = 1_000  # tokens a row that make up for half a second, in which numba and what it compiled are loaded
 WORTH_COMPILING = 20_000  # the same for the ten seconds of the first time
 

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tiny_decoder import TinyGPT
 
@@ -33,9 +32,7 @@ def attention_maps(model: TinyGPT, ids: list[int]) -> Tensor:
     mask = model.causal_mask[: len(ids), : len(ids)]
     maps = []
     for block, x in zip(model.blocks, residual_stream(model, ids), strict=False):
-        attention = block.attention
-        qkv = F.linear(block.attention_norm(x[None]), attention.in_proj_weight, attention.in_proj_bias)
-        q, k, _ = (attention.heads(part) for part in qkv.chunk(3, dim=-1))  # (1, nh, T, hs)
+        q, k, _ = block.attention.project(block.attention_norm(x[None]))  # (1, nh, T, hs)
         maps.append((q @ k.mT * q.size(-1) ** -0.5 + mask).softmax(-1)[0])
     return torch.stack(maps)
 

@@ -16,8 +16,9 @@ import numpy as np
 from numba import float32
 
 # Sums in any order, so that they use vector instructions. Not all of fastmath: NaN must stay NaN.
-compiled = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy", cache=True)
-exact = numba.njit(error_model="numpy", cache=True)  # as written: the filters choose the same tokens as sampler.py's
+compiled = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy", nogil=True, cache=True)
+# As written: the filters choose the same tokens as sampler.py's.
+exact = numba.njit(error_model="numpy", nogil=True, cache=True)
 
 # --- The decoder -------------------------------------------------------------------------------------------------
 
@@ -76,24 +77,25 @@ def gelu(x, tanh):
 
 
 @compiled
-def attend(qkv, keys, values, length, h):
-    """The new token's qkv (B, 3C) joins keys and values (B, nh, S, hs) at slot `length`; the outcome is h (B, C)."""
+def attend(qkv, keys, values, first, length, h):
+    """The new tokens' qkv (B, 3C) join keys and values (…, nh, S, hs) in rows `first` on, at slot `length`; the outcome
+    is h (B, C)."""
     heads, size = keys.shape[1], keys.shape[3]
     width = heads * size
     factor = float32(1) / math.sqrt(float32(size))
     weights = np.empty(length + 1, np.float32)
-    for b in range(keys.shape[0]):
+    for b in range(h.shape[0]):
         for head in range(heads):
             begin = head * size
             for i in range(size):
-                keys[b, head, length, i] = qkv[b, width + begin + i]
-                values[b, head, length, i] = qkv[b, 2 * width + begin + i]
+                keys[first + b, head, length, i] = qkv[b, width + begin + i]
+                values[first + b, head, length, i] = qkv[b, 2 * width + begin + i]
                 h[b, begin + i] = 0
             largest = float32(-np.inf)
             for slot in range(length + 1):
                 score = float32(0)
                 for i in range(size):
-                    score += qkv[b, begin + i] * keys[b, head, slot, i]
+                    score += qkv[b, begin + i] * keys[first + b, head, slot, i]
                 weights[slot] = score * factor
                 largest = max(largest, weights[slot])
             total = float32(0)
@@ -102,12 +104,12 @@ def attend(qkv, keys, values, length, h):
                 total += weights[slot]
             for slot in range(length + 1):
                 for i in range(size):
-                    h[b, begin + i] += weights[slot] / total * values[b, head, slot, i]
+                    h[b, begin + i] += weights[slot] / total * values[first + b, head, slot, i]
 
 
 @compiled
-def forward(w, ids, cache, length, tanh):
-    """ids (B,) come at slot `length` of the cache (L, 2, B, nh, S, hs) -> logits (B, V)."""
+def forward(w, ids, cache, first, length, tanh):
+    """ids (B,) come at slot `length` of the cache (L, 2, …, nh, S, hs), in rows `first` on -> logits (B, V)."""
     batch, width = ids.shape[0], w.tokens.shape[1]
     x, h = np.empty((batch, width), np.float32), np.empty((batch, width), np.float32)
     qkv, wide = np.empty((batch, 3 * width), np.float32), np.empty((batch, 4 * width), np.float32)
@@ -117,7 +119,7 @@ def forward(w, ids, cache, length, tanh):
     for n in range(cache.shape[0]):
         layer_norm(x, w.norms[2 * n], h)
         linear(h, w.qkv[0][n], w.qkv[1][n], qkv)
-        attend(qkv, cache[n, 0], cache[n, 1], length, h)
+        attend(qkv, cache[n, 0], cache[n, 1], first, length, h)
         linear(h, w.out[0][n], w.out[1][n], branch)
         x += branch
         layer_norm(x, w.norms[2 * n + 1], h)
@@ -202,19 +204,20 @@ def choose(x, seen, uniform, temperature, top_k, top_p, floor, penalty):
 
 
 @exact
-def make_tokens(logits, uniforms, w, memory, length, tanh, suppressed, seen, temperature, top_k, top_p, floor, penalty):
-    """logits (B, V) and uniforms (N, B) -> the next N tokens (N, B); fewer if logits are not finite.
+def make_tokens(logits, uniforms, w, memory, first, length, tanh, suppressed, seen, *filters):
+    """logits (B, V) and uniforms (B, N) -> the next N tokens (N, B); fewer if logits are not finite.
 
-    The tokens but the last are added to the cache's memory, from slot `length` on, and all of them to seen (B, V).
+    The tokens but the last are added to the cache's memory, in rows `first` on, from slot `length` on, and all of them
+    to seen (B, V). filters: the last arguments of `choose`.
     """
-    chosen = np.empty(uniforms.shape, np.int64)
+    chosen = np.empty(uniforms.shape[::-1], np.int64)
     for n in range(chosen.shape[0]):
         if n > 0:
-            logits = forward(w, chosen[n - 1], memory, length + n - 1, tanh)
+            logits = forward(w, chosen[n - 1], memory, first, length + n - 1, tanh)
         if not np.isfinite(logits.sum()):
             return chosen[:n]
         for b in range(chosen.shape[1]):
             x = logits[b] + suppressed
-            chosen[n, b] = choose(x, seen[b], uniforms[n, b], temperature, top_k, top_p, floor, penalty)
+            chosen[n, b] = choose(x, seen[b], uniforms[b, n], *filters)
             seen[b, chosen[n, b]] = True
     return chosen
