@@ -131,7 +131,7 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
     """Print the texts that the settings ask for, and on stderr how fast they were made."""
     prompts = [prompt for prompt in prompts for _ in range(settings.beams or settings.num_samples)]
     rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts]
-    step, loop = pick_engine(settings.engine, settings.weights, model, len(rows), settings.max_new_tokens)
+    step, loop = pick_engine(settings.engine, settings.weights, model, settings.max_new_tokens)
     with user_errors():
         window = SlidingWindow(model, rows, settings.stride, step)
     started = time.perf_counter()

@@ -35,14 +35,14 @@ ABLATIONS = {
 def bench_ablate(preset: str) -> None:
     """One table; a change that makes a step cheaper is given more steps, and the other way round."""
     variants = BOTH | ABLATIONS[preset]
-    steps = make_parser(preset).get_default("steps")
     pilots, ends = {choice: [] for choice in variants}, {choice: [] for choice in variants}
     for _ in SEEDS:
         for choice, flags in variants.items():
-            lines = train_once("--preset", preset, "--seed", 0, "--eval-every", 10, "--stop-at", 20, *flags)
+            lines = train_once("--preset", preset, "--seed", 0, "--eval-every", 20, "--stop-at", 100, *flags)
             pilots[choice].append(seconds_per_step(lines))
     cost = {choice: statistics.median(seconds) for choice, seconds in pilots.items()}
-    budget = {choice: round(steps * cost["the recipe"] / cost[choice]) for choice in variants}
+    total = make_parser(preset).get_default("steps") * cost["the recipe"]
+    budget = {choice: round(total / cost[choice]) for choice in variants}
     for seed in SEEDS:
         for choice, flags in variants.items():
             length = ("--steps", budget[choice], "--eval-every", 10**6)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tools import RSS_UNIT, print_table, take_turns
-from corpora.bpe import BPETokenizer, cut_between_words
+from corpora.bpe import BPETokenizer
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from data_setup import ShiftedWindowDataset, load_corpus
@@ -56,8 +56,7 @@ def large_text(sample: str, folder: Path) -> None:
 
     corpus = step("count, check and hash", lambda: load_corpus(str(path)))
     tokenizer = step("find the characters", lambda: CharTokenizer.from_blocks(corpus.train.blocks()))
-    step("encode into a token file", lambda: encode_split(tokenizer, corpus.train, folder))
-    ids = step("find that file again", lambda: encode_split(tokenizer, corpus.train, folder))
+    ids = step("encode into a token file", lambda: encode_split(tokenizer, corpus.train, folder))
     windows = ShiftedWindowDataset(ids, 256)
     random = np.random.default_rng(0)
 
@@ -71,15 +70,10 @@ def large_text(sample: str, folder: Path) -> None:
 
 
 def print_rates(sample: str) -> None:
-    """Characters per second of both tokenizers, BPE beside the library alone."""
+    """Characters per second of both tokenizers."""
     text = sample * (BPE_TEXT // len(sample))
     characters, pairs = CharTokenizer.from_text(text), BPETokenizer.train([sample], VOCAB_SIZE)
-    pieces = list(cut_between_words([text]))
-    tasks = {
-        "characters (ASCII)": lambda: characters.encode_array(text),
-        "BPE, the library alone": lambda: pairs.library.encode_batch_fast(pieces),
-        "BPE": lambda: pairs.encode_array(text),
-    }
+    tasks = {"characters (ASCII)": lambda: characters.encode_array(text), "BPE": lambda: pairs.encode_array(text)}
     seconds = take_turns(tasks, rounds=3)
     rows = [[name, f"{len(text) / taken / 1e6:,.1f}"] for name, taken in seconds.items()]
     print_table([f"text to ids, {os.cpu_count()} CPU cores", "million characters per second"], rows)

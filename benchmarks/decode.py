@@ -27,7 +27,7 @@ Task = Callable[[], object]
 
 
 def bench_decode() -> None:
-    """Tokens per second of every shape, with one thread and with all; in the end a line per shape."""
+    """Tokens per second of every shape, with all threads, and with one beside others; in the end a line per shape."""
     for name in ("numba", "transformers", "ctranslate2"):
         if not importlib.util.find_spec(name):
             print(f"{name} is not installed: skipped")
@@ -57,7 +57,9 @@ def compare(model: TinyGPT, threads: int, folder: Path) -> dict[str, list[float]
     """One table: a row per way to decode, a column per batch size. Returns its figures, by way."""
     rates: dict[str, list[float]] = {}
     for batch, rounds in ROUNDS.items():
-        tasks = our_tasks(model, batch) | peer_tasks(model, batch, threads, folder)
+        tasks = our_tasks(model, batch)
+        if threads == 1:  # with more, the threads of several libraries in one process hinder each other
+            tasks |= peer_tasks(model, batch, folder)
         seconds = take_turns({name: task for name, (task, _tokens) in tasks.items()}, rounds)
         for name, (_task, tokens) in tasks.items():
             rates.setdefault(name, []).append(tokens * batch / seconds[name])
@@ -71,15 +73,14 @@ def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
     window = model.config.max_seq
     engines = {"PyTorch": (None, generate)}
     if importlib.util.find_spec("numba"):
-        engines |= {f"compiled {kind}": pick_engine("compiled", kind, model, batch, 0) for kind in WEIGHTS}
+        engines |= {f"compiled {kind}": pick_engine("compiled", kind, model, 0) for kind in WEIGHTS}
     best = engines.get("compiled float32", engines["PyTorch"])
 
     def decode(length: int, tokens: int, stride: int | None, step, loop) -> tuple[Task, int]:
         return lambda: make(SlidingWindow(model, [[5] * length] * batch, stride, step), tokens, loop), tokens
 
     return {
-        "no cache, half a window": (partial(make_uncached, model, [[5] * (window // 2)] * batch), FEW),
-        "no cache, full window": (partial(make_uncached, model, [[5] * window] * batch), FEW),
+        "no cache, a full window": (partial(make_uncached, model, [[5] * window] * batch), FEW),
         **{f"cache, {name}": decode(1, window - 1, None, *engine) for name, engine in engines.items()},
         "past the window, --stride 1": decode(window, FEW, 1, *best),
         "past the window, half of it at once": decode(window + 1, window // 2, None, *best),
@@ -102,8 +103,8 @@ def make_uncached(model: TinyGPT, prompts: list[list[int]]) -> None:
         ids = torch.cat([ids, chosen], dim=1)
 
 
-def peer_tasks(model: TinyGPT, batch: int, threads: int, folder: Path) -> dict[str, tuple[Task, int]]:
-    """Other libraries that are installed, sampling from a prompt of one token to the end of the window."""
+def peer_tasks(model: TinyGPT, batch: int, folder: Path) -> dict[str, tuple[Task, int]]:
+    """Other libraries that are installed, with one thread, from a prompt of one token to the end of the window."""
     tokens, temperature = model.config.max_seq - 1, ORDINARY.temperature
     tasks: dict[str, tuple[Task, int]] = {}
     if importlib.util.find_spec("transformers"):
@@ -118,7 +119,7 @@ def peer_tasks(model: TinyGPT, batch: int, threads: int, folder: Path) -> dict[s
         options = {"max_length": tokens, "min_length": tokens, "end_token": [], "include_prompt_in_result": False}
         options |= {"sampling_topk": 0, "sampling_temperature": temperature}
         for kind in WEIGHTS:
-            generator = ctranslate2.Generator(str(folder), compute_type=kind, intra_threads=threads, inter_threads=1)
+            generator = ctranslate2.Generator(str(folder), compute_type=kind, intra_threads=1, inter_threads=1)
             task = partial(generator.generate_batch, [[token_name(5)]] * batch, **options)
             tasks[f"CTranslate2 {kind}"] = (task, tokens)
     return tasks

@@ -22,7 +22,7 @@ def bench_decode_loss(checkpoint: str = USUAL_PATH, rows: int = 32) -> None:
     texts = [tokens[i * (len(tokens) // rows) :][: 2 * window] for i in range(rows)]
     groups = []  # of decoders whose losses compare, the exact one first
     if importlib.util.find_spec("numba"):
-        steps = {f"within the window, {kind}": pick_engine("compiled", kind, model, rows, 0)[0] for kind in WEIGHTS}
+        steps = {f"within the window, {kind}": pick_engine("compiled", kind, model, 0)[0] for kind in WEIGHTS}
         groups.append({name: text_loss(model, texts, 1, window, step=step) for name, step in steps.items()})
     strides = {f"past the window, --stride {n}": n for n in sorted({1, window // 4, window // 2, window})}
     groups.append({name: text_loss(model, texts, window, 2 * window, stride=n) for name, n in strides.items()})

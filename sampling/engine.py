@@ -11,15 +11,14 @@ from tiny_decoder import TinyGPT
 
 ENGINES = ("auto", "torch", "compiled")
 WEIGHTS = ("float32", "int8")
-MOST_NUMBERS = 2**15  # rows x width; with more, PyTorch's matrix products are faster
 WORTH_LOADING = 1_000  # tokens a row that make up for half a second, in which numba and what it compiled are loaded
 WORTH_COMPILING = 20_000  # the same for the ten seconds of the first time
 
 
-def pick_engine(engine: str, weights: str, model: TinyGPT, rows: int, tokens: int) -> tuple[Callable | None, Callable]:
+def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int) -> tuple[Callable | None, Callable]:
     """A step for `SlidingWindow`, None for the model's own, and a loop, `sampler.generate` or one like it.
 
-    rows, tokens: how many texts are to be made, and of how many tokens each. Raises UserError if --engine and --weights
+    tokens: how many are to be made of each text. Raises UserError if --engine and --weights
     ask for what this machine cannot do.
     """
     on_cpu, installed = model.position_embedding.weight.is_cpu, importlib.util.find_spec("numba") is not None
@@ -33,7 +32,7 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, rows: int, tokens: in
             raise UserError(f"{flag} computes on the CPU: add --device cpu")
     else:
         worth_it = tokens >= (WORTH_LOADING if compiled_before() else WORTH_COMPILING)
-        if engine == "torch" or not (installed and on_cpu and worth_it) or rows * model.config.embed_dim > MOST_NUMBERS:
+        if engine == "torch" or not (installed and on_cpu and worth_it):
             return None, sampler.generate
     if not compiled_before():
         print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)

@@ -32,13 +32,22 @@ BOTTOM = tuple(map(np.float32, (*BOTTOM, -1.42647390514189e-02)))
 
 @compiled
 def linear(x, weight, scale, y):
-    """x (B, in) -> y (B, out) = scale[0] * (weight x) + scale[1]; a row of the matrix is read once for the batch."""
-    for row in range(weight.shape[0]):
+    """x (B, in) -> y (B, out) = scale[0] * (weight x) + scale[1].
+
+    Four rows of the matrix at a time: memory answers four requests faster than one, and each x[b, i] serves four.
+    """
+    last = weight.shape[0] - 1
+    for row in range(0, last + 1, 4):
+        two, three, four = min(row + 1, last), min(row + 2, last), min(row + 3, last)  # the last one again at the end
         for b in range(x.shape[0]):
-            total = float32(0)
+            sum1, sum2, sum3, sum4 = float32(0), float32(0), float32(0), float32(0)
             for i in range(x.shape[1]):
-                total += float32(weight[row, i]) * x[b, i]
-            y[b, row] = total * scale[0, row] + scale[1, row]
+                sum1 += float32(weight[row, i]) * x[b, i]
+                sum2 += float32(weight[two, i]) * x[b, i]
+                sum3 += float32(weight[three, i]) * x[b, i]
+                sum4 += float32(weight[four, i]) * x[b, i]
+            for out, total in ((row, sum1), (two, sum2), (three, sum3), (four, sum4)):
+                y[b, out] = total * scale[0, out] + scale[1, out]
 
 
 @compiled

@@ -184,21 +184,20 @@ def test_filters_choose_the_same_million_tokens():
 
 
 @pytest.mark.parametrize(
-    ("asked", "weights", "rows", "tokens", "before", "compiled"),
+    ("asked", "weights", "tokens", "before", "compiled"),
     [
-        ("auto", "float32", 1, 10**6, True, True),
-        ("auto", "float32", 1, 10**6, False, True),
-        ("auto", "float32", 1, 500, True, False),  # a short text does not wait
-        ("auto", "float32", 1, 5_000, False, False),  # nor for the compiler
-        ("auto", "float32", 2**15, 10**6, True, False),
-        ("auto", "int8", 64, 5, False, True),
-        ("compiled", "float32", 64, 5, False, True),
-        ("torch", "float32", 1, 10**6, True, False),
+        ("auto", "float32", 10**6, True, True),
+        ("auto", "float32", 10**6, False, True),
+        ("auto", "float32", 500, True, False),  # a short text does not wait
+        ("auto", "float32", 5_000, False, False),  # nor for the compiler
+        ("auto", "int8", 5, False, True),
+        ("compiled", "float32", 5, False, True),
+        ("torch", "float32", 10**6, True, False),
     ],
 )
-def test_engine_is_the_one_that_pays(monkeypatch, model, asked, weights, rows, tokens, before, compiled):
+def test_engine_is_the_one_that_pays(monkeypatch, model, asked, weights, tokens, before, compiled):
     monkeypatch.setattr(engine, "compiled_before", lambda: before)
-    step, loop = engine.pick_engine(asked, weights, model, rows, tokens)
+    step, loop = engine.pick_engine(asked, weights, model, tokens)
     assert isinstance(step, CompiledStep) == (loop is generate) == compiled
 
 
