@@ -22,16 +22,16 @@ from support.command import Parser, run
 
 # name -> what runs, what it measures, how long it takes on two cores
 BENCHMARKS = {
-    "ablate": (partial(bench_ablate, "tiny"), "what each choice of the preset tiny does to the loss", "40 minutes"),
-    "ablate-small": (partial(bench_ablate, "small"), "the same for small", "2 hours or more"),
-    "data": (bench_data, "text to ids: speed, and memory for a text of 1 GB", "3 minutes"),
-    "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "5 minutes"),
+    "ablate": (partial(bench_ablate, "tiny"), "what each choice of the preset tiny does to the loss", "10 minutes"),
+    "ablate-small": (partial(bench_ablate, "small"), "the same for small", "80 minutes or more"),
+    "data": (bench_data, "text to ids: speed, and memory for a text of 1 GB", "1 minute"),
+    "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "10 minutes"),
     "decode-loss": (bench_decode_loss, "what --weights int8 and --stride do to the loss of a checkpoint", "2 minutes"),
-    "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding, two processes, its tests", "not measured"),
+    "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding, its tests", "not measured"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
     "plots": (bench_plots, "no measuring: draws the README's curve from docs/measured/", "seconds"),
     "scale": (bench_scale, "what two processes gain over one", "5 minutes"),
-    "train": (bench_train, "seconds on a CPU to a validation loss, beside nanoGPT's recipe", "1 hour or more"),
+    "train": (bench_train, "seconds on a CPU to a validation loss, beside nanoGPT's recipe", "20 minutes or more"),
 }
 
 

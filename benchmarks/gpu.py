@@ -16,13 +16,12 @@ from tiny_decoder import KVCache, TinyGPT
 
 
 def bench_gpu() -> None:
-    """Training of `base`, compiled and not; decoding; two processes; the tests marked gpu. UserError without a GPU."""
+    """Training of `base`, compiled and not; decoding; the tests marked gpu. UserError without a GPU."""
     if not torch.cuda.is_available():
         raise UserError("bench.py gpu measures an NVIDIA GPU, and PyTorch finds none here")
     print(f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB\n")
     print_training()
     print_decoding(TinyGPT(SHAPES["6 x 384, window 256"]).init_weights().eval().cuda())
-    print_two_processes()
     subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-q"], cwd=ROOT, check=True)
 
 
@@ -59,13 +58,3 @@ def print_decoding(model: TinyGPT) -> None:
         speeds = [batch * (window - 1) / whole["loop"], batch / steps["called"], batch / steps["graph"]]
         rows.append([f"batch {batch}", *(f"{speed:,.0f}" for speed in speeds)])
     print_table(["6 x 384, window 256: tokens/s", "the loop", "one step, called", "one step, CUDA graph"], rows)
-
-
-def print_two_processes() -> None:
-    """The speed of two, which need a GPU each."""
-    if torch.cuda.device_count() < 2:
-        print("two processes: not measured, there is one GPU\n")
-        return
-    flags = ("--preset", "base", "--device", "cuda", "--eval-every", 50, "--stop-at", 100)
-    last = train_once(*flags, processes=2, threads=4)[-1]
-    print(f"two processes: {last['tokens_per_second']:,.0f} tokens/s\n")
