@@ -6,8 +6,6 @@ turns.
 
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
-from functools import partial
-
 from benchmarks.ablate import bench_ablate
 from benchmarks.data import bench_data
 from benchmarks.decode import bench_decode
@@ -22,8 +20,7 @@ from support.command import Parser, run
 
 # name -> what runs, what it measures, how long it takes on two cores
 BENCHMARKS = {
-    "ablate": (partial(bench_ablate, "tiny"), "what each choice of the preset tiny does to the loss", "10 minutes"),
-    "ablate-small": (partial(bench_ablate, "small"), "the same for small", "80 minutes or more"),
+    "ablate": (bench_ablate, "what each choice of the preset tiny does to the loss", "10 minutes"),
     "data": (bench_data, "text to ids: speed, and memory for a text of 1 GB", "1 minute"),
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "10 minutes"),
     "decode-loss": (bench_decode_loss, "what --weights int8 and --stride do to the loss of a checkpoint", "2 minutes"),

@@ -2,15 +2,17 @@
 
 import argparse
 import math
+import os
 
 from formats.checkpoint import USUAL_PATH
 from support.command import Parser, UserError, flag_of, given_flags, number, text, whole
-from support.device import pick_device
+from support.device import pick_device, pick_dtype, product_rate
 from tiny_decoder import LIMITS
 
 AUTO = "auto"
 MOST_STEPS = 10**9
 DEFAULT_MINUTES = 5.0  # that a run plans which asks for neither a preset nor a number of steps
+ENOUGH = 100.0  # TFLOP of matrix products, within the minutes of a run, for which `small` learns more than `mini`
 
 # What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
 # which it uses on CPUs. It takes the validation loss from random windows; here it is that of the whole split.
@@ -23,6 +25,7 @@ PRESETS = {
     "tiny": dict(max_seq=64, embed_dim=128, num_heads=2, num_layers=2, init="sinusoid", windows="random")
     | dict(batch_size=32, steps=220, eval_every=20, warmup=4)
     | dict(lr=0.01, muon_lr=0.05, muon_momentum=0.85, weight_decay=0.2),
+    "mini": dict(embed_dim=128, num_heads=2, steps=2400, eval_every=240, warmup=40),
     "small": {},
     "base": LARGE | dict(steps=2000, warmup=40, eval_every=250),
     "best": dict(max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.15, init="sinusoid", batch_size=8)
@@ -66,7 +69,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="recipe; auto: base on a GPU, else small")
+    add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="recipe; auto: base on a GPU, small, or mini if slow")
     add("--steps", type=COUNT, default=1200, help="optimizer steps in all; the schedule ends there")
     planned = f"plan as many steps as fit (default: {DEFAULT_MINUTES:g} without --preset, --steps, --resume)"
     add("--minutes", type=number(above=0, high=1e6), help=planned)
@@ -135,7 +138,7 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
     preset = early.parse_known_args(arguments)[0].preset
     given = given_flags(make_parser(preset, description), arguments)
     if preset == AUTO:
-        preset = "base" if pick_device(given.get("device", AUTO)).type == "cuda" else "small"
+        preset = usual_preset(given)
     settings = make_parser(preset).parse_args(arguments)
     if settings.minutes:
         if "steps" in given:
@@ -147,6 +150,18 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
     if not settings.resume:  # then the saved ones count
         check_together(settings)
     return settings, set(given)
+
+
+def usual_preset(given: dict) -> str:
+    """The preset for this machine, and for the time that there is if the number of steps is to be planned.
+
+    Not so for several processes: they must agree, and might measure different speeds.
+    """
+    device = pick_device(given.get("device", AUTO))
+    if device.type != "cpu" or given.keys() & {"steps", "resume", "init_from"} or "RANK" in os.environ:
+        return "base" if device.type == "cuda" else "small"
+    seconds = 60 * given.get("minutes", DEFAULT_MINUTES)
+    return "small" if seconds * product_rate(device, pick_dtype(given.get("dtype", AUTO), device)) > ENOUGH else "mini"
 
 
 def check_together(settings: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ class KVCache:
         config, like = model.config, model.position_embedding.weight
         shape = (batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
         # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
-        self.memory = like.new_zeros(config.num_layers, 2, *shape)  # keys, then values
+        self.memory = like.new_zeros(config.num_layers, 2, *shape)  # (L, 2, B, nh, max_seq, hs); 2: keys and values
         self.length = 0  # how many slots are filled, padding included
         self.padding: Tensor | None = None  # (B,), or None if no row is padded
 

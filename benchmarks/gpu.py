@@ -9,9 +9,10 @@ import torch
 
 from benchmarks.decode import SHAPES, make
 from benchmarks.tools import print_table, take_turns, train_once
-from benchmarks.train import NANOGPT_BEST, lowest, matmul_rate, seconds_to, throughput
+from benchmarks.train import NANOGPT_BEST, lowest, seconds_to, throughput
 from sampler import SlidingWindow, generate
 from support.command import UserError
+from support.device import product_rate
 from tiny_decoder import KVCache, TinyGPT
 
 
@@ -27,7 +28,7 @@ def bench_gpu() -> None:
 
 def print_training() -> None:
     """Seconds of training to nanoGPT's loss, and the speed beside that of matrix products alone."""
-    peak, rows = matmul_rate(torch.bfloat16, "cuda", rows=64 * 256), []
+    peak, rows = product_rate("cuda", torch.bfloat16, rows=64 * 256), []
     for flag in ("--compile", "--no-compile"):
         lines = train_once("--preset", "base", flag, "--device", "cuda", "--eval-every", 50)
         tokens, rate = throughput("base", lines)

@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from benchmarks.tools import SEEDS, print_table, spread, take_turns, train_once
+from benchmarks.tools import SEEDS, print_table, spread, train_once
 from recipe import make_parser
+from support.device import product_rate
 
 NANOGPT_BEST = 1.4697  # the validation loss that nanoGPT's README gives for its large recipe
 # preset, preset of the reference, validation loss to reach, steps between our evaluations
@@ -69,7 +70,7 @@ def print_throughput() -> None:
         speed, rate = throughput(preset, lines)
         rows.append([preset, f"{speed:,.0f}", f"{rate:.2f}", f"{lines[-1]['peak_memory'] / 2**30:.2f} GiB"])
     print_table(["6 x 384, window 256, batch 64", "tokens/s", "TFLOP/s", "peak memory"], rows)
-    alone = [f"{matmul_rate(dtype, 'cpu'):.2f} TFLOP/s in {dtype}" for dtype in (torch.bfloat16, torch.float32)]
+    alone = [f"{product_rate('cpu', dtype):.2f} TFLOP/s in {dtype}" for dtype in (torch.bfloat16, torch.float32)]
     print(f"matrix products alone: {', '.join(alone)}".replace("torch.", ""))
 
 
@@ -82,19 +83,3 @@ def throughput(preset: str, lines: list[dict]) -> tuple[float, float]:
     tokens = settings.batch_size * settings.max_seq / seconds_per_step(lines)
     operations = 6 * settings.num_layers * settings.embed_dim * (12 * settings.embed_dim + settings.max_seq)
     return tokens, tokens * operations / 1e12
-
-
-def matmul_rate(dtype: torch.dtype, device: str, rows: int = 4096, inner: int = 384, columns: int = 1536) -> float:
-    """TFLOP/s of the model's largest product by itself."""
-    a, b = (torch.randn(n, inner, device=device, dtype=dtype) for n in (rows, columns))
-
-    repeats = 200 if device == "cuda" else 1  # a GPU is so fast that starting and waiting would count otherwise
-
-    def products() -> None:
-        for _ in range(repeats):
-            torch.nn.functional.linear(a, b)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    seconds = take_turns({"products": products}, rounds=20)["products"]
-    return repeats * 2 * rows * inner * columns / seconds / 1e12

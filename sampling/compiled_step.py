@@ -18,7 +18,7 @@ from sampler import Sampling, SlidingWindow, row_generators, token_masks, unifor
 from sampling.kernels import forward, make_tokens
 from tiny_decoder import KVCache, TinyGPT
 
-WORK = 2**25  # weights to read, in a few milliseconds, before tokens are handed out
+WORK = 2**27  # weights x rows of a thread, which take some ten milliseconds, before tokens are handed out
 
 
 class Weights(NamedTuple):
@@ -71,7 +71,7 @@ class CompiledStep:
             matrices([(mlp[2].weight, mlp[2].bias) for _attention, mlp in blocks], weights),
             matrices([(model.head.weight, None)], weights),
         )
-        self.pool = ThreadPoolExecutor()
+        self.pool = ThreadPoolExecutor(torch.get_num_threads())
         # One token loads or compiles the loops here, so that whoever times a text does not time that.
         list(generate(SlidingWindow(model, [[0]], step=self), 1, row_generators(0, 1), Sampling()))
 
@@ -86,9 +86,11 @@ class CompiledStep:
         return torch.from_numpy(np.concatenate(logits))
 
     def share(self, task: Callable[..., np.ndarray], *arrays: np.ndarray) -> list[np.ndarray]:
-        """The results of task(first, *parts), for each thread the part of the arrays' rows from `first` on.
+        """Cut the rows of the arrays into one part per thread, and call task(first, *parts) for each, where `first` is
+        the number of the part's first row. Returns the results in order.
 
-        Threads help because the compiled loops do not hold Python's lock. A row gets the same bits in every part.
+        The compiled loops release Python's lock, so the threads run at the same time. A row gets the same bits in
+        whichever part it is.
         """
         rows, threads = len(arrays[0]), min(torch.get_num_threads(), len(arrays[0]))
         bounds = pairwise(rows * n // threads for n in range(threads + 1))
@@ -119,7 +121,8 @@ def generate(
     suppressed, seen = (mask.numpy() for mask in token_masks(window, suppress_tokens))
     uniforms = uniform_numbers(generators)
     filters = filter_numbers(sampling, len(suppressed))
-    at_once = max(1, WORK // window.model.num_parameters())
+    rows = math.ceil(len(window.rows) / torch.get_num_threads())
+    at_once = max(1, WORK // (window.model.num_parameters() * rows))
     left = max_new_tokens
 
     def make(first: int, logits: np.ndarray, ahead: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ WORTH_COMPILING = 20_000  # the same for the ten seconds of the first time
 def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int) -> tuple[Callable | None, Callable]:
     """A step for `SlidingWindow`, None for the model's own, and a loop, `sampler.generate` or one like it.
 
-    tokens: how many are to be made of each text. Raises UserError if --engine and --weights
-    ask for what this machine cannot do.
+    tokens: how many new tokens each text gets. Raises UserError if --engine and --weights ask for what this machine
+    cannot do.
     """
     on_cpu, installed = model.position_embedding.weight.is_cpu, importlib.util.find_spec("numba") is not None
     if weights == "int8" and engine == "torch":

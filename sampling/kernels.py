@@ -87,8 +87,8 @@ def gelu(x, tanh):
 
 @compiled
 def attend(qkv, keys, values, first, length, h):
-    """The new tokens' qkv (B, 3C) join keys and values (…, nh, S, hs) in rows `first` on, at slot `length`; the outcome
-    is h (B, C)."""
+    """Write the new keys and values of qkv (B, 3C) to slot `length` of the rows from `first` on of keys and values
+    (all rows, nh, S, hs); attend with the queries, into h (B, C)."""
     heads, size = keys.shape[1], keys.shape[3]
     width = heads * size
     factor = float32(1) / math.sqrt(float32(size))
@@ -96,10 +96,9 @@ def attend(qkv, keys, values, first, length, h):
     for b in range(h.shape[0]):
         for head in range(heads):
             begin = head * size
-            for i in range(size):
-                keys[first + b, head, length, i] = qkv[b, width + begin + i]
-                values[first + b, head, length, i] = qkv[b, 2 * width + begin + i]
-                h[b, begin + i] = 0
+            keys[first + b, head, length] = qkv[b, width + begin : width + begin + size]
+            values[first + b, head, length] = qkv[b, 2 * width + begin : 2 * width + begin + size]
+            h[b, begin : begin + size] = 0
             largest = float32(-np.inf)
             for slot in range(length + 1):
                 score = float32(0)
@@ -118,7 +117,7 @@ def attend(qkv, keys, values, first, length, h):
 
 @compiled
 def forward(w, ids, cache, first, length, tanh):
-    """ids (B,) come at slot `length` of the cache (L, 2, …, nh, S, hs), in rows `first` on -> logits (B, V)."""
+    """ids (B,) come at slot `length` of the cache (L, 2, all rows, nh, S, hs), from row `first` on -> logits (B, V)."""
     batch, width = ids.shape[0], w.tokens.shape[1]
     x, h = np.empty((batch, width), np.float32), np.empty((batch, width), np.float32)
     qkv, wide = np.empty((batch, 3 * width), np.float32), np.empty((batch, 4 * width), np.float32)
@@ -216,14 +215,14 @@ def choose(x, seen, uniform, temperature, top_k, top_p, floor, penalty):
 def make_tokens(logits, uniforms, w, memory, first, length, tanh, suppressed, seen, *filters):
     """logits (B, V) and uniforms (B, N) -> the next N tokens (N, B); fewer if logits are not finite.
 
-    The tokens but the last are added to the cache's memory, in rows `first` on, from slot `length` on, and all of them
-    to seen (B, V). filters: the last arguments of `choose`.
+    The tokens but the last are added to the cache's memory, from row `first` and slot `length` on, and all of them to
+    seen (B, V). filters: the last arguments of `choose`.
     """
     chosen = np.empty(uniforms.shape[::-1], np.int64)
     for n in range(chosen.shape[0]):
         if n > 0:
             logits = forward(w, chosen[n - 1], memory, first, length + n - 1, tanh)
-        if not np.isfinite(logits.sum()):
+        if not np.isfinite(logits.sum(dtype=np.float64)):
             return chosen[:n]
         for b in range(chosen.shape[1]):
             x = logits[b] + suppressed

@@ -6,6 +6,7 @@ import sys
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from support.command import UserError
 
@@ -39,6 +40,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         features = getattr(torch.cpu, "get_capabilities", dict)()
         native = features.get("amx_bf16") or features.get("avx512_bf16")
     return torch.bfloat16 if native else torch.float32
+
+
+def product_rate(device: torch.device | str, dtype: torch.dtype, rows: int = 4096) -> float:
+    """TFLOP/s of the largest matrix product of a model of width 384 by itself, measured for a tenth of a second."""
+    x, weight = (torch.ones(n, 384, device=device, dtype=dtype) for n in (rows, 1536))
+    names = {"linear": torch.nn.functional.linear, "x": x, "weight": weight}
+    timer = Timer("linear(x, weight)", globals=names, num_threads=torch.get_num_threads())
+    return 2 * rows * 384 * 1536 / timer.blocked_autorange(min_run_time=0.1).median / 1e12
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -28,15 +29,19 @@ if os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT:  # a script of ours, n
     signal.signal(signal.SIGINT, leave)
 
 
-def others_compute(counts: str = "/proc/loadavg") -> bool:
-    """Whether programs are running now that leave fewer processors than ours may use; only Linux tells."""
-    running = []
+def others_compute(root: str = "/") -> bool:
+    """Whether programs run now that leave fewer processors than PyTorch will use, one a core; only Linux tells."""
     with contextlib.suppress(OSError, ValueError, IndexError):
+        siblings = Path(root, "sys/devices/system/cpu").glob("cpu*/topology/thread_siblings_list")
+        cores = len({path.read_text() for path in siblings} or os.sched_getaffinity(0))
+        ours = int(os.environ.get("OMP_NUM_THREADS") or min(cores, len(os.sched_getaffinity(0))))
+        running = []
         for _ in range(5):  # who runs for a moment only, does not count
-            with open(counts) as file:  # 0.20 0.18 0.12 running/all last: threads, this one too
-                running.append(int(file.read().split()[3].split("/")[0]) - 1)
+            # 0.20 0.18 0.12 running/all last: threads, this one too
+            running.append(int(Path(root, "proc/loadavg").read_text().split()[3].split("/")[0]) - 1)
             time.sleep(0.002)
-    return bool(running) and min(running) + len(os.sched_getaffinity(0)) > os.cpu_count()
+        return min(running) + ours > os.cpu_count()
+    return False
 
 
 WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}  # of the OpenMP on Linux; on macOS and Windows

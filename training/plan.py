@@ -52,8 +52,10 @@ def plan_steps(run: Run, step_seconds: list[float], elapsed: float, dry_step: Ta
         print(f"time     {rate:,.0f} tokens/s: all {fitting:,} steps take {length(fitting)}")
     else:
         of_all = f" of the {steps:,} steps of {settings.preset}" if fitting < steps else " steps"
-        more = f", --steps {steps} takes {length(steps)}" if fitting < steps else ""
-        again = f"--steps {fitting} --eval-every {settings.eval_every} repeats this run{more}"
+        more = f", --preset {settings.preset} takes {length(steps)}" if fitting < steps else ""
+        again = (
+            f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every} repeats this run{more}"
+        )
         print(f"time     {rate:,.0f} tokens/s: {fitting:,}{of_all} fit into {settings.minutes:g} minutes ({again})")
     settings.steps = fitting
 

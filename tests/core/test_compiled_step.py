@@ -121,6 +121,14 @@ def test_logits_that_stop_being_finite_stop_the_loop(model):
     assert len(made) == 3  # after positions 0, 1 and 2
 
 
+def test_large_logits_are_no_damage(model):
+    """Their sum passes float32's largest number, and the loop once took that for damage, again and again."""
+    with torch.no_grad():
+        model.head.weight *= 3e37 / model.head.weight.abs().max()
+    expected = texts(sampler.generate, model, [[1], [2]], 30, Sampling(0.9))
+    assert texts(generate, model, [[1], [2]], 30, Sampling(0.9), CompiledStep(model)) == expected
+
+
 def test_threads_change_nothing(model, monkeypatch):
     """Each has a part of the rows. A row that reaches a damaged token stops them all, at the same place as in one."""
     with torch.no_grad():

@@ -46,39 +46,62 @@ def test_more_memory_than_there_is_is_refused():
         check_memory(2**60, CPU)
 
 
-@pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
-def test_threads_sleep_while_they_wait_unless_the_user_chose_otherwise(chosen):
+def settings_of_threads(processors: int, chosen: dict[str, str]) -> str:
+    """OMP_WAIT_POLICY, GOMP_SPINCOUNT and KMP_BLOCKTIME as support.start leaves them on so many processors."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     clean = {name: value for name, value in os.environ.items() if name not in names}
+    code = f"import os; os.cpu_count = lambda: {processors}; import support.start; print(*map(os.environ.get, {names}))"
     said = subprocess.run(
-        [sys.executable, "-c", f"import support.start, os; print(*(os.environ.get(name) for name in {names}))"],
-        cwd=ROOT,
-        env={**clean, **chosen},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], cwd=ROOT, env={**clean, **chosen}, capture_output=True, text=True
     )
-    if chosen:
-        assert said.stdout == f"{' '.join(str(chosen.get(name)) for name in names)}\n", said.stderr
-    else:
-        assert said.stdout in ("None 2000 1\n", "PASSIVE None None\n"), said.stderr
+    return said.stdout.strip() or said.stderr
+
+
+@pytest.mark.parametrize("processors", [0, 10**6])
+def test_threads_sleep_while_they_wait(processors):
+    taken = processors == 0 and sys.platform == "linux"
+    assert settings_of_threads(processors, {}) == ("PASSIVE None None" if taken else "None 2000 1")
+
+
+@pytest.mark.parametrize("chosen", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_what_the_user_chose_for_threads_stays(chosen):
+    expected = [chosen.get(name, "None") for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")]
+    assert settings_of_threads(0, chosen) == " ".join(expected)
 
 
 @pytest.mark.parametrize(
-    ("running", "allowed", "expected"),
-    [("1", 4, False), ("2", 4, True), ("2", 3, False), ("9", 1, True), ("4", 1, False)],
+    ("running", "allowed", "hyperthreads", "omp_threads", "expected"),
+    [
+        ("1", 4, 1, "", False),  # it counts ourselves
+        ("2", 4, 1, "", True),
+        ("2", 3, 1, "", False),
+        ("4", 1, 1, "", False),
+        ("9", 1, 1, "", True),
+        ("2", 4, 2, "", False),  # PyTorch uses a thread a core, and there is room for one
+        ("4", 4, 2, "", True),
+        ("3", 4, 1, "2", False),
+        ("4", 4, 1, "2", True),
+    ],
 )
-def test_threads_sleep_at_once_where_others_leave_too_few_processors(monkeypatch, tmp_path, running, allowed, expected):
-    """Of 4 processors; `running` counts ourselves."""
+def test_others_compute_where_they_leave_too_few_processors(
+    monkeypatch, tmp_path, running, allowed, hyperthreads, omp_threads, expected
+):
+    """Of 4 processors."""
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(allowed)), raising=False)
-    counts = tmp_path / "loadavg"
-    counts.write_text(f"0.20 0.18 0.12 {running}/100 4711\n")
-    assert start.others_compute(str(counts)) is expected
+    monkeypatch.setenv("OMP_NUM_THREADS", omp_threads)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/loadavg").write_text(f"0.20 0.18 0.12 {running}/100 4711\n")
+    for number in range(4):
+        topology = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{number // hyperthreads}\n")
+    assert start.others_compute(str(tmp_path)) is expected
 
 
 @pytest.mark.parametrize("content", [None, "", "1 2 3\n", "a b c d/e f\n"])
 def test_a_system_that_tells_nothing_is_taken_as_quiet(tmp_path, content):
-    counts = tmp_path / "loadavg"
+    (tmp_path / "proc").mkdir()
     if content is not None:
-        counts.write_text(content)
-    assert start.others_compute(str(counts)) is False
+        (tmp_path / "proc/loadavg").write_text(content)
+    assert start.others_compute(str(tmp_path)) is False

@@ -49,7 +49,7 @@ def test_fewer_steps_where_the_preset_does_not_fit(capsys, monkeypatch):
     # 300 s, less 10 s so far and 10 evaluations of 4 s: 250 s, 500 steps after the warm-up's 24, in two digits 520
     assert run.settings.steps == 520 and run.settings.eval_every == 52 and run.state.planned
     assert "520 of the 1,200 steps of small fit into 5 minutes" in out
-    assert "--steps 520 --eval-every 52 repeats this run, --steps 1200 takes about 11 minutes" in out
+    assert "--preset small --steps 520 --eval-every 52 repeats this run, --preset small takes about 11 minutes" in out
 
 
 def test_the_presets_steps_where_they_fit_and_more_if_minutes_are_asked_for(capsys, monkeypatch):
@@ -64,7 +64,7 @@ def test_the_number_that_was_found_repeats_the_run(in_process, tmp_path):
     flags = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--out"]
     code, out, errors = in_process("main.py", *flags, "a.pth", "--minutes", 0.05, "--eval-every", 10)
     assert code == 0, errors
-    found = re.search(r"\((--steps \d+ --eval-every \d+) repeats this run", out)[1].split()
+    found = re.search(r"\((--preset \w+ --steps \d+ --eval-every \d+) repeats this run", out)[1].split()
     code, *_ = in_process("main.py", *flags, "b.pth", *found)
     first, second = (
         [json.loads(line)["val_loss"] for line in (tmp_path / name).read_text().splitlines()]
@@ -78,7 +78,7 @@ def test_interrupted_before_the_plan_a_resume_measures_anew(in_process, tmp_path
     flags = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--minutes", 0.03, "--out", "a.pth"]
     assert in_process("main.py", *flags, "--stop-at", 2)[0] == 0
     code, out, errors = in_process("main.py", "--resume", "--out", "a.pth")
-    assert code == 0 and "(--steps " in out, errors
+    assert code == 0 and "(--preset small --steps " in out, errors
 
 
 def test_a_plan_that_is_made_cannot_be_changed_by_minutes(in_process, tmp_path):

@@ -266,3 +266,28 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
     assert decaying == {id(p) for p in matrices if p.ndim >= 2}
     assert [type(o) for o in optimizers] == [torch.optim.AdamW, Muon][: len(optimizers)]
     assert len(optimizers) == (2 if optimizer == "muon" else 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rate", "expected"),
+    [
+        ([], 0.05, "mini"),
+        ([], 5.0, "small"),
+        (["--minutes", "100"], 0.05, "small"),  # time enough
+        (["--minutes", "1"], 0.5, "mini"),
+        (["--steps", "7"], 0.05, "small"),
+        (["--resume"], 0.05, "small"),  # then the saved settings count
+        (["--init-from", "base.pth"], 0.05, "small"),
+        (["--preset", "small"], 0.05, "small"),
+    ],
+)
+def test_a_slow_machine_trains_a_smaller_network(monkeypatch, arguments, rate, expected):
+    monkeypatch.setattr("recipe.product_rate", lambda *_: rate)
+    assert parse_flags(["--device", "cpu", *arguments])[0].preset == expected
+
+
+def test_several_processes_train_the_same_network_at_any_speed(monkeypatch):
+    monkeypatch.setattr("recipe.product_rate", lambda *_: 0.001)
+    monkeypatch.setenv("RANK", "0")
+    settings, _given = parse_flags(["--device", "cpu"])
+    assert (settings.preset, settings.embed_dim) == ("small", 192)
