@@ -12,7 +12,7 @@ from tiny_decoder import LIMITS
 AUTO = "auto"
 MOST_STEPS = 10**9
 DEFAULT_MINUTES = 5.0  # that a run plans which asks for neither a preset nor a number of steps
-ENOUGH = 100.0  # TFLOP of matrix products, within the minutes of a run, for which `small` learns more than `mini`
+ENOUGH = 120.0  # TFLOP of matrix products within the minutes of a run, from which on `small` learns more than `mini`
 
 # What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
 # which it uses on CPUs. It takes the validation loss from random windows; here it is that of the whole split.
@@ -69,7 +69,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="recipe; auto: base on a GPU, small, or mini if slow")
+    add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="recipe; auto: base on NVIDIA, small, or mini if slow")
     add("--steps", type=COUNT, default=1200, help="optimizer steps in all; the schedule ends there")
     planned = f"plan as many steps as fit (default: {DEFAULT_MINUTES:g} without --preset, --steps, --resume)"
     add("--minutes", type=number(above=0, high=1e6), help=planned)
@@ -155,10 +155,12 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
 def usual_preset(given: dict) -> str:
     """The preset for this machine, and for the time that there is if the number of steps is to be planned.
 
-    Not so for several processes: they must agree, and might measure different speeds.
+    mini only where the flags choose neither length nor network, and not for several processes: they must agree, and
+    might measure different speeds.
     """
     device = pick_device(given.get("device", AUTO))
-    if device.type != "cpu" or given.keys() & {"steps", "resume", "init_from"} or "RANK" in os.environ:
+    chosen = given.keys() & {"steps", "resume", "init_from", "embed_dim", "num_heads"}
+    if device.type != "cpu" or chosen or "RANK" in os.environ:
         return "base" if device.type == "cuda" else "small"
     seconds = 60 * given.get("minutes", DEFAULT_MINUTES)
     return "small" if seconds * product_rate(device, pick_dtype(given.get("dtype", AUTO), device)) > ENOUGH else "mini"

@@ -28,7 +28,7 @@ def bench_gpu() -> None:
 
 def print_training() -> None:
     """Seconds of training to nanoGPT's loss, and the speed beside that of matrix products alone."""
-    peak, rows = product_rate("cuda", torch.bfloat16, rows=64 * 256), []
+    peak, rows = product_rate("cuda", torch.bfloat16, rows=2**19), []
     for flag in ("--compile", "--no-compile"):
         lines = train_once("--preset", "base", flag, "--device", "cuda", "--eval-every", 50)
         tokens, rate = throughput("base", lines)

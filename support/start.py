@@ -30,17 +30,20 @@ if os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT:  # a script of ours, n
 
 
 def others_compute(root: str = "/") -> bool:
-    """Whether programs run now that leave fewer processors than PyTorch will use, one a core; only Linux tells."""
+    """Whether other programs now leave fewer processors free than PyTorch will use (one a core, or OMP_NUM_THREADS).
+
+    False where the system does not tell: only Linux does.
+    """
+    running = []
     with contextlib.suppress(OSError, ValueError, IndexError):
-        siblings = Path(root, "sys/devices/system/cpu").glob("cpu*/topology/thread_siblings_list")
-        cores = len({path.read_text() for path in siblings} or os.sched_getaffinity(0))
-        ours = int(os.environ.get("OMP_NUM_THREADS") or min(cores, len(os.sched_getaffinity(0))))
-        running = []
         for _ in range(5):  # who runs for a moment only, does not count
             # 0.20 0.18 0.12 running/all last: threads, this one too
             running.append(int(Path(root, "proc/loadavg").read_text().split()[3].split("/")[0]) - 1)
             time.sleep(0.002)
-        return min(running) + ours > os.cpu_count()
+        allowed = len(os.sched_getaffinity(0))  # only Linux has it
+        siblings = Path(root, "sys/devices/system/cpu").glob("cpu*/topology/thread_siblings_list")
+        cores = len({path.read_text() for path in siblings}) or allowed
+        return min(running) + int(os.environ.get("OMP_NUM_THREADS") or min(cores, allowed)) > os.cpu_count()
     return False
 
 

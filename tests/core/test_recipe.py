@@ -278,6 +278,8 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
         (["--steps", "7"], 0.05, "small"),
         (["--resume"], 0.05, "small"),  # then the saved settings count
         (["--init-from", "base.pth"], 0.05, "small"),
+        (["--num-heads", "6"], 0.05, "small"),
+        (["--embed-dim", "96"], 0.05, "small"),
         (["--preset", "small"], 0.05, "small"),
     ],
 )
