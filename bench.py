@@ -20,7 +20,7 @@ from support.command import Parser, run
 
 # name -> what runs, what it measures, how long it takes on two cores
 BENCHMARKS = {
-    "ablate": (bench_ablate, "what each choice of the preset tiny does to the loss", "10 minutes"),
+    "ablate": (bench_ablate, "what each choice of the preset tiny does to the loss", "6 minutes"),
     "data": (bench_data, "text to ids: speed, and memory for a text of 1 GB", "1 minute"),
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "10 minutes"),
     "decode-loss": (bench_decode_loss, "what --weights int8 and --stride do to the loss of a checkpoint", "2 minutes"),
