@@ -1,6 +1,7 @@
 """TinyGPT: a decoder-only transformer, from the attention leaf to the whole model.
 
-Shapes: B batch, T time (tokens in the window), C embed_dim, nh num_heads, hs = C / nh, V vocab_size.
+Shapes: B batch, T time (tokens in the window), C embed_dim, nh num_heads, hs = C / nh, L num_layers,
+V vocab_size.
 
 The order is GPT-2's (Radford et al. 2019): the input of every sub-layer is normalised ("pre-norm") and its
 output is added to the residual stream x, which runs from the embeddings to the head:

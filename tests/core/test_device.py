@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -111,11 +110,8 @@ def test_a_system_that_tells_nothing_is_taken_as_quiet(monkeypatch, tmp_path, co
     assert start.others_compute(str(tmp_path)) is False
 
 
-def test_a_product_takes_time():
-    """A plain loop over a smaller product gives the same rate, within a factor that no machine's mood explains."""
-    x, weight = torch.ones(512, 384), torch.ones(1536, 384)
-    started = time.perf_counter()
-    for _ in range(10):
-        torch.nn.functional.linear(x, weight)
-    by_hand = 10 * 2 * 512 * 384 * 1536 / (time.perf_counter() - started) / 1e12
-    assert by_hand / 50 < product_rate("cpu", torch.float32, rows=512) < by_hand * 50
+def test_the_rate_of_a_product_is_its_operations_over_the_shortest_time(monkeypatch):
+    made = []
+    monkeypatch.setattr("timeit.repeat", lambda product, number, repeat: made.append(product()) or [0.5, 0.25, 0.75])
+    assert product_rate("cpu", torch.float32, rows=10) == 10 * 384 * 1536 * 2 / 0.25 / 1e12
+    assert made == [384.0]  # a sum of as many ones
