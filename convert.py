@@ -16,6 +16,7 @@ import support.start  # noqa: F401  first: it answers a Ctrl-C while the others 
 import argparse
 from pathlib import Path
 
+from formats.adapter import apply_adapter
 from formats.checkpoint import Checkpoint, load_model, save_model
 from formats.container import read_container
 from formats.describe import describe_file, describe_model
@@ -24,9 +25,9 @@ from formats.gguf import save_gguf
 from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
 from formats.page import save_page
+from lora import merge_adapters
 from support.command import Parser, UserError, one_line, run
 from support.durable import check_overwrite
-from training.lora import apply_adapter, merge_adapters
 
 
 def load(settings: argparse.Namespace) -> Checkpoint:

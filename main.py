@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data_setup import batch_starts, consecutive_windows, noise_tokens
+from optimizers import set_learning_rates
 from recipe import lr_factor, noise_share, parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from support.command import Interrupted, StopSignal, one_line
@@ -27,7 +28,6 @@ from support.command import run as run_command
 from support.device import keep_freed_memory, to_device
 from tiny_decoder import next_token_loss
 from training.distributed import joined
-from training.optimizers import set_learning_rates
 from training.plan import plan_steps, seconds_of
 from training.report import announce, finish, interruption, log_metrics, overfitting_note, print_progress, print_step
 from training.run import Run, open_run

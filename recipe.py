@@ -4,10 +4,9 @@ import argparse
 import math
 import os
 
-from formats.checkpoint import USUAL_PATH
+from formats.checkpoint import LIMITS, USUAL_PATH
 from support.command import Parser, UserError, flag_of, given_flags, number, text, whole
 from support.device import pick_device, pick_dtype, product_rate
-from tiny_decoder import LIMITS
 
 AUTO = "auto"
 MOST_STEPS = 10**9

@@ -3,10 +3,12 @@
 Shapes: B batch, T time (tokens in the window), C embed_dim, nh num_heads, hs = C / nh, L num_layers,
 V vocab_size.
 
-The order is GPT-2's (Radford et al. 2019): the input of every sub-layer is normalised ("pre-norm") and its
-output is added to the residual stream x, which runs from the embeddings to the head:
-
     ids (B, T) -> token + position embedding -> num_layers x DecoderBlock -> LayerNorm -> linear head -> (B, T, V)
+
+The vector x of each position is called the residual stream. It runs from the embeddings to the head, and every
+sub-layer only adds to it (He et al. 2015): the gradient of the loss reaches the first layer through these sums without
+shrinking. The input of every sub-layer is normalised, not its output ("pre-norm", GPT-2's order): deep stacks then
+train without tricks (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
 """
 
 import math
@@ -16,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# On a CPU in bfloat16, plain products train faster than the fused kernel; for longer windows they take too much memory.
-PLAIN_LIMIT = 512
-# Upper bounds, which keep a damaged or hostile checkpoint from asking for more memory than any machine has.
-LIMITS = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
+# On a CPU in bfloat16, plain products train up to 1.2 times as fast as the fused kernel. They hold the weights of all
+# pairs of tokens in memory, which is too much for longer windows.
+PLAIN_LIMIT = 512  # tokens
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TinyGPTConfig:
     """
 
     vocab_size: int
-    max_seq: int  # the longest window that the model can look at, in tokens
+    max_seq: int  # the longest window that the model can read, in tokens
     embed_dim: int
     num_heads: int
     num_layers: int
@@ -44,10 +45,10 @@ class TinyGPTConfig:
     tie_embeddings: bool = False  # whether the head uses the token embedding's weights
 
     def __post_init__(self):
-        for name, most in LIMITS.items():
+        for name in ("vocab_size", "max_seq", "embed_dim", "num_heads", "num_layers"):
             value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= most:
-                raise ValueError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1 up, not {value!r}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim ({self.embed_dim}) must be divisible by num_heads ({self.num_heads})")
         for name in ("dropout", "attention_dropout"):
@@ -61,6 +62,230 @@ class TinyGPTConfig:
             raise ValueError(f'gelu must be "exact" or "tanh", not {self.gelu!r}')
 
 
+class CausalSelfAttention(nn.MultiheadAttention):
+    """Every position gathers information from itself and the positions before it (Vaswani et al. 2017).
+
+    Each position makes three vectors. Its query says what it looks for, its key what it can be found by, its value what
+    it hands over. A query's products with all keys say how well each fits; softmax turns them into weights that sum
+    to 1; the result is the mean of the values, weighted so:
+
+        softmax(q kᵀ / sqrt(hs) + mask) v
+
+    Products of hs independent terms have a standard deviation of sqrt(hs). Divided by it, they stay so small that
+    softmax still has a gradient. The mask adds -inf where a key comes later than the query: exp(-inf) is 0, so nothing
+    flows back from the future. A single weighted mean can look for one thing at a time; several heads, each with hs of
+    the C numbers, look for several.
+
+    `nn.MultiheadAttention(…, batch_first=True)` provides the parameters and their initial values:
+
+        in_proj_weight (3C, C), in_proj_bias (3C)    the linear maps to queries, keys and values, one below the other
+        out_proj       nn.Linear(C, C)               mixes what the heads found
+
+    The arithmetic is written out here, to be read, and so that a cache can stand in for earlier tokens. A test holds it
+    equal to the parent's own, called with `attn_mask`.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C).
+
+        mask: added to the scores, (T, slots) or (B, 1, T, slots); slots is T without a cache. cache: the keys and
+        values (2, B, nh, slots, hs) of all tokens so far; the last T slots are for those of x, and are filled here.
+        """
+        qkv = self.project(x)
+        q, k, v = qkv
+        if cache is not None:
+            cache[:, :, :, -x.size(1) :] = qkv[1:]
+            k, v = cache
+        dropout = self.dropout if self.training else 0.0
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) <= PLAIN_LIMIT:
+            h = self.attend(q, k, v, mask, dropout)
+        else:  # the same in one call, which does not keep the weights of all pairs in memory
+            h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out_proj(h.transpose(1, 2).flatten(2))  # heads side by side again (B, T, C), and mixed
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of x (B, T, C), cut into heads: (3, B, nh, T, hs)."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3C)
+        return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+        """softmax(q kᵀ / sqrt(hs) + mask) v: q (B, nh, T, hs), k and v (B, nh, slots, hs) -> (B, nh, T, hs)."""
+        scores = q / math.sqrt(q.size(-1)) @ k.mT + mask.to(q.dtype)  # (B, nh, T, slots)
+        weights = F.dropout(scores.softmax(dim=-1), dropout)
+        return weights @ v
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them, at every position by itself.
+
+    Attention moves information between positions; this works on what has arrived. The hidden layer is four times as
+    wide as the stream, as in the first transformer (Vaswani et al. 2017). Without a non-linear function between them,
+    the two layers would be one. GELU(x) = x · P(X <= x) for a standard normal X: almost x where x is large, almost 0
+    where it is very negative, and smooth between, so that its gradient is never cut off (Hendrycks & Gimpel 2016).
+    """
+
+    def __init__(self, config: TinyGPTConfig):
+        super().__init__()
+        self.up = nn.Linear(config.embed_dim, 4 * config.embed_dim, bias=config.bias)
+        self.gelu = nn.GELU("none" if config.gelu == "exact" else "tanh")
+        self.down = nn.Linear(4 * config.embed_dim, config.embed_dim, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return self.down(self.gelu(self.up(x)))
+
+
+class DecoderBlock(nn.Module):
+    """One layer: causal self-attention, then the MLP; each reads the normalised stream and adds to it."""
+
+    def __init__(self, config: TinyGPTConfig):
+        super().__init__()
+        width, bias = config.embed_dim, config.bias
+        self.attention_norm = nn.LayerNorm(width, bias=bias)
+        self.attention = CausalSelfAttention(
+            width, config.num_heads, dropout=config.attention_dropout, bias=bias, batch_first=True
+        )
+        self.mlp_norm = nn.LayerNorm(width, bias=bias)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> Tensor:
+        """x (B, T, C), mask and cache as in `CausalSelfAttention.forward` -> (B, T, C)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def causal_mask(max_seq: int) -> Tensor:
+    """The additive attention mask (max_seq, max_seq): row t is 0 up to column t (visible) and -inf after it (hidden).
+
+    `tril` marks what a token may see. `nn.MultiheadAttention` reads a boolean mask the other way round (True =
+    blocked), so the mask is made additive, which means the same everywhere.
+    """
+    visible = torch.tril(torch.ones(max_seq, max_seq, dtype=torch.bool, device="cpu"))
+    return torch.where(visible, 0.0, -math.inf)
+
+
+def sinusoids(max_seq: int, embed_dim: int) -> Tensor:
+    """A row per position (max_seq, embed_dim) of sines, then cosines, with mean square 1 (Vaswani et al. 2017).
+
+    The wavelengths form a geometric series from 2 pi towards 4 max_seq, so no two positions in the window look alike.
+    """
+    waves = math.ceil(embed_dim / 2)
+    frequencies = (2 * max_seq / math.pi) ** (-torch.arange(waves) / waves)
+    angles = torch.arange(max_seq)[:, None] * frequencies  # (max_seq, waves)
+    return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :embed_dim]
+
+
+class TinyGPT(nn.Module):
+    """The whole decoder: ids (B, T) -> logits (B, T, V), where logits[:, t] predicts the token at t + 1."""
+
+    def __init__(self, config: TinyGPTConfig, init: str | None = "normal"):
+        """init: the initial weights, "normal" or "sinusoid"; None leaves the embeddings zero, for loaders of weights.
+
+        Raises ValueError for another init.
+        """
+        super().__init__()
+        self.config = config
+        width = config.embed_dim
+        # from_pretrained, because nn.Embedding samples random weights, and on the meta device, on which loaders build
+        # the network, the first sample imports 822 modules of PyTorch's compiler: 3 to 5 seconds.
+        self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
+        self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(config.max_seq, width), freeze=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(width, bias=config.bias)
+        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        self.tie()
+        self.register_buffer("causal_mask", causal_mask(config.max_seq), persistent=False)
+        if init == "normal":
+            self.init_normal()
+        elif init == "sinusoid":
+            self.init_sinusoid()
+        elif init is not None:
+            raise ValueError(f'init must be "normal", "sinusoid" or None, not {init!r}')
+
+    def tie(self) -> None:
+        """Let the head use the token embedding's weights, if the config says so; needed again after
+        `load_state_dict(…, assign=True)`, which puts a new parameter in each place."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+
+    @torch.no_grad()
+    def init_normal(self) -> None:
+        """GPT-2's initial weights (Radford et al. 2019): N(0, 0.02²), so small that all logits are close to 0, all
+        tokens equally likely, and the first loss is ln V: the model begins without an opinion.
+
+        2 x num_layers branches add to the residual stream, and the variance of a sum of independent terms is the sum of
+        their variances. So the last matrix of each branch is divided by sqrt(2 num_layers): the stream does not grow
+        with depth.
+        """
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                nn.init.normal_(p, std=0.02)
+                if name.endswith(("out_proj.weight", "mlp.down.weight")):
+                    p /= math.sqrt(2 * self.config.num_layers)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    @torch.no_grad()
+    def init_sinusoid(self) -> None:
+        """Other initial weights: positions as sinusoids, larger embeddings, Xavier (Glorot & Bengio 2010) for blocks.
+
+        Neighbouring positions have similar embeddings from the start, so attention need not learn first which tokens
+        are neighbours.
+        """
+        self.init_normal()
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        self.position_embedding.weight.copy_(0.1 * sinusoids(self.config.max_seq, self.config.embed_dim))
+        for block in self.blocks:
+            for third in block.attention.in_proj_weight.chunk(3):  # q, k and v: three square matrices in one
+                nn.init.xavier_uniform_(third)
+            for weight in (block.attention.out_proj.weight, block.mlp.up.weight, block.mlp.down.weight):
+                nn.init.xavier_uniform_(weight)
+            for branch_end in (block.attention.out_proj, block.mlp.down):
+                branch_end.weight /= math.sqrt(2 * self.config.num_layers)
+
+    def forward(self, ids: Tensor, cache: "KVCache | None" = None, last_only: bool = False) -> Tensor:
+        """ids (B, T) of int64, 0 <= id < V -> logits (B, T, V), or (B, 1, V) after the last token with last_only.
+
+        With a cache, the ids come after the tokens that it holds, and are added to it.
+        Raises ValueError if the shape is wrong or the tokens do not fit into max_seq.
+        """
+        if ids.ndim != 2 or ids.numel() == 0:
+            raise ValueError(f"ids must have shape (batch, time), neither of them 0, not {tuple(ids.shape)}")
+        start = cache.length if cache is not None else 0
+        end = start + ids.size(1)
+        if end > self.config.max_seq:
+            raise ValueError(f"{end} tokens do not fit into max_seq {self.config.max_seq}: feed the last ones")
+        positions = torch.arange(start, end, device=ids.device)
+        mask = self.causal_mask[start:end, :end]  # (T, slots)
+        if cache is not None and cache.padding is not None:
+            positions, mask = cache.skip_padding(positions, mask)
+        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, None if cache is None else cache.memory[i, :, :, :, :end])
+        if cache is not None:
+            cache.length = end
+        return self.head(self.final_norm(x[:, -1:] if last_only else x))
+
+    def num_parameters(self) -> int:
+        """The number of parameters, frozen ones included; a tied weight counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per token: logits (B, T, V) against the next tokens (B, T).
+
+    For one token it is -ln p, where softmax of the logits gave the true next token the probability p: 0 if the model
+    was certain and right, ln V if all tokens were equally likely to it. Its gradient says for every weight how the loss
+    changes with it; training moves each weight a little the other way.
+    Computed in float32, whatever the logits' precision. Raises ValueError if the shapes do not match.
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} do not match")
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
 class KVCache:
     """The keys and values of every layer for a batch of texts, so that a new token does not read the others again.
 
@@ -69,7 +294,7 @@ class KVCache:
     so a key is bound to its position: when a window moves, the cache must be filled anew.
     """
 
-    def __init__(self, model: "TinyGPT", batch_size: int):
+    def __init__(self, model: TinyGPT, batch_size: int):
         config, like = model.config, model.position_embedding.weight
         shape = (batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
         # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
@@ -88,202 +313,13 @@ class KVCache:
             layer[:, :, :, : self.length] = layer[:, rows, :, : self.length]
         self.padding = None if self.padding is None else self.padding[rows]
 
-
-class CausalSelfAttention(nn.MultiheadAttention):
-    """Every position gathers values from itself and those before it, weighted by how well its query fits their keys.
-
-    Of `nn.MultiheadAttention(…, batch_first=True)` it uses the parameters, their names and initial values, and
-    `out_proj`; a test holds its result equal to the parent's, called with `attn_mask`. The arithmetic is written out
-    here, to be read, and so that a cache can stand in for the keys and values of earlier tokens.
-    """
-
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C).
-
-        cache: keys and values (2, B, nh, slots, hs); the last T slots are x's own, to be filled here. mask: additive,
-        (T, slots) or (B, 1, T, slots), or None where everything may be looked at; slots is T without a cache.
-        """
-        qkv = self.project(x)
-        q, k, v = qkv
-        dropout = self.dropout if self.training else 0.0
-        if cache is not None:  # while sampling: the earlier tokens' keys and values are there, and nothing is dropped
-            cache[:, :, :, -x.size(1) :] = qkv[1:]
-            k, v = cache
-            h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        elif q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) <= PLAIN_LIMIT:
-            h = self.attend(q, k, v, mask, dropout)
-        else:  # is_causal is the mask once more, by a name that lets a GPU take its fastest kernel
-            h = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        return self.out_proj(h.transpose(1, 2).flatten(2))  # heads side by side again, and mixed
-
-    def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values of x (B, T, C), cut into heads: (3, B, nh, T, hs)."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3C)
-        return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-        """softmax(q kᵀ / sqrt(hs) + mask) v in plain products, all (B, nh, T, hs).
-
-        The fused kernel gives the same without holding the (B nh, T, T) weights in memory.
-        """
-        scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=q.size(-1) ** -0.5)
-        weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B nh, T, T)
-        return torch.bmm(weights, v.flatten(0, 1)).view_as(q)
-
-
-class DecoderBlock(nn.Module):
-    """One layer: causal self-attention, then a two-layer MLP, each behind a LayerNorm and added to the residual."""
-
-    def __init__(self, config: TinyGPTConfig):
-        super().__init__()
-        width, bias = config.embed_dim, config.bias
-        self.attention_norm = nn.LayerNorm(width, bias=bias)
-        self.attention = CausalSelfAttention(
-            width, config.num_heads, dropout=config.attention_dropout, bias=bias, batch_first=True
-        )
-        self.mlp_norm = nn.LayerNorm(width, bias=bias)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width, bias=bias),
-            nn.GELU("none" if config.gelu == "exact" else "tanh"),
-            nn.Linear(4 * width, width, bias=bias),
-        )
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Tensor | None = None) -> Tensor:
-        """x (B, T, C), mask and cache as in `CausalSelfAttention.forward` -> (B, T, C)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-
-def causal_mask(max_seq: int) -> Tensor:
-    """The additive attention mask (max_seq, max_seq): row t is 0 up to column t (look) and -inf after it (do not).
-
-    `tril` marks what a token may see. `nn.MultiheadAttention` reads a boolean mask the other way round (True =
-    blocked), so the mask is made additive, which means the same everywhere.
-    """
-    may_look = torch.tril(torch.ones(max_seq, max_seq, dtype=torch.bool, device="cpu"))
-    return torch.zeros(max_seq, max_seq, device="cpu").masked_fill(~may_look, -math.inf)
-
-
-def sinusoids(max_seq: int, embed_dim: int) -> Tensor:
-    """A row per position (max_seq, embed_dim) of sines, then cosines, with mean square 1 (Vaswani et al. 2017).
-
-    The wavelengths form a geometric series from 2 pi towards 4 max_seq, so no two positions in the window look alike.
-    """
-    waves = math.ceil(embed_dim / 2)
-    frequencies = (2 * max_seq / math.pi) ** (-torch.arange(waves) / waves)
-    angles = torch.arange(max_seq)[:, None] * frequencies  # (max_seq, waves)
-    return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :embed_dim]
-
-
-class TinyGPT(nn.Module):
-    """The whole decoder: ids (B, T) -> logits (B, T, V), where logits[:, t] predicts the token at t + 1.
-
-    A new model's embeddings are zero: call `init_weights`, or load weights, before it is used.
-    """
-
-    def __init__(self, config: TinyGPTConfig):
-        super().__init__()
-        self.config = config
-        width = config.embed_dim
-        # from_pretrained, because nn.Embedding would draw random weights, which loading a model throws away again.
-        self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
-        self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(config.max_seq, width), freeze=False)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(width, bias=config.bias)
-        self.head = nn.Linear(width, config.vocab_size, bias=False)
-        self.tie()
-        self.register_buffer("causal_mask", causal_mask(config.max_seq), persistent=False)
-
-    def tie(self) -> None:
-        """Let the head use the token embedding's weights, if the config says so; needed again after
-        `load_state_dict(…, assign=True)`, which puts a new parameter in each place."""
-        if self.config.tie_embeddings:
-            self.head.weight = self.token_embedding.weight
-
-    @torch.no_grad()
-    def init_weights(self) -> "TinyGPT":
-        """GPT-2's first weights (Radford et al. 2019): N(0, 0.02²), so small that the first loss is ln V.
-
-        2 x num_layers branches add to the residual stream: the last matrix of each is divided by sqrt(2 num_layers),
-        so that the sum does not grow with depth.
-        Returns the model.
-        """
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                nn.init.normal_(p, std=0.02)
-                if name.endswith(("out_proj.weight", "mlp.2.weight")):
-                    p /= math.sqrt(2 * self.config.num_layers)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
-        return self
-
-    @torch.no_grad()
-    def init_sinusoid(self) -> "TinyGPT":
-        """Other first weights: positions as sinusoids, larger embeddings, Xavier (Glorot & Bengio 2010) for the blocks.
-
-        Neighbouring positions have similar embeddings from the start, so attention need not learn first which tokens
-        are neighbours. Returns the model.
-        """
-        self.init_weights()
-        nn.init.normal_(self.token_embedding.weight, std=0.1)
-        self.position_embedding.weight.copy_(0.1 * sinusoids(self.config.max_seq, self.config.embed_dim))
-        for block in self.blocks:
-            for third in block.attention.in_proj_weight.chunk(3):  # q, k and v: three square matrices in one
-                nn.init.xavier_uniform_(third)
-            for weight in (block.attention.out_proj.weight, block.mlp[0].weight, block.mlp[2].weight):
-                nn.init.xavier_uniform_(weight)
-            for branch_end in (block.attention.out_proj, block.mlp[2]):
-                branch_end.weight /= math.sqrt(2 * self.config.num_layers)
-        return self
-
-    def forward(self, ids: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
-        """ids (B, T) of int64, 0 <= id < V -> logits (B, T, V), or (B, 1, V) after the last token with last_only.
-
-        With a cache, the ids come after the tokens that it holds, and are added to it.
-        Raises ValueError if the shape is wrong or the tokens do not fit into max_seq.
-        """
-        if ids.ndim != 2 or ids.numel() == 0:
-            raise ValueError(f"ids must have shape (batch, time), neither of them 0, not {tuple(ids.shape)}")
-        start = cache.length if cache is not None else 0
-        end = start + ids.size(1)
-        if end > self.config.max_seq:
-            raise ValueError(f"{end} tokens do not fit into max_seq {self.config.max_seq}: feed the last ones")
-        positions = torch.arange(start, end, device=ids.device)
-        mask = self.causal_mask[start:end, :end]
-        if cache is not None:
-            if cache.padding is not None:
-                positions, mask = self.skip_padding(positions, mask, cache.padding)
-            elif ids.size(1) == 1:
-                mask = None
-        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
-        for i, block in enumerate(self.blocks):
-            x = block(x, mask, None if cache is None else cache.memory[i, :, :, :, :end])
-        if cache is not None:
-            cache.length = end
-        return self.head(self.final_norm(x[:, -1:] if last_only else x))
-
-    def skip_padding(self, positions: Tensor, mask: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (B, T) and mask (B, 1, T, slots) of rows whose first padding[b] slots hold no token.
+    def skip_padding(self, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (T,) and mask (T, slots) -> (B, T) and (B, 1, T, slots), for rows whose first padding[b] slots hold
+        no token.
 
         The padding itself has position 0 and sees only itself: a query that sees nothing would give NaN, which the
         next layer would hand on to the real tokens as 0 times NaN.
         """
         slots = torch.arange(mask.size(1), device=mask.device)
-        hidden = (slots < padding[:, None])[:, None] & (slots != positions[:, None])  # (B, T, slots)
-        return (positions - padding[:, None]).clamp(min=0), mask.masked_fill(hidden, -math.inf)[:, None]
-
-    def num_parameters(self) -> int:
-        """The number of parameters, frozen ones included; a tied weight counts once."""
-        return sum(p.numel() for p in self.parameters())
-
-
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token: logits (B, T, V) against the next tokens (B, T).
-
-    Computed in float32, whatever the logits' precision. Raises ValueError if the shapes do not match.
-    """
-    if logits.shape[:-1] != targets.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} do not match")
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        hidden = (slots < self.padding[:, None])[:, None] & (slots != positions[:, None])  # (B, T, slots)
+        return (positions - self.padding[:, None]).clamp(min=0), mask.masked_fill(hidden, -math.inf)[:, None]

@@ -35,7 +35,7 @@ def bench_decode() -> None:
     summary = []
     for shape, config in SHAPES.items():
         torch.manual_seed(0)
-        model = TinyGPT(config).init_weights().eval()  # the weights' values do not matter to speed
+        model = TinyGPT(config).eval()  # the weights' values do not matter to speed
         for threads in sorted({all_threads, 1}, reverse=True):
             torch.set_num_threads(threads)
             with tempfile.TemporaryDirectory() as folder:

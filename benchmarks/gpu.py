@@ -22,7 +22,7 @@ def bench_gpu() -> None:
         raise UserError("bench.py gpu measures an NVIDIA GPU, and PyTorch finds none here")
     print(f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB\n")
     print_training()
-    print_decoding(TinyGPT(SHAPES["6 x 384, window 256"]).init_weights().eval().cuda())
+    print_decoding(TinyGPT(SHAPES["6 x 384, window 256"]).eval().cuda())
     subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-q"], cwd=ROOT, check=True)
 
 

@@ -1,14 +1,14 @@
 """The one place that knows what a `.pth` of ours holds.
 
 `NAME.pth` is a model: self-contained, all that sampling needs. `NAME.last.pth` is a training state: a model and what
-else it takes to go on bit-exactly. A run that trains adapters (training/lora.py) writes these alone into `NAME.pth`.
+else it takes to go on bit-exactly. A run that trains adapters (lora.py) writes these alone into `NAME.pth`.
 All are written by `torch.save` as
 
     {"header": one JSON string, "tensors": {name: float32 tensor}}
 
 and the header holds
 
-    format      2
+    format      3
     kind        "model", "training" or "adapter"
     config      the fields of TinyGPTConfig; in an adapter, of LoRAConfig
     tokenizer   `to_plain()` of the tokenizer; an adapter has none
@@ -36,7 +36,9 @@ from support.durable import write_atomically
 from support.plain import check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
-FORMAT = 2
+FORMAT = 3
+# Upper bounds, which keep a damaged or hostile checkpoint from asking for more memory than any machine has.
+LIMITS = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
 USUAL_PATH = "checkpoints/tiny_decoder.pth"  # which every command writes or reads unless it is told otherwise
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
 
@@ -168,10 +170,13 @@ def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> Tin
 
     Raises ValueError that names the first tensor that is missing, unexpected, misshapen, not float32 or not finite.
     """
+    for name, largest in LIMITS.items():
+        if getattr(config, name) > largest:
+            raise ValueError(f"{name} must be at most {largest}, not {getattr(config, name)}")
     positions = "position_embedding.weight"  # first, because the model's mask takes memory of max_seq squared
     check_tensors({positions: weights.get(positions)}, {positions: torch.Size([config.max_seq, config.embed_dim])})
     with torch.device("meta"):  # shapes without memory
-        model = TinyGPT(config)
+        model = TinyGPT(config, init=None)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:
         del shapes["head.weight"]

@@ -24,7 +24,7 @@ GGUF_NAMES = (
     *(("token_embedding.", "token_embd."), ("position_embedding.", "position_embd."), ("blocks.", "blk.")),
     *(("final_norm.", "output_norm."), ("head.", "output."), ("attention_norm.", "attn_norm.")),
     *(("attention.in_proj_", "attn_qkv."), ("attention.out_proj.", "attn_output."), ("mlp_norm.", "ffn_norm.")),
-    *(("mlp.0.", "ffn_up."), ("mlp.2.", "ffn_down.")),
+    *(("mlp.up.", "ffn_up."), ("mlp.down.", "ffn_down.")),
 )
 SYMBOL_OF = {byte: symbol for symbol, byte in BYTE_OF.items()}
 # How llama.cpp splits a text into words before it merges. It calls GPT-2's rule by many names; unlike "gpt-2", these

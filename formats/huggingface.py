@@ -37,7 +37,7 @@ GPT2_NAMES = (
     *(("token_embedding.", "wte."), ("position_embedding.", "wpe."), ("final_norm.", "ln_f."), ("head.", "lm_head.")),
     *(("blocks.", "h."), ("attention_norm.", "ln_1."), ("mlp_norm.", "ln_2.")),
     *(("attention.in_proj_", "attn.c_attn."), ("attention.out_proj.", "attn.c_proj.")),
-    *(("mlp.0.", "mlp.c_fc."), ("mlp.2.", "mlp.c_proj.")),
+    *(("mlp.up.", "mlp.c_fc."), ("mlp.down.", "mlp.c_proj.")),
 )
 # What the network cannot express otherwise: fields of config.json, and what they may be; the first is their default.
 FIXED = {

@@ -67,8 +67,8 @@ class CompiledStep:
             torch.stack([with_bias(norm) for norm in [*norms, model.final_norm]]).numpy(),
             matrices([(attention.in_proj_weight, attention.in_proj_bias) for attention, _mlp in blocks], weights),
             matrices([(attention.out_proj.weight, attention.out_proj.bias) for attention, _mlp in blocks], weights),
-            matrices([(mlp[0].weight, mlp[0].bias) for _attention, mlp in blocks], weights),
-            matrices([(mlp[2].weight, mlp[2].bias) for _attention, mlp in blocks], weights),
+            matrices([(mlp.up.weight, mlp.up.bias) for _attention, mlp in blocks], weights),
+            matrices([(mlp.down.weight, mlp.down.bias) for _attention, mlp in blocks], weights),
             matrices([(model.head.weight, None)], weights),
         )
         self.pool = ThreadPoolExecutor(torch.get_num_threads())

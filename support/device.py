@@ -1,6 +1,7 @@
 """Which device to run on, and which precision is fast there."""
 
 import ctypes
+import functools
 import os
 import sys
 import timeit
@@ -31,15 +32,23 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of the matrix products: `float32`, `bfloat16`, or "auto".
 
-    auto is bfloat16 where the hardware multiplies it (recent GPUs; CPUs with AMX or AVX512-bf16), else float32.
+    auto is bfloat16 where the hardware multiplies it faster than float32 (recent GPUs; most CPUs with AMX or
+    AVX512-bf16), else float32.
     """
     if name != "auto":
         return getattr(torch, name)
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         features = getattr(torch.cpu, "get_capabilities", dict)()
-        native = features.get("amx_bf16") or features.get("avx512_bf16")
+        native = (features.get("amx_bf16") or features.get("avx512_bf16")) and bfloat16_is_faster()
     return torch.bfloat16 if native else torch.float32
+
+
+@functools.cache
+def bfloat16_is_faster() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32. One with the instructions need not: an Intel Xeon
+    whose AMX the virtual machine hides takes twice the time."""
+    return product_rate("cpu", torch.bfloat16) > product_rate("cpu", torch.float32)
 
 
 def product_rate(device: torch.device | str, dtype: torch.dtype, rows: int = 4096) -> float:

@@ -1,4 +1,4 @@
-"""What the tests share: small models, small texts, and the commands run as a user runs them."""
+"""Fixtures: every test in an empty folder, and the commands run as a user runs them."""
 
 import importlib
 import os
@@ -10,15 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from formats.checkpoint import TRAINING, read_checkpoint
+from helpers import ROOT, tiny_config
 from support.command import run as run_command
-from tiny_decoder import TinyGPT, TinyGPTConfig
+from tiny_decoder import TinyGPT
 
-ROOT = Path(__file__).resolve().parent.parent
 # One thread: the tests' models are too small for more, and the bits do not depend on the machine's cores.
 torch.set_num_threads(1)
-
-SMALL_NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--batch-size", "4"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,6 +29,7 @@ def away_from_home(tmp_path_factory):
 def fast_machine(monkeypatch):
     """What a command does in this process does not depend on the machine's speed."""
     monkeypatch.setattr("recipe.product_rate", lambda *_: 1e9)
+    monkeypatch.setattr("support.device.bfloat16_is_faster", lambda: True)
 
 
 @pytest.fixture(autouse=True)
@@ -40,16 +38,10 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def tiny_config(**changes) -> TinyGPTConfig:
-    """One layer, width 8: enough for every property of the network."""
-    fields = {"vocab_size": 11, "max_seq": 6, "embed_dim": 8, "num_heads": 2, "num_layers": 1, **changes}
-    return TinyGPTConfig(**fields)
-
-
 @pytest.fixture
 def tiny_model() -> TinyGPT:
     torch.manual_seed(0)
-    return TinyGPT(tiny_config(num_layers=2)).init_weights().eval()
+    return TinyGPT(tiny_config(num_layers=2)).eval()
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -95,28 +87,3 @@ def in_process(monkeypatch, capsys):
         return (stop.value.code, *capsys.readouterr())
 
     return run
-
-
-def assert_one_error_line(errors: str, *words: str) -> None:
-    """A command's stderr has one `error:` line that holds these words, and no traceback."""
-    lines = [line for line in errors.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "Traceback" not in errors, errors
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
-def state_of(path: Path) -> dict[str, object]:
-    """Every tensor, number and setting of a training state; without clock times and what a resume may change."""
-    header, tensors = read_checkpoint(path, TRAINING)
-    left_out = {"train_seconds", "seconds_sum", "stop_at", "resume", "launch", "out"}
-    plain = {"config": header["config"], "tokenizer": header["tokenizer"], **header["settings"], **header["training"]}
-    return {**tensors, **{name: value for name, value in plain.items() if name not in left_out}}
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    """Two training states are equal to the last bit."""
-    first, second = state_of(a), state_of(b)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
-        assert same, f"{name}: {value} and {second[name]}"

@@ -15,15 +15,17 @@ from torch import Tensor
 from corpora.bpe import BPETokenizer
 from corpora.texts import bigram_entropy, count_unknown, encode_split
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
+from formats.adapter import adapt
 from formats.checkpoint import Tokenizer, check_tensors, checked_model, load_model, model_from_weights, model_weights
+from lora import add_adapters, lora_config
+from optimizers import averaged_model, make_optimizers
 from support.command import UserError, user_errors
 from support.device import check_memory, pick_device, pick_dtype
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, CharTokenizer
 from training import checks
 from training.distributed import ALONE, DistContext
-from training.lora import adapt, add_adapters, lora_config
-from training.optimizers import averaged_model, make_optimizers, restore_optimizers, trained_parameters
+from training.optimizer_state import restore_optimizers, trained_parameters
 from training.state import RunPaths, TrainState, read_state
 
 TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
@@ -125,8 +127,7 @@ def start_run(settings: Namespace, device: torch.device, dist: DistContext = ALO
     config = TinyGPTConfig(**{field.name: shape[field.name] for field in dataclasses.fields(TinyGPTConfig)})
     check_memory(checks.least_memory(settings, tokenizer.vocab_size), device)
     torch.manual_seed(settings.seed)
-    model = TinyGPT(config)
-    model = model.init_sinusoid() if settings.init == "sinusoid" else model.init_weights()
+    model = TinyGPT(config, settings.init)
     return Run(settings, corpus, tokenizer, model.to(device), dist)
 
 

@@ -5,11 +5,12 @@ import shlex
 
 import torch
 
+from formats.adapter import adapter_weights, base_weights, save_adapter
 from formats.checkpoint import TRAINING, model_header, read_any, save_model, write_checkpoint
+from lora import lora_config
 from recipe import make_parser
 from support.command import UserError
-from training.lora import adapter_weights, base_weights, lora_config, save_adapter
-from training.optimizers import optimizer_tensors, trained_parameters
+from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
 
 # The settings that a model's origin tells; where files lie, and what machine it was, is nobody's business.

@@ -154,8 +154,8 @@ class TinyGPT {
       qkv: get("attention.in_proj_weight"), qkvBias: get("attention.in_proj_bias"),
       out: get("attention.out_proj.weight"), outBias: get("attention.out_proj.bias"),
       norm2: get("mlp_norm.weight"), norm2Bias: get("mlp_norm.bias"),
-      up: get("mlp.0.weight"), upBias: get("mlp.0.bias"),
-      down: get("mlp.2.weight"), downBias: get("mlp.2.bias"),
+      up: get("mlp.up.weight"), upBias: get("mlp.up.bias"),
+      down: get("mlp.down.weight"), downBias: get("mlp.down.bias"),
     };
   }
 

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from conftest import tiny_config
+from helpers import tiny_config
 from sampler import SlidingWindow
 from sampling.beam import beam_search
 from tiny_decoder import TinyGPT
@@ -17,7 +17,7 @@ VOCABULARY, HORIZON, PROMPT = 4, 4, [1, 2, 3]
 def model() -> TinyGPT:
     """max_seq 5: the window slides within the horizon."""
     torch.manual_seed(2)
-    model = TinyGPT(tiny_config(vocab_size=VOCABULARY, max_seq=5, num_layers=2)).init_weights().eval()
+    model = TinyGPT(tiny_config(vocab_size=VOCABULARY, max_seq=5, num_layers=2)).eval()
     with torch.no_grad():
         model.head.weight *= 40  # opinions, so that beams fork and die
     return model

@@ -13,12 +13,13 @@ import time
 
 import pytest
 
-from conftest import SMALL_NETWORK, assert_one_error_line, environment
+from conftest import environment
 from corpora.bpe import BPETokenizer, byte_symbols, cut_between_words, tokenizer_from_plain
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from data_setup import split_documents
 from formats.checkpoint import load_model
+from helpers import SMALL_NETWORK, assert_one_error_line
 from support.command import UserError, interruptible
 from tokenizer import UnknownCharacterWarning
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from conftest import tiny_config
+from helpers import tiny_config
 from sampler import SlidingWindow
 from tiny_decoder import KVCache, TinyGPT
 
@@ -27,7 +27,6 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 def spread_weights(model: TinyGPT) -> TinyGPT:
     """Larger random weights, biases and norms included, so that every term of the network matters."""
     torch.manual_seed(0)
-    model.init_weights()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():

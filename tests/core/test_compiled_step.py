@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import sampler
-from conftest import tiny_config
 from formats.checkpoint import save_model
+from helpers import tiny_config
 from sampler import Sampling, SlidingWindow, filter_stages, row_generators
 from sampling import engine
 from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
@@ -50,14 +50,14 @@ def fed(step, model: TinyGPT, batch: int) -> torch.Tensor:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_step_equals_the_model(shape, batch):
-    model = lively(TinyGPT(tiny_config(**SHAPES[shape])).init_weights(), 1.0)
+    model = lively(TinyGPT(tiny_config(**SHAPES[shape])), 1.0)
     torch.testing.assert_close(fed(CompiledStep(model), model, batch), fed(model, model, batch), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("shape", ["defaults", "nanoGPT", "odd widths"])
 def test_int8_is_the_model_with_rounded_matrices(shape):
     """Each row of a matrix is a whole number from -127 to 127 times its largest / 127."""
-    model = lively(TinyGPT(tiny_config(**SHAPES[shape])).init_weights(), 1.0)
+    model = lively(TinyGPT(tiny_config(**SHAPES[shape])), 1.0)
     step, rounded = CompiledStep(model, "int8"), TinyGPT(model.config).eval()
     rounded.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_int8_is_the_model_with_rounded_matrices(shape):
 
 @pytest.fixture
 def model() -> TinyGPT:
-    return lively(TinyGPT(tiny_config(num_layers=2)).init_weights())
+    return lively(TinyGPT(tiny_config(num_layers=2)))
 
 
 def texts(loop, model, prompts, count, sampling, step=None, **options) -> list[list[int]]:
@@ -219,7 +219,7 @@ def checkpoint(tmp_path):
     tokenizer = CharTokenizer.from_text("abcdefg")
     torch.manual_seed(0)
     config = TinyGPTConfig(tokenizer.vocab_size, max_seq=8, embed_dim=16, num_heads=2, num_layers=1)
-    save_model(tmp_path / "model.pth", TinyGPT(config).init_weights(), tokenizer, {})
+    save_model(tmp_path / "model.pth", TinyGPT(config), tokenizer, {})
     return ("--checkpoint", tmp_path / "model.pth", "--seed", "1", "--max-new-tokens", "40", "--prompt", "ab")
 
 

@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, environment
+from conftest import environment
 from corpora import texts
 from corpora.texts import Split, TextSpan, encode_split, is_token_file, measure, read_blocks
 from data_setup import ShiftedWindowDataset, consecutive_windows, load_corpus, split_documents
+from helpers import ROOT, SMALL_NETWORK, assert_one_error_line
 from support.command import UserError
 from tokenizer import CharTokenizer
 

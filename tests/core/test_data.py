@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import data_setup
-from conftest import ROOT
 from corpora import synthetic
 from corpora.download import Download, fetch
 from corpora.synthetic import Choice, synthetic_text
 from corpora.texts import read_blocks
 from data_setup import ShiftedWindowDataset, batch_starts, load_corpus, noise_tokens
+from helpers import ROOT
 from support.command import UserError
 
 TEXT = b"Speak, I charge thee, speak!\n" * 40

@@ -9,7 +9,7 @@ import pytest
 
 import generate
 import recipe
-from conftest import ROOT, SMALL_NETWORK
+from helpers import ROOT, SMALL_NETWORK
 from support.command import Parser
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -121,12 +121,3 @@ def test_the_first_four_commands_of_the_readme_run(in_process, tmp_path):
         assert code == 0, err
         assert words in out
     assert (tmp_path / "checkpoints" / "tiny_decoder.1.pth").exists()  # the earlier run, kept by the fourth
-
-
-def test_the_readmes_minutes_are_those_of_its_modules():
-    """Ten lines a minute, as it says; the second half of a minute is not worth an edit."""
-    table = re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(table) == 7
-    for name, minutes in table:
-        lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
-        assert abs(int(minutes) - lines / 10) <= 1, f"{name}: {lines} lines"

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT, assert_one_error_line, environment
+from conftest import environment
 from formats.checkpoint import save_model
+from helpers import ROOT, assert_one_error_line
 from sampling.explain import Explainer
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
@@ -23,7 +24,7 @@ def sample(tmp_path, in_process):
     torch.manual_seed(0)
     tokenizer = CharTokenizer.from_text("\nabcdefgh é")
     config = TinyGPTConfig(tokenizer.vocab_size, max_seq=8, embed_dim=16, num_heads=2, num_layers=2)
-    save_model(tmp_path / MODEL, TinyGPT(config).init_weights(), tokenizer, {})
+    save_model(tmp_path / MODEL, TinyGPT(config), tokenizer, {})
     return lambda *arguments: in_process("generate.py", "--checkpoint", MODEL, *arguments)
 
 

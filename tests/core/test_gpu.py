@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from conftest import SMALL_NETWORK
 from corpora.synthetic import synthetic_text
+from helpers import SMALL_NETWORK
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
 
@@ -22,7 +22,7 @@ def device(request) -> str:
 def models(device: str) -> tuple[TinyGPT, TinyGPT]:
     """A model on the CPU, and the same weights on the device."""
     torch.manual_seed(0)
-    ours = TinyGPT(CONFIG).init_sinusoid().eval()
+    ours = TinyGPT(CONFIG, "sinusoid").eval()
     twin = TinyGPT(CONFIG).eval()
     twin.load_state_dict(ours.state_dict())
     return ours, twin.to(device)

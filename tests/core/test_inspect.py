@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import tiny_config
+from helpers import tiny_config
 from sampling.inspect import attention_maps, logit_lens, residual_stream
 from tiny_decoder import TinyGPT
 
@@ -12,7 +12,7 @@ from tiny_decoder import TinyGPT
 @pytest.fixture(params=[{}, {"bias": False, "tie_embeddings": True, "gelu": "tanh"}])
 def model(request) -> TinyGPT:
     torch.manual_seed(0)
-    model = TinyGPT(tiny_config(num_layers=2, **request.param)).init_weights()
+    model = TinyGPT(tiny_config(num_layers=2, **request.param))
     with torch.no_grad():
         for p in model.parameters():
             p += 0.3 * torch.randn_like(p)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import main
-from conftest import ROOT, SMALL_NETWORK, assert_one_error_line, assert_same_state, environment
+from conftest import environment
 from formats.checkpoint import MODEL, load_model, read_checkpoint
+from helpers import ROOT, SMALL_NETWORK, assert_one_error_line, assert_same_state
 from recipe import parse_flags
 from support.command import UserError
 from training.run import Run, start_run

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from conftest import SMALL_NETWORK
+from helpers import SMALL_NETWORK
 from recipe import parse_flags
 from support.command import UserError
 from training.plan import in_minutes, plan_steps, two_digits

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 import generate
-from conftest import assert_one_error_line, tiny_config
 from formats.checkpoint import save_model
+from helpers import assert_one_error_line, tiny_config
 from sampling.beam import beam_search
 from sampling.prompts import changed, read_prompts, unescape
 from sampling.score import token_losses
@@ -27,7 +27,7 @@ def model_file(tmp_path):
     """A model of a few characters in checkpoints/tiny_decoder.pth."""
     tokenizer = CharTokenizer.from_text("\nabcdefgh ")
     torch.manual_seed(0)
-    model = TinyGPT(tiny_config(vocab_size=tokenizer.vocab_size)).init_sinusoid()
+    model = TinyGPT(tiny_config(vocab_size=tokenizer.vocab_size), "sinusoid")
     save_model(tmp_path / "checkpoints" / "tiny_decoder.pth", model, tokenizer, {})
     return model.eval(), tokenizer
 

@@ -7,14 +7,14 @@ import re
 import pytest
 import torch
 
-from conftest import tiny_config
 from formats.checkpoint import TRAINING, load_model, read_checkpoint
+from helpers import tiny_config
 from main import evaluate, note_best, train_step
+from optimizers import Muon, averaged_model, make_optimizers, orthogonalize
 from recipe import PRESETS, lr_factor, noise_share, parse_flags
 from support.command import flag_of
 from tiny_decoder import TinyGPT
 from training.checks import saved_settings
-from training.optimizers import Muon, averaged_model, make_optimizers, orthogonalize
 from training.run import start_run
 from training.save import save_best, save_state
 
@@ -144,7 +144,7 @@ def test_the_references_are_nanogpts_to_the_letter(preset, theirs):
     for step in (0, 1, 99, 100, 101, 777, s.steps // 2, s.steps - 1):
         assert s.lr * lr_factor(step, s) == pytest.approx(nanogpt_lr(step, s.steps))
 
-    model = TinyGPT(tiny_config(bias=s.bias, tie_embeddings=s.tie_embeddings)).init_weights()
+    model = TinyGPT(tiny_config(bias=s.bias, tie_embeddings=s.tie_embeddings))
     (adamw,) = make_optimizers(model, s)
     for group in adamw.param_groups:
         assert group["betas"] == (0.9, 0.99) and group["eps"] == 1e-8 and not group["amsgrad"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from conftest import tiny_config
+from helpers import tiny_config
 from sampler import (
     Sampling,
     SlidingWindow,
@@ -71,7 +71,7 @@ def test_draw_at_the_ends_never_takes_an_impossible_token(uniform, token):
 @pytest.fixture
 def model() -> TinyGPT:
     torch.manual_seed(3)
-    return TinyGPT(tiny_config(num_layers=2)).init_weights().eval()
+    return TinyGPT(tiny_config(num_layers=2)).eval()
 
 
 ORDINARY = Sampling(0.9)

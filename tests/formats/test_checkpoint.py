@@ -8,7 +8,6 @@ import zipfile
 import pytest
 import torch
 
-from conftest import tiny_config
 from formats.checkpoint import (
     ADAPTER,
     FORMAT,
@@ -22,6 +21,7 @@ from formats.checkpoint import (
     save_model,
     write_checkpoint,
 )
+from helpers import tiny_config
 from support.command import UserError
 from support.durable import write_atomically
 from tiny_decoder import TinyGPT, next_token_loss
@@ -55,7 +55,7 @@ def test_a_loaded_model_can_be_trained_on(saved):
 @pytest.mark.parametrize("changes", [{"tie_embeddings": True}, {"bias": False}, {"gelu": "tanh"}])
 def test_every_shape_of_network_comes_back_equal(tmp_path, changes):
     torch.manual_seed(0)
-    model = TinyGPT(tiny_config(**changes)).init_weights().eval()
+    model = TinyGPT(tiny_config(**changes)).eval()
     save_model(tmp_path / "model.pth", model, TOKENIZER, {})
     loaded = load_model(tmp_path / "model.pth").model.eval()
     ids = torch.tensor([[2, 3, 4]])
@@ -65,7 +65,7 @@ def test_every_shape_of_network_comes_back_equal(tmp_path, changes):
 def test_a_tied_weight_is_stored_once_and_stays_tied(tmp_path):
     """A step of training after loading moves embedding and head together, as it does in the model that was saved."""
     torch.manual_seed(0)
-    model = TinyGPT(tiny_config(tie_embeddings=True)).init_weights()
+    model = TinyGPT(tiny_config(tie_embeddings=True))
     save_model(tmp_path / "model.pth", model, TOKENIZER, {})
     _, tensors = read_checkpoint(tmp_path / "model.pth", MODEL)
     assert "token_embedding.weight" in tensors and "head.weight" not in tensors

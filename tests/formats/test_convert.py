@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from conftest import SMALL_NETWORK, assert_one_error_line
 from formats.checkpoint import load_model, save_model
+from helpers import SMALL_NETWORK, assert_one_error_line
 from support.durable import write_folder_atomically
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
@@ -17,7 +17,7 @@ def model(tmp_path):
     """a.pth in the working folder."""
     torch.manual_seed(0)
     tokenizer = CharTokenizer.from_text("abc\n")
-    model = TinyGPT(TinyGPTConfig(tokenizer.vocab_size, 8, 8, 2, 1, bias=False, tie_embeddings=True)).init_weights()
+    model = TinyGPT(TinyGPTConfig(tokenizer.vocab_size, 8, 8, 2, 1, bias=False, tie_embeddings=True))
     save_model(tmp_path / "a.pth", model, tokenizer, {"corpus": "letters", "step": 1200, "val_loss": 1.5})
     return model
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from conftest import assert_one_error_line, tiny_config
 from formats.checkpoint import load_model
+from helpers import assert_one_error_line, tiny_config
 from tiny_decoder import TinyGPT
 from tokenizer import CharTokenizer
 
@@ -18,7 +18,7 @@ def write_format1(path, characters: str = "abcdefghi", bias: float = 1.0, embed_
     torch.manual_seed(0)
     tokenizer = CharTokenizer.from_text(characters)
     config = tiny_config(vocab_size=tokenizer.vocab_size, embed_dim=embed_dim)
-    model = TinyGPT(config).init_weights().eval()
+    model = TinyGPT(config).eval()
     with torch.no_grad():
         for p in model.parameters():
             p += 0.3 * torch.randn(p.shape)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import assert_one_error_line
 from corpora.bpe import BPETokenizer
 from formats.checkpoint import Checkpoint, save_model
 from formats.gguf import save_gguf
+from helpers import assert_one_error_line
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from support.command import UserError
 from tiny_decoder import TinyGPT, TinyGPTConfig
@@ -28,7 +28,7 @@ def a_model(kind="char", tied=False, bias=True, gelu="tanh") -> Checkpoint:
     tokenizer = CharTokenizer.from_text(TEXT) if kind == "char" else BPETokenizer.train([TEXT], 330)
     torch.manual_seed(0)
     config = TinyGPTConfig(tokenizer.vocab_size, WINDOW, 24, 3, 2, bias=bias, gelu=gelu, tie_embeddings=tied)
-    model = TinyGPT(config).init_weights().eval()
+    model = TinyGPT(config).eval()
     with torch.no_grad():
         for p in model.parameters():
             p += 0.2 * torch.randn_like(p)

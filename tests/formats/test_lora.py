@@ -6,24 +6,15 @@ import json
 import pytest
 import torch
 
-from conftest import SMALL_NETWORK, assert_one_error_line, tiny_config
+from formats.adapter import adapter_weights, apply_adapter, base_weights, save_adapter
 from formats.checkpoint import ADAPTER, TRAINING, Checkpoint, load_model, read_checkpoint, save_model, write_checkpoint
+from helpers import SMALL_NETWORK, assert_one_error_line, tiny_config
+from lora import TARGETS, LoRAConfig, adapter_shapes, add_adapters, merge_adapters
+from optimizers import make_optimizers
 from recipe import parse_flags
 from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT, next_token_loss
 from tokenizer import CharTokenizer
-from training.lora import (
-    TARGETS,
-    LoRAConfig,
-    adapter_shapes,
-    adapter_weights,
-    add_adapters,
-    apply_adapter,
-    base_weights,
-    merge_adapters,
-    save_adapter,
-)
-from training.optimizers import make_optimizers
 
 ALL = tuple(TARGETS)
 CONFIG = LoRAConfig(rank=3, alpha=6.0, targets=ALL)
@@ -33,7 +24,7 @@ IDS = torch.randint(11, (5, 6), generator=torch.Generator().manual_seed(1))
 
 def fresh(seed: int = 0, **changes) -> TinyGPT:
     torch.manual_seed(seed)
-    return TinyGPT(tiny_config(num_layers=2, **changes)).init_weights().eval()
+    return TinyGPT(tiny_config(num_layers=2, **changes)).eval()
 
 
 def trained(config: LoRAConfig = CONFIG, seed: int = 0) -> TinyGPT:
@@ -98,13 +89,13 @@ def test_bfloat16_products_do_not_reach_the_sum():
     model, merged = trained(), trained()
     merge_adapters(merged)
     with torch.autocast("cpu", torch.bfloat16):
-        weights = [(m.blocks[0].attention.in_proj_weight, m.blocks[1].mlp[2].weight) for m in (model, merged)]
+        weights = [(m.blocks[0].attention.in_proj_weight, m.blocks[1].mlp.down.weight) for m in (model, merged)]
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(*weights, strict=True))
 
 
 def test_dropout_drops_whole_inputs_and_only_in_training():
     model = trained(LoRAConfig(3, 6.0, ALL, dropout=0.5))
-    base, module = base_weights(model)["blocks.0.mlp.0.weight"], model.blocks[0].mlp[0]
+    base, module = base_weights(model)["blocks.0.mlp.up.weight"], model.blocks[0].mlp.up
     full = module.weight - base
     model.train()
     torch.manual_seed(0)
@@ -117,7 +108,7 @@ def test_peft_agrees():
     """The same A and B in the peft library, on the MLP (peft has a way of its own with nn.MultiheadAttention)."""
     peft = pytest.importorskip("peft")
     model = trained(LoRAConfig(3, 6.0, ("up", "down")))
-    theirs = peft.get_peft_model(fresh(), peft.LoraConfig(r=3, lora_alpha=6, target_modules=["mlp.0", "mlp.2"]))
+    theirs = peft.get_peft_model(fresh(), peft.LoraConfig(r=3, lora_alpha=6, target_modules=["mlp.up", "mlp.down"]))
     for name, tensor in adapter_weights(model).items():
         place = f"base_model.model.{name.replace('weight.', 'lora_')}.default.weight"
         theirs.get_parameter(place).data.copy_(tensor)
@@ -254,7 +245,7 @@ def test_wrong_bases_ranks_and_keys_are_refused_and_the_base_stays(adapter_file)
     refuse("cannot be used", config={"rank": 3})
     refuse("--lora-targets", config={**config, "targets": ["head"]})
     refuse("is missing", tensors=dict(list(tensors.items())[1:]))
-    refuse("unexpected tensor", tensors={**tensors, "blocks.9.mlp.0.weight.A": torch.zeros(3, 8)})
+    refuse("unexpected tensor", tensors={**tensors, "blocks.9.mlp.up.weight.A": torch.zeros(3, 8)})
     save_model(adapter_file, fresh(), TOKENIZER, {})
     with pytest.raises(UserError, match="is of kind 'model', and one of kind 'adapter' is needed"):
         apply_adapter(Checkpoint(fresh(), TOKENIZER, {}), adapter_file)
@@ -365,8 +356,8 @@ def test_a_training_state_without_its_adapters_is_refused(run, tmp_path):
     for damaged, words in (
         ({}, "is missing"),
         (dict(list(adapter.items())[1:]), "is missing"),
-        (adapter | {"adapter/blocks.0.mlp.0.weight.B": torch.zeros(64, 3)}, "expected (64, 2)"),
-        (adapter | {"adapter/blocks.3.mlp.0.weight.B": torch.zeros(64, 2)}, "unexpected tensor"),
+        (adapter | {"adapter/blocks.0.mlp.up.weight.B": torch.zeros(64, 3)}, "expected (64, 2)"),
+        (adapter | {"adapter/blocks.3.mlp.up.weight.B": torch.zeros(64, 2)}, "unexpected tensor"),
     ):
         write_checkpoint(tmp_path / "x.last.pth", header, {**rest, **damaged})
         assert_one_error_line(run("main.py", "--resume", "--out", "x.pth", code=2), "x.last.pth", words)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import assert_one_error_line
 from corpora.bpe import BPETokenizer
 from formats.checkpoint import load_model
 from formats.nanogpt import load_nanogpt
+from helpers import assert_one_error_line
 from support.command import UserError
 
 TEXT = "To be, or not to be:\nthat is the question. Zzz\n" * 3

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import formats.page
-from conftest import tiny_config
 from formats.checkpoint import Checkpoint, save_model
 from formats.page import principal_components, read_metrics, save_page
+from helpers import tiny_config
 from sampler import Sampling, SlidingWindow, filter_stages, generate, row_generators
 from sampling.inspect import attention_maps, logit_lens
 from support.command import UserError
@@ -33,7 +33,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 def sharp_model(config: TinyGPTConfig, seed: int = 0) -> TinyGPT:
     """A model with weights so large that its predictions differ clearly, rounded to float16."""
     torch.manual_seed(seed)
-    model = TinyGPT(config).init_weights()
+    model = TinyGPT(config)
     with torch.no_grad():
         for p in model.parameters():
             p += 0.15 * torch.randn_like(p)
@@ -83,7 +83,7 @@ def test_nothing_of_a_hostile_vocabulary_or_corpus_is_markup(tmp_path):
 def test_a_model_of_small_size_is_under_six_megabytes(tmp_path):
     tokenizer = CharTokenizer("".join(map(chr, range(32, 97))), " ")
     config = TinyGPTConfig(tokenizer.vocab_size, max_seq=256, embed_dim=192, num_heads=3, num_layers=4)
-    save_page(tmp_path / "x.html", Checkpoint(TinyGPT(config).init_weights(), tokenizer, {}))
+    save_page(tmp_path / "x.html", Checkpoint(TinyGPT(config), tokenizer, {}))
     assert (tmp_path / "x.html").stat().st_size < 6_000_000
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT, tiny_config
+from helpers import ROOT, tiny_config
 from tiny_decoder import TinyGPT
 from tokenizer import CharTokenizer
 
@@ -98,7 +98,7 @@ def test_without_matplotlib_the_map_is_text(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     text = "to be\n" * 2
     tokenizer = CharTokenizer.from_text(text)
-    model = TinyGPT(tiny_config(vocab_size=tokenizer.vocab_size, max_seq=12)).init_weights()
+    model = TinyGPT(tiny_config(vocab_size=tokenizer.vocab_size, max_seq=12))
     cells = code_cells(json.loads(NOTEBOOK.read_text(encoding="utf-8")))
     (source,) = ("".join(cell["source"]) for cell in cells if "attention_maps" in "".join(cell["source"]))
     exec(source, {"model": model, "tokenizer": tokenizer, "text": text})

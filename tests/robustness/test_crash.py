@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import main
-from conftest import assert_one_error_line, assert_same_state
 from faults import (
     OUT,
     SMALL_RUN,
@@ -29,6 +28,7 @@ from faults import (
     write_corpus,
 )
 from formats.checkpoint import TRAINING, read_checkpoint, write_checkpoint
+from helpers import assert_one_error_line, assert_same_state
 from support import durable
 from training import state as run_files
 from training.state import RunPaths

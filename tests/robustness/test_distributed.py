@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import data_setup
-from conftest import ROOT, assert_same_state, environment
+from conftest import environment
 from corpora.synthetic import synthetic_text
 from formats.checkpoint import TRAINING, load_model, read_checkpoint
+from helpers import ROOT, assert_same_state
 from main import evaluate
 from recipe import parse_flags
 from support.command import UserError

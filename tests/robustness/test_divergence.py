@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import main
-from conftest import assert_one_error_line, assert_same_state
 from faults import OUT, SMALL_RUN, files_of, run_here, write_corpus
+from helpers import assert_one_error_line, assert_same_state
 from tiny_decoder import next_token_loss
 
 RUN = [*SMALL_RUN, "--steps", 6, "--eval-every", 2, "--lr", 0.01, "--schedule", "linear", "--warmup", 0]

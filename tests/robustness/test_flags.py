@@ -18,9 +18,9 @@ import generate
 import main
 import recipe
 import train_tokenizer
-from conftest import assert_one_error_line
 from corpora import gutenberg
 from faults import OUT, SMALL_RUN, Child, copy_of, files_of, run_here, train, write_corpus
+from helpers import assert_one_error_line
 from support.command import Parser, flag_of
 from training import run as training_run
 from training.checks import ADJUSTABLE

@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from conftest import SMALL_NETWORK, assert_one_error_line
 from corpora import gutenberg
 from corpora.gutenberg import fetch_books, read_manifest, strip_licence
 from data_setup import load_corpus
+from helpers import SMALL_NETWORK, assert_one_error_line
 from support.command import UserError
 
 HEADER = "\ufeffThe Project Gutenberg eBook of {0}\r\n\r\nTitle: {0}\r\nAuthor: Nobody\r\n\r\n"

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, assert_one_error_line, environment
+from conftest import environment
 from faults import NETWORK, OUT, SMALL_RUN, TEXT, copy_of, files_of, flip_a_bit, run_here, write_corpus
 from formats.checkpoint import FORMAT, MODEL, TRAINING, load_model, read_checkpoint, write_checkpoint
+from helpers import ROOT, assert_one_error_line
 from support.command import UserError
 from training.state import RunPaths
 
@@ -275,7 +276,7 @@ EDITS = {
     "a tensor that asks for gradients": (with_tensor(NORM, lambda t: t.requires_grad_()), ""),
     "a NaN weight": (with_tensor(NORM, lambda t: t.fill_(torch.nan)), "not finite"),
     "an infinite weight": (with_tensor(NORM, lambda t: t.fill_(-torch.inf)), "not finite"),
-    "a transposed weight": (with_tensor("blocks.0.mlp.0.weight", lambda t: t.t().contiguous().t()), "contiguous"),
+    "a transposed weight": (with_tensor("blocks.0.mlp.up.weight", lambda t: t.t().contiguous().t()), "contiguous"),
     "a name that is no text": (lambda h, t: t.update({(1, 2): torch.zeros(1)}), "no string"),
     "a config without a field": (lambda h, t: h["config"].pop("num_heads"), "config has a field"),
     "a config with one more": (part_of("config", colour="red"), "config has a field"),
@@ -339,14 +340,14 @@ def test_the_wrong_kind_of_checkpoint_is_refused(refused, template, command, nam
     refused(command, lambda path: shutil.copy(template / name, path), "is of kind ")
 
 
-MATRIX = "blocks.0.mlp.0.weight.A"
+MATRIX = "blocks.0.mlp.up.weight.A"
 ADAPTER_EDITS = {
     "a newer format": (lambda h, t: h.update(format=FORMAT + 1), "format"),
     "another base": (lambda h, t: h.update(base="0" * 64), "base"),
     "a base that is no text": (lambda h, t: h.update(base=3), "base"),
     "a missing tensor": (lambda h, t: t.popitem(), "is missing"),
     "an extra tensor": (lambda h, t: t.update(more=torch.zeros(1)), "'more'"),
-    "a misshapen tensor": (with_tensor(MATRIX, lambda t: torch.zeros(2)), "mlp.0"),
+    "a misshapen tensor": (with_tensor(MATRIX, lambda t: torch.zeros(2)), "mlp.up"),
     "a NaN weight": (with_tensor(MATRIX, lambda t: t.fill_(torch.nan)), "not finite"),
     "another rank": (part_of("config", rank=3), ""),
     "a rank of billions": (part_of("config", rank=2**40), ""),

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import data_setup
-from conftest import assert_one_error_line
 from corpora.download import Download, fetch
 from faults import Child
+from helpers import assert_one_error_line
 from support import durable
 
 BODY = b"Speak, I charge thee, speak!\n" * 400

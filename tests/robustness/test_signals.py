@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import main
-from conftest import ROOT, assert_same_state
 from faults import OUT, SMALL_RUN, Child, assert_nothing_lost, copy_of, files_of, train, write_corpus
+from helpers import ROOT, assert_same_state
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast, and POSIX signals")
 RUN = [*SMALL_RUN, "--steps", 6, "--eval-every", 2]

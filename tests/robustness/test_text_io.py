@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from conftest import ROOT, assert_one_error_line, environment
+from conftest import environment
 from faults import OUT, SMALL_RUN, TEXT, copy_of, run_here, write_corpus
+from helpers import ROOT, assert_one_error_line
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX shells and descriptors")
 

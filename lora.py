@@ -12,28 +12,24 @@ packed q, k, v projection, which is no module that an adapter could be wrapped a
 """
 
 import math
-import re
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from formats import checkpoint
-from support.command import UserError, user_errors
-from support.plain import check_fields
+from support.command import user_errors
 from tiny_decoder import TinyGPT
 
 # The matrices of a block that can be adapted, by short names. q, k and v are one packed matrix.
 TARGETS = {
     "qkv": "attention.in_proj_weight",
     "out": "attention.out_proj.weight",
-    "up": "mlp.0.weight",
-    "down": "mlp.2.weight",
+    "up": "mlp.up.weight",
+    "down": "mlp.down.weight",
 }
 
 
@@ -57,7 +53,7 @@ class LoRAConfig:
 
 
 def lora_config(settings: Namespace) -> LoRAConfig | None:
-    """The adapters that the settings of a run ask for; UserError if they make no sense."""
+    """The adapters that the settings of a run ask for, if any; UserError if they make no sense."""
     if not settings.lora_rank:
         return None
     targets = tuple(settings.lora_targets.split(","))
@@ -126,64 +122,3 @@ def merge_adapters(model: TinyGPT) -> None:
     for _, module, name, _ in list(adapted_places(model)):
         parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     model.requires_grad_(True)
-
-
-def base_weights(model: TinyGPT) -> dict[str, Tensor]:
-    """What `model_weights` would be without the model's adapters; an unadapted model's own."""
-    weights = {}
-    for name, tensor in checkpoint.model_weights(model).items():
-        weights[re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)] = tensor
-    return {name: tensor for name, tensor in weights.items() if ".parametrizations." not in name}
-
-
-def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
-    """A and B of every adapter, named after the matrix: `blocks.0.mlp.0.weight.A`; empty for an unadapted model."""
-    found = {}
-    for name, _, _, adapter in adapted_places(model):
-        found |= {f"{name}.{part}": tensor.cpu() for part, tensor in adapter.state_dict().items()}
-    return found
-
-
-def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> None:
-    """Add adapters with these tensors, named as by `adapter_weights`.
-
-    Raises ValueError, with the model as it was, if they do not fit.
-    """
-    checkpoint.check_tensors(weights, adapter_shapes(model, config))
-    add_adapters(model, config)
-    for name, _, _, adapter in adapted_places(model):
-        adapter.load_state_dict({part: weights[f"{name}.{part}"] for part in ("A", "B")})
-
-
-# --- Files -------------------------------------------------------------------------------------------------------
-
-
-def save_adapter(path: Path, model: TinyGPT, tokenizer: checkpoint.Tokenizer, config: LoRAConfig, origin: dict) -> None:
-    """Write the adapters of a model, without the model. Raises like `write_checkpoint`."""
-    header = {
-        "kind": checkpoint.ADAPTER,
-        "config": {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)},
-        "base": checkpoint.model_digest(model.config, tokenizer, base_weights(model)),
-        "origin": origin,
-    }
-    checkpoint.write_checkpoint(path, header, adapter_weights(model))
-
-
-def apply_adapter(base: checkpoint.Checkpoint, path: Path) -> dict:
-    """Adapt a loaded base with the adapter in a file; returns the adapter's origin.
-
-    Raises UserError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
-    cannot be read.
-    """
-    header, tensors = checkpoint.read_checkpoint(path, checkpoint.ADAPTER)
-    weights = checkpoint.model_weights(base.model)
-    if header.get("base") != checkpoint.model_digest(base.model.config, base.tokenizer, weights):
-        raise UserError(f"{path} is for another base: name the checkpoint that it was trained on (--init-from)")
-    with user_errors(f"{path} cannot be used: "):
-        saved = header["config"]
-        check_fields(saved, {"rank": int, "alpha": (int, float), "targets": list})
-        if len(saved) > 3:
-            raise ValueError("its config has entries that this version does not know")
-        config = LoRAConfig(saved["rank"], saved["alpha"], tuple(saved["targets"]))
-        adapt(base.model, config, tensors)
-    return header["origin"]

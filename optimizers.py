@@ -1,36 +1,51 @@
-"""Muon, which optimizer gets which parameter, and the moving average of the weights."""
+"""How the weights are updated: Muon for the matrices of the blocks, AdamW for the rest, and a moving average.
+
+Backpropagation gives each weight a gradient: how the loss grows if the weight grows a little. A step moves every
+weight the other way. What an optimizer adds is how far, and along which mean of recent gradients.
+
+AdamW (Loshchilov & Hutter 2017) divides each weight's gradient by the size that it usually has, so that all weights
+move about as fast. Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) looks at a matrix as a whole.
+The update of a matrix is often dominated by a few directions: a few large singular values and many small ones. Muon
+keeps the directions, the singular vectors, and makes their sizes about equal, so that the rare directions, which AdamW
+hardly follows, are learned too. docs/training.md shows what this does to one update.
+"""
 
 import argparse
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from formats.checkpoint import check_tensors
 from support.device import pick_dtype
 from tiny_decoder import TinyGPT
 
 
-def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, steps: int = 5) -> Tensor:
-    """Push every singular value of a batch of matrices (N, rows, columns) towards 1, with products in dtype.
+def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, rounds: int = 5) -> Tensor:
+    """Bring the singular values of a batch of matrices (N, rows, columns) towards 1, with products in dtype.
 
-    A Newton-Schulz iteration with the coefficients of Muon (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon/): five rounds bring the singular values into about 0.7 to 1.2.
+    For a matrix X with singular values s, X Xᵀ X has the same singular vectors and values s³. So an odd polynomial
+    a X + b (X Xᵀ) X + c (X Xᵀ)² X changes each s to a s + b s³ + c s⁵ and needs no decomposition, only products. Muon's
+    coefficients are chosen so that small values grow as fast as possible (3.4 times a round); they do not converge to 1
+    but to somewhere from about 0.7 to 1.2. Five rounds are not enough for values that begin below a thousandth of the
+    largest: these stay small.
     """
     x = updates.to(dtype)
     tall = x.size(-2) > x.size(-1)
     x = (x.mT if tall else x).contiguous()  # left transposed, it would slow down every product
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is above 1
+    for _ in range(rounds):
         gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)  # b X Xᵀ + c (X Xᵀ)²
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return (x.mT if tall else x).to(updates.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update of each hidden matrix is made orthogonal (Jordan et al. 2024), with decoupled weight decay.
+
+    Momentum: the gradient of one batch is noisy, so the update follows a running mean of the gradients. Weight decay:
+    every step also shrinks the weights a little, so that only what the gradients keep asking for stays.
 
     `torch.optim.Muon` sees the packed q, k, v projection as one matrix and takes the matrices one by one; here the
     three are treated as three, and matrices of one shape are orthogonalized in one batch.
@@ -70,8 +85,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: TinyGPT, settings: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices and AdamW for embeddings, norms, biases and head; or AdamW for all that trains.
+    """Muon for the blocks' matrices and AdamW for the rest, or AdamW for all that trains.
 
+    Muon is for matrices that map one vector of the stream to another. A bias or a norm's weight has no singular values.
+    Embeddings and head are tables with a row per token: each row is learned from its own token's gradients, and rare
+    tokens must not move as far as frequent ones.
     Weight decay is for matrices only; beside Muon for the blocks' only, and adapters have none: they start at zero and
     stay small.
     """
@@ -102,44 +120,6 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
-# --- Saving and restoring ----------------------------------------------------------------------------------------
-
-# What each optimizer keeps for a parameter; "step" is a single number, the others have the parameter's shape.
-KEPT = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"), Muon: ("momentum",)}
-
-
-def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Everything that the optimizers keep, by names like "0/12/exp_avg": optimizer, parameter's index, what."""
-    return {
-        f"{number}/{index}/{name}": tensor
-        for number, optimizer in enumerate(optimizers)
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, tensor in entry.items()
-    }
-
-
-def restore_optimizers(optimizers: list[torch.optim.Optimizer], saved: dict[str, Tensor], step: int) -> None:
-    """Give fresh optimizers the tensors, named as by `optimizer_tensors`, that saved ones kept after `step` steps.
-
-    The learning rates and other settings stay the fresh ones'. Raises ValueError if the tensors do not fit.
-    """
-    shapes, states = {}, [{} for _ in optimizers]
-    for number, optimizer in enumerate(optimizers):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for index, p in enumerate(parameters if step else []):  # before the first step there is nothing to keep
-            for name in KEPT[type(optimizer)]:
-                shapes[f"{number}/{index}/{name}"] = torch.Size() if name == "step" else p.shape
-                states[number].setdefault(index, {})[name] = saved.get(f"{number}/{index}/{name}")
-    check_tensors(saved, shapes)
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training adjusts, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that `update_parameters` moves towards its weights: an exponential moving average (Polyak &
     Juditsky 1992; for language models of small texts Merity et al. 2017, https://arxiv.org/abs/1708.02182).
@@ -149,6 +129,6 @@ def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
 
     def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         step = int(count) + 1
-        torch._foreach_lerp_(averages, current, 1 - min(decay, step / (step + 10)))
+        get_ema_multi_avg_fn(min(decay, step / (step + 10)))(averages, current, count)
 
     return AveragedModel(model, multi_avg_fn=update)

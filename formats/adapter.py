@@ -1,0 +1,79 @@
+"""Adapters (lora.py) in files of their own: a checkpoint without the model that it adapts."""
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from formats.checkpoint import (
+    ADAPTER,
+    Checkpoint,
+    Tokenizer,
+    check_tensors,
+    model_digest,
+    model_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
+from lora import LoRAConfig, adapted_places, adapter_shapes, add_adapters
+from support.command import UserError, user_errors
+from support.plain import check_fields
+from tiny_decoder import TinyGPT
+
+
+def base_weights(model: TinyGPT) -> dict[str, Tensor]:
+    """What `model_weights` would be without the model's adapters; an unadapted model's own."""
+    weights = {}
+    for name, tensor in model_weights(model).items():
+        weights[re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)] = tensor
+    return {name: tensor for name, tensor in weights.items() if ".parametrizations." not in name}
+
+
+def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
+    """A and B of every adapter, named after the matrix: `blocks.0.mlp.up.weight.A`; empty for an unadapted model."""
+    found = {}
+    for name, _, _, adapter in adapted_places(model):
+        found |= {f"{name}.{part}": tensor.cpu() for part, tensor in adapter.state_dict().items()}
+    return found
+
+
+def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> None:
+    """Add adapters with these tensors, named as by `adapter_weights`.
+
+    Raises ValueError, with the model as it was, if they do not fit.
+    """
+    check_tensors(weights, adapter_shapes(model, config))
+    add_adapters(model, config)
+    for name, _, _, adapter in adapted_places(model):
+        adapter.load_state_dict({part: weights[f"{name}.{part}"] for part in ("A", "B")})
+
+
+def save_adapter(path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAConfig, origin: dict) -> None:
+    """Write the adapters of a model, without the model. Raises like `write_checkpoint`."""
+    header = {
+        "kind": ADAPTER,
+        "config": {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)},
+        "base": model_digest(model.config, tokenizer, base_weights(model)),
+        "origin": origin,
+    }
+    write_checkpoint(path, header, adapter_weights(model))
+
+
+def apply_adapter(base: Checkpoint, path: Path) -> dict:
+    """Adapt a loaded base with the adapter in a file; returns the adapter's origin.
+
+    Raises UserError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
+    cannot be read.
+    """
+    header, tensors = read_checkpoint(path, ADAPTER)
+    weights = model_weights(base.model)
+    if header.get("base") != model_digest(base.model.config, base.tokenizer, weights):
+        raise UserError(f"{path} is for another base: name the checkpoint that it was trained on (--init-from)")
+    with user_errors(f"{path} cannot be used: "):
+        saved = header["config"]
+        check_fields(saved, {"rank": int, "alpha": (int, float), "targets": list})
+        if len(saved) > 3:
+            raise ValueError("its config has entries that this version does not know")
+        config = LoRAConfig(saved["rank"], saved["alpha"], tuple(saved["targets"]))
+        adapt(base.model, config, tensors)
+    return header["origin"]

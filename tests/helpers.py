@@ -1,0 +1,62 @@
+"""What several test files need: small networks, random ids, commands in this process, comparisons of states."""
+
+from pathlib import Path
+
+import torch
+
+from formats.checkpoint import TRAINING, read_checkpoint
+from tiny_decoder import TinyGPT, TinyGPTConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL_NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--batch-size", "4"]
+
+
+def tiny_config(**changes) -> TinyGPTConfig:
+    """One layer, width 8: enough for every property of the network."""
+    fields = {"vocab_size": 11, "max_seq": 6, "embed_dim": 8, "num_heads": 2, "num_layers": 1, **changes}
+    return TinyGPTConfig(**fields)
+
+
+def random_ids(*shape: int, seed: int = 0, vocab_size: int = 11) -> torch.Tensor:
+    """Token ids of this shape, the same for the same seed."""
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def shaken(model: TinyGPT, scale: float = 0.3, seed: int = 1) -> TinyGPT:
+    """The model, its weights moved far from their initial values, so that every term of the network matters."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p += scale * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def shaken_model(seed: int = 0, scale: float = 0.3, **changes) -> TinyGPT:
+    """A shaken model of `tiny_config(**changes)`, for evaluation."""
+    torch.manual_seed(seed)
+    return shaken(TinyGPT(tiny_config(**changes)), scale).eval()
+
+
+def assert_one_error_line(errors: str, *words: str) -> None:
+    """A command's stderr has one `error:` line that holds these words, and no traceback."""
+    lines = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in errors, errors
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def state_of(path: Path) -> dict[str, object]:
+    """Every tensor, number and setting of a training state; without clock times and what a resume may change."""
+    header, tensors = read_checkpoint(path, TRAINING)
+    left_out = {"train_seconds", "seconds_sum", "stop_at", "resume", "launch", "out"}
+    plain = {"config": header["config"], "tokenizer": header["tokenizer"], **header["settings"], **header["training"]}
+    return {**tensors, **{name: value for name, value in plain.items() if name not in left_out}}
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    """Two training states are equal to the last bit."""
+    first, second = state_of(a), state_of(b)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+        assert same, f"{name}: {value} and {second[name]}"
