@@ -28,6 +28,7 @@ from corpora.texts import Corpus, mapped_anew, split_documents
 from support.command import Parser, UserError, one_line, run
 
 DATA_FOLDER = Path("data")
+TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")
 
 TINYSHAKESPEARE = Download(
@@ -193,19 +194,21 @@ def batch_starts(
     return np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
 
 
-def noise_tokens(
-    dataset: ShiftedWindowDataset, batch_size: int, share: float, seed: int, step: int, rank: int = 0, ranks: int = 1
-) -> np.ndarray:
-    """Tokens to be read in place of the text's in this rank's part of the batch at `step` (B, T); -1: the text's own.
+def add_token_noise(
+    inputs: Tensor, tokens: np.ndarray, share: float, batch_size: int, seed: int, step: int, rank: int, ranks: int
+) -> Tensor:
+    """This rank's inputs (B, T) of the batch at `step`, with each token replaced with probability `share`.
 
-    Each place is replaced with probability `share`, by a token from anywhere in the text ("unigram noising", Xie et al.
-    2017, https://arxiv.org/abs/1703.02573). Sampled for the whole batch, so that it does not matter how that is cut.
+    The replacement comes from anywhere in the text's tokens ("unigram noising", Xie et al. 2017,
+    https://arxiv.org/abs/1703.02573). A text that differs in every epoch reduces overfitting. Sampled for the whole
+    batch, so that it does not matter how that is cut.
     """
     random = np.random.default_rng([seed, step, 1])
-    hit = random.random((batch_size, dataset.max_seq)) < share
-    noise = np.full(hit.shape, -1)
-    noise[hit] = mapped_anew(dataset.tokens)[random.integers(len(dataset.tokens), size=hit.sum())]
-    return np.split(noise, ranks)[rank]
+    replaced = random.random((batch_size, inputs.size(1))) < share
+    noise = np.zeros(replaced.shape, np.int64)
+    noise[replaced] = mapped_anew(tokens)[random.integers(len(tokens), size=replaced.sum())]
+    replaced, noise = (torch.from_numpy(np.split(array, ranks)[rank]) for array in (replaced, noise))
+    return torch.where(replaced, noise, inputs)
 
 
 def main() -> None:

@@ -8,154 +8,220 @@ examples:
 """
 
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
+from support.start import STARTED
 
 import contextlib
 import math
-import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from data_setup import batch_starts, consecutive_windows, noise_tokens
-from optimizers import set_learning_rates
+from corpora.bpe import BPETokenizer, Tokenizer
+from corpora.texts import Corpus, encode_split
+from data_setup import (
+    TOKEN_FOLDER,
+    ShiftedWindowDataset,
+    add_token_noise,
+    batch_starts,
+    consecutive_windows,
+    load_corpus,
+)
+from optimizers import averaged_model, make_optimizers, set_learning_rates
 from recipe import lr_factor, noise_share, parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
-from support.command import Interrupted, StopSignal, one_line
+from support.command import StopSignal, user_errors
 from support.command import run as run_command
-from support.device import keep_freed_memory, to_device
-from tiny_decoder import next_token_loss
-from training.distributed import joined
-from training.plan import plan_steps, seconds_of
-from training.report import announce, finish, interruption, log_metrics, overfitting_note, print_progress, print_step
-from training.run import Run, open_run
-from training.save import save_best, save_state, where_kept
+from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype, to_device, wants_compile
+from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
+from tokenizer import BOS, CharTokenizer
+from training.checks import minimum_memory
+from training.distributed import DistContext, joined
+from training.meter import Meter
+from training.plan import plan_steps
+from training.report import announce, finish, log_evaluation, print_step
+from training.run import Run
+from training.save import names_what_is_kept, save_best, save_state
+from training.start import Start, begin, find_start
+from training.state import RunPaths, open_files
 
-STARTED = time.perf_counter()
-EVAL_LOGITS = 2**26  # logits that one batch of an evaluation may have: 256 MiB in float32
+MAX_EVAL_LOGITS = 2**26  # in one batch of an evaluation: 256 MiB in float32
+
+
+def main() -> None:
+    """The command: build all that a run needs, then train."""
+    settings, given = parse_flags(description=__doc__)
+    keep_freed_memory()
+    with joined() as dist, open_files(settings.out, dist) as files:
+        start = find_start(settings, given, files, dist)  # nothing, a model to fine-tune, or a saved run to resume
+        run = build_run(start, files, dist)
+        begin(run, start)
+        announce(run)
+        network = torch.compile(run.model) if wants_compile(run.settings.compile, run.device) else run.model
+        network = dist.wrap(network, run.device)  # with several processes, their gradients are averaged
+        with StopSignal(shielded=dist.size > 1) as stop, names_what_is_kept(run), dist.faults_named():
+            train(run, network, stop)
+        finish(run, dist.stop_signal(stop))
+
+
+def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
+    """Corpus, tokenizer, dataset, model and optimizers of a run; a start that has a model and its tokenizer gives them.
+
+    Raises UserError if the settings ask for what the text or the machine does not have.
+    """
+    settings = start.settings
+    device = dist.pick_device(pick_device(settings.device))
+
+    # The text, as tokens. Among several processes, the first of each machine downloads and encodes it.
+    with dist.one_per_machine_first("corpus"):
+        corpus = load_corpus(settings.data)
+        tokenizer = start.tokenizer or make_tokenizer(settings.tokenizer, corpus)
+        train_tokens = encode_split(tokenizer, corpus.train, TOKEN_FOLDER)
+        val_tokens = encode_split(tokenizer, corpus.val, TOKEN_FOLDER)
+    with user_errors():
+        train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
+
+    # The network, and what updates it.
+    check_memory(minimum_memory(settings, tokenizer.vocab_size), device)
+    torch.manual_seed(settings.seed)
+    model = start.model
+    if model is None:
+        config = TinyGPTConfig(
+            vocab_size=tokenizer.vocab_size,
+            max_seq=settings.max_seq,
+            embed_dim=settings.embed_dim,
+            num_heads=settings.num_heads,
+            num_layers=settings.num_layers,
+            dropout=settings.dropout,
+            attention_dropout=settings.attention_dropout,
+            bias=settings.bias,
+            gelu=settings.gelu,
+            tie_embeddings=settings.tie_embeddings,
+        )
+        model = TinyGPT(config, settings.init)
+    model.to(device)
+    optimizers = make_optimizers(model, settings)
+    average = averaged_model(model, settings.ema_decay) if settings.ema_decay else None
+    return Run(
+        settings=settings,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        train_set=train_set,
+        val_tokens=val_tokens,
+        model=model,
+        optimizers=optimizers,
+        average=average,
+        device=device,
+        dtype=pick_dtype(settings.dtype, device),
+        state=start.state,
+        files=files,
+        dist=dist,
+    )
+
+
+def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
+    """The characters of the corpus's training part ("char"), or the BPE vocabulary in a file.
+
+    A text without a prompt begins after `<bos>` if the corpus is of several documents, else after a newline.
+    """
+    start = BOS if corpus.train.separated else None
+    if name == CharTokenizer.kind:
+        return CharTokenizer.from_blocks(corpus.train.blocks(), start)
+    return BPETokenizer.load(Path(name), start or "\n")
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
 
 
-def train(run: Run, stop: StopSignal) -> int:
-    """Train until the last step or a stop signal; evaluate and save every eval_every steps. Returns the signal, or 0.
+def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
+    """Train until the last step or a stop signal; evaluate and save every eval_every steps.
 
-    run.model holds the weights; run.network is the same model, compiled and shared among processes where that is asked
-    for; run.model_to_keep is what is evaluated and saved: the model, or the moving average of its weights.
+    run.model holds the weights; network is the same model, compiled and shared among processes where that is asked for.
     """
-    settings, state = run.settings, run.state
-    step_seconds = []  # until the plan is made
-    # with several processes, the first gradients fix the order in which later ones are summed
-    run.dist.settle_gradient_order(run.network, lambda: compute_gradients(run))
-    mark = time.perf_counter()
-    signum = stop_requested(run, stop)
-    with tqdm(total=settings.steps, initial=state.step, unit="step", disable=None, dynamic_ncols=True) as bar:
-        while state.step < min(settings.steps, settings.stop_at or settings.steps) and not signum:
-            if not state.planned and state.step >= settings.warmup:
-                mark += seconds_of(lambda: plan(run, step_seconds))
-                bar.total = settings.steps
-            began = time.perf_counter()
-            loss = train_step(run)
-            if not state.planned:
-                step_seconds.append(time.perf_counter() - began)
-            state.loss_sum, state.loss_steps = state.loss_sum + loss, state.loss_steps + 1
-            bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            print_progress(run, loss)
+    settings, state, dist = run.settings, run.state, run.dist
+    if dist.size > 1:  # the first gradients fix the order in which all later ones are summed, so these are dropped
+        compute_gradients(run, network)
+        network.zero_grad(set_to_none=True)
+    stopped = dist.stop_signal(stop)
+    with Meter(run) as meter:
+        while state.step < run.last_step and not stopped:
+            if not state.planned and state.step >= settings.warmup:  # the warm-up has shown how long a step takes
+                with meter.paused():
+                    began = time.perf_counter()
+                    if settings.minutes:
+                        evaluate(run)
+                        sample_text(run)
+                    now = time.perf_counter()
+                    plan_steps(run, meter.step_seconds, evaluation_seconds=now - began, elapsed=now - STARTED)
+            loss = train_step(run, network)
+            meter.count(loss)
             if state.step % settings.eval_every == 0 or state.step == settings.steps:
-                count_seconds(run, mark)
-                val_loss = evaluate(run)
-                better = note_best(run, val_loss)
-                line = log_metrics(run, val_loss)
-                if better:
-                    save_best(run)
-                note = overfitting_note(run, val_loss)
-                state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
-                save_state(run)
-                print_step(run, line, better, sample_text(run), note)
-                mark = time.perf_counter()
+                with meter.paused():
+                    report = log_evaluation(run, evaluate(run))
+                    if report.better:
+                        save_best(run)
+                    save_state(run)
+                    print_step(run, report, sample_text(run))
                 if settings.patience and state.stale >= settings.patience:
                     break
-            signum = stop_requested(run, stop)
+            stopped = dist.stop_signal(stop)
     if run.saved_step < state.step or not run.saved_in:
-        count_seconds(run, mark)
         save_state(run)
-    return signum
 
 
-def train_step(run: Run) -> float:
-    """One update of the weights; returns the whole batch's mean loss in nats per token.
+def train_step(run: Run, network: nn.Module) -> float:
+    """One update of the weights; returns the mean loss of the whole batch in nats per token.
 
     Raises FloatingPointError, before anything is changed, if the loss or the gradient is not finite.
     """
     settings, state = run.settings, run.state
-    loss = compute_gradients(run)
-    norm = float(nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip))
-    factor = lr_factor(state.step, settings)  # of the peak learning rates
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        muon = " and --muon-lr" if len(run.optimizers) > 1 else ""
-        raise FloatingPointError(
-            f"step {state.step}: the loss is {loss}, the gradient's norm {norm}; nothing was updated. "
-            f"Try a smaller --lr (now {settings.lr * factor:.4g}, at its peak {settings.lr:g}){muon} or --dtype float32"
-        )
-    set_learning_rates(run.optimizers, factor)
+    loss = compute_gradients(run, network)
+    # A rare batch has a gradient many times the usual. It is scaled down, or this step could undo many others
+    # (Pascanu et al. 2013, https://arxiv.org/abs/1211.5063).
+    norm = nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip).item()
+    if not math.isfinite(loss + norm):
+        state_of_step = f"step {state.step}: the loss is {loss}, the gradient's norm {norm}; nothing was updated"
+        raise FloatingPointError(f"{state_of_step}. Try a smaller --lr (now {settings.lr:g}) or --dtype float32")
+    set_learning_rates(run.optimizers, lr_factor(state.step, settings))
     for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    state.step += 1
     if run.average:
         run.average.update_parameters(run.model)
+    state.step += 1
     return loss
 
 
-def compute_gradients(run: Run) -> float:
+def compute_gradients(run: Run, network: nn.Module) -> float:
     """Leave the mean gradient of the whole batch in the weights' `.grad`; returns its mean loss in nats per token.
 
-    All that is random depends on seed, step, rank and the number of ranks alone, so a resumed run samples the same.
+    All that is random depends only on seed, step and process, so a resumed run samples the same.
     """
     settings, dist, step = run.settings, run.dist, run.state.step
-    place = (settings.seed, step, dist.rank, dist.size)
-    starts = batch_starts(run.train_set, settings.batch_size, *place, settings.windows)
-    noise = noise_tokens(run.train_set, settings.batch_size, noise_share(step, settings), *place)
-    torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)
-    run.network.train()
+    random = (settings.seed, step, dist.rank, dist.size)
+    # batch
+    starts = batch_starts(run.train_set, settings.batch_size, *random, settings.windows)
+    inputs, targets = run.train_set.batch(starts)  # (B, T) both
+    if settings.token_noise:
+        share = noise_share(step, settings)
+        inputs = add_token_noise(inputs, run.train_set.tokens, share, settings.batch_size, *random)
+    torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # of dropout
+    network.train()
     total, parts = 0.0, settings.grad_accum
-    for number in range(parts):
-        # batch
-        inputs, targets = run.train_set.batch(np.split(starts, parts)[number])  # (B, T) both
-        replaced = torch.from_numpy(np.split(noise, parts)[number])
-        inputs = torch.where(replaced < 0, inputs, replaced)
-        inputs, targets = to_device(inputs, run.device), to_device(targets, run.device)
-        with dist.sends_gradients(run.network, wanted=number == parts - 1):
+    for part, (x, y) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True), start=1):
+        x, y = to_device(x, run.device), to_device(y, run.device)
+        # with several processes, the last part's backward averages their gradients
+        with network.no_sync() if dist.size > 1 and part < parts else contextlib.nullcontext():
             # forward
             with run.autocast():
-                logits = run.network(inputs)
-            loss = next_token_loss(logits, targets) / parts
+                logits = network(x)
+            loss = next_token_loss(logits, y) / parts
             # backward
             loss.backward()
-        total += loss.item()
-    return float(dist.sum(total)) / dist.size  # not finite on one rank, not finite on all: they stop together
-
-
-def stop_requested(run: Run, stop: StopSignal) -> int:
-    """The signal that ends the run, on whichever rank it came, or 0; all ranks agree on it."""
-    return run.dist.largest(signal.SIGTERM if run.dist.abandoned else stop.signum)
-
-
-def plan(run: Run, step_seconds: list[float]) -> None:
-    """Fix the number of steps, if --minutes leaves it open, and say how long the run will take."""
-    elapsed = time.perf_counter() - STARTED
-    plan_steps(run, step_seconds, elapsed, lambda: compute_gradients(run), lambda: (evaluate(run), sample_text(run)))
-
-
-def count_seconds(run: Run, mark: float) -> None:
-    """Add the time since `mark` to the seconds of training."""
-    seconds = time.perf_counter() - mark
-    run.state.train_seconds += seconds
-    run.state.seconds_sum += seconds
+        total += loss.detach()
+    return float(dist.sum(total.item())) / dist.size  # not finite for one, not finite for all: they stop together
 
 
 # --- At an evaluation ------------------------------------------------------------------------------------------------
@@ -169,32 +235,20 @@ def evaluate(run: Run) -> float:
     """
     settings, dist = run.settings, run.dist
     model = run.model_to_keep.eval()
-    batch_tokens = min(2**14, EVAL_LOGITS // run.tokenizer.vocab_size)
+    batch_tokens = min(2**14, MAX_EVAL_LOGITS // run.tokenizer.vocab_size)
     losses, count = [], 0
     batches = consecutive_windows(run.val_tokens, settings.max_seq, batch_tokens, settings.eval_tokens)
     for number, (inputs, targets) in enumerate(batches):
         losses.append(0.0)
         count += targets.numel()
-        if number % dist.size == dist.rank:
+        if number % dist.size == dist.rank:  # with several processes, each takes every size-th batch
             with run.autocast():
                 logits = model(to_device(inputs, run.device))
             losses[-1] = next_token_loss(logits, to_device(targets, run.device)).item() * targets.numel()
-    val_loss = sum(dist.sum(np.array(losses)).tolist()) / count  # in the same order, however many ranks there are
+    val_loss = sum(dist.sum(np.array(losses)).tolist()) / count  # in the same order, however many processes there are
     if not math.isfinite(val_loss):
-        raise FloatingPointError(
-            f"step {run.state.step}: the validation loss is {val_loss}. Try a smaller --lr (peak {settings.lr:g})"
-        )
+        raise FloatingPointError(f"step {run.state.step}: the validation loss is {val_loss}. Try a smaller --lr")
     return val_loss
-
-
-def note_best(run: Run, val_loss: float) -> bool:
-    """Whether this is the lowest validation loss so far; if so, remember it."""
-    better = val_loss < run.state.best_loss
-    run.state.stale = 0 if better else run.state.stale + 1
-    if better:
-        run.state.best_loss, run.state.best_step = val_loss, run.state.step
-        run.state.overfitting_noted = False
-    return better
 
 
 def sample_text(run: Run, length: int = 120, seed: int = 0) -> str:
@@ -202,31 +256,6 @@ def sample_text(run: Run, length: int = 120, seed: int = 0) -> str:
     window = SlidingWindow(run.model_to_keep, [[run.tokenizer.start_id]])
     steps = generate(window, length, row_generators(seed, 1), Sampling(temperature=0.8), run.tokenizer.special_ids)
     return run.tokenizer.decode([token for (token,) in steps])
-
-
-# --- The command -----------------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """The command."""
-    settings, given = parse_flags(description=__doc__)
-    with contextlib.ExitStack() as held:
-        dist = held.enter_context(joined())
-        keep_freed_memory()
-        run = open_run(settings, given, held, dist)
-        announce(run)
-        try:
-            with StopSignal(shielded=dist.size > 1) as stop, dist.faults_named():
-                signum = train(run, stop)
-        except KeyboardInterrupt:
-            raise Interrupted(signal.SIGINT, where_kept(run)) from None
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error}; {where_kept(run)}") from None
-        except OSError as error:
-            raise OSError(f"{one_line(error)}; {where_kept(run)}") from None
-        if signum and run.state.step < run.settings.steps:
-            raise interruption(run, stop.signum != 0, signum)
-        finish(run)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ import math
 import os
 
 from formats.checkpoint import LIMITS, USUAL_PATH
-from support.command import Parser, UserError, flag_of, given_flags, number, text, whole
+from support.command import Parser, UserError, flag_of, given_flags, number, one_of, text, whole
 from support.device import pick_device, pick_dtype, product_rate
 
 AUTO = "auto"
-MOST_STEPS = 10**9
+MAX_STEPS = 10**9
 DEFAULT_MINUTES = 5.0  # that a run plans which asks for neither a preset nor a number of steps
-ENOUGH = 120.0  # TFLOP of matrix products within the minutes of a run, from which on `small` learns more than `mini`
+MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
+# TFLOP of matrix products within the minutes of a run, from which on `small` learns more than `mini`.
+ENOUGH_PRODUCTS = 120.0
 
 # What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
 # which it uses on CPUs. It takes the validation loss from random windows; here it is that of the whole split.
@@ -36,10 +38,18 @@ PRESETS = {
 
 # --- Flags -------------------------------------------------------------------------------------------------------
 
-COUNT = whole(1, MOST_STEPS)
+COUNT = whole(1, MAX_STEPS)
 SHARE = number(low=0, below=1)
 RATE = number(above=0, high=100)
 YES_NO = argparse.BooleanOptionalAction
+
+
+class PresetAction(argparse.Action):
+    """Makes the preset's values the defaults, so that --help after it shows them."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        namespace.preset = value
+        parser.set_defaults(**PRESETS.get(value, {}))
 
 
 def add_file_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,14 +71,20 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     add("--dropout", type=SHARE, default=0.0, help="probability of zeroing an activation while training")
     add("--attention-dropout", type=SHARE, default=0.0, help="the same for attention weights")
     add("--bias", action=YES_NO, default=True, help="biases in linear layers and norms")
-    add("--gelu", choices=("exact", "tanh"), default="exact", help="tanh is GPT-2's approximation")
+    add("--gelu", type=one_of("exact", "tanh"), default="exact", help="tanh is GPT-2's approximation")
     add("--tie-embeddings", action=YES_NO, default=False, help="share the token embedding with the head")
-    add("--init", choices=("normal", "sinusoid"), default="normal", help="GPT-2's first weights, or Xavier's and sines")
+    add(
+        "--init",
+        type=one_of("normal", "sinusoid"),
+        default="normal",
+        help="GPT-2's first weights, or Xavier's and sines",
+    )
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="recipe; auto: base on NVIDIA, small, or mini if slow")
+    recipes = "recipe; auto: base on NVIDIA GPUs, small, or mini if slow"
+    add("--preset", type=one_of(AUTO, *PRESETS), default=AUTO, action=PresetAction, help=recipes)
     add("--steps", type=COUNT, default=1200, help="optimizer steps in all; the schedule ends there")
     planned = f"plan as many steps as fit (default: {DEFAULT_MINUTES:g} without --preset, --steps, --resume)"
     add("--minutes", type=number(above=0, high=1e6), help=planned)
@@ -76,7 +92,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=whole(1, 2**20), default=16, help="windows per optimizer step")
     add("--grad-accum", type=whole(1, 2**20), default=1, help="parts to split each batch into, to save memory")
     order = "epochs: all windows side by side, once an epoch, shuffled; random: each begins anywhere"
-    add("--windows", choices=("epochs", "random"), default="epochs", help=order)
+    add("--windows", type=one_of("epochs", "random"), default="epochs", help=order)
     noise = "probability of reading a random token instead; falls with the learning rate (default with --init-from: 0)"
     add("--token-noise", type=SHARE, default=0.0, help=noise)
     add("--eval-every", type=COUNT, default=120, help="steps between evaluations")
@@ -88,14 +104,14 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimizer").add_argument
-    add("--optimizer", choices=("muon", "adamw"), default="muon", help="muon for blocks' matrices, AdamW for the rest")
+    add("--optimizer", type=one_of("muon", "adamw"), default="muon", help="muon is for blocks only, AdamW for the rest")
     add("--lr", type=RATE, default=6e-3, help="AdamW's peak learning rate")
     add("--muon-lr", type=RATE, default=0.02, help="Muon's peak learning rate")
     add("--muon-momentum", type=SHARE, default=0.9, help="Muon's momentum")
     add("--weight-decay", type=number(low=0, high=100), default=0.1, help="of matrices; with muon the blocks' only")
     add("--grad-clip", type=number(above=0), default=1.0, help="largest gradient norm; larger ones are scaled down")
-    add("--warmup", type=whole(0, MOST_STEPS), default=24, help="steps at the start, in which the learning rate rises")
-    add("--schedule", choices=("linear", "cosine"), default="linear", help="how the rate falls: to 0, or to a tenth")
+    add("--warmup", type=whole(0, MAX_STEPS), default=24, help="steps at the start, in which the learning rate rises")
+    add("--schedule", type=one_of("linear", "cosine"), default="linear", help="how the rate falls: to 0, or to a tenth")
     add("--cooldown", type=number(0, 1), default=1.0, help="the learning rate falls in this last share of the steps")
     add("--ema-decay", type=SHARE, default=0.0, help="validate and keep a moving average of the weights (0: none)")
 
@@ -111,19 +127,18 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", type=text, default=AUTO, help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
-    add("--dtype", choices=(AUTO, "float32", "bfloat16"), default=AUTO, help="of matrix products; auto: the fast one")
+    add("--dtype", type=one_of(AUTO, "float32", "bfloat16"), default=AUTO, help="of matrix products; auto: the faster")
     add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 
 FLAGS = (add_file_flags, add_training_flags, add_optimizer_flags, add_network_flags, add_lora_flags, add_machine_flags)
 
 
-def make_parser(preset: str, description: str = "") -> Parser:
-    """The parser of main.py with the defaults of a preset."""
+def make_parser(description: str = "") -> Parser:
+    """The parser of main.py."""
     parser = Parser(description)
     for add_flags in FLAGS:
         add_flags(parser)
-    parser.set_defaults(**PRESETS.get(preset, {}))
     return parser
 
 
@@ -132,23 +147,29 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
 
     Raises UserError that names the flag if a value is out of bounds or does not go with the others.
     """
-    early = Parser("", add_help=False)
-    early.add_argument("--preset", default=AUTO)  # first, because --help shows the preset's values
-    preset = early.parse_known_args(arguments)[0].preset
-    given = given_flags(make_parser(preset, description), arguments)
+    parser = make_parser(description)
+    given = given_flags(parser, arguments)
+    preset = given.get("preset", AUTO)
     if preset == AUTO:
         preset = usual_preset(given)
-    settings = make_parser(preset).parse_args(arguments)
+    parser.set_defaults(**PRESETS[preset])
+    settings = argparse.Namespace(**vars(parser.parse_args([])) | given | {"preset": preset})
     if settings.minutes:
         if "steps" in given:
             raise UserError("--minutes and --steps exclude each other")
-        settings.steps = MOST_STEPS  # until the warm-up has shown how many fit: see training/plan.py
-    elif settings.preset == AUTO and not given.keys() & {"steps", "resume"}:
-        settings.minutes = DEFAULT_MINUTES
-    settings.preset = preset
+        settings.steps = MAX_STEPS  # until the warm-up has shown how many fit: see training/plan.py
+    elif given.get("preset", AUTO) == AUTO and not given.keys() & {"steps", "resume"}:
+        settings.minutes = DEFAULT_MINUTES  # and no more steps than the preset's
     if not settings.resume:  # then the saved ones count
         check_together(settings)
     return settings, set(given)
+
+
+def preset_settings(preset: str) -> argparse.Namespace:
+    """The settings of `--preset PRESET` and no other flag."""
+    parser = make_parser()
+    parser.set_defaults(**PRESETS[preset])
+    return parser.parse_args([])
 
 
 def usual_preset(given: dict) -> str:
@@ -162,7 +183,8 @@ def usual_preset(given: dict) -> str:
     if device.type != "cpu" or chosen or "RANK" in os.environ:
         return "base" if device.type == "cuda" else "small"
     seconds = 60 * given.get("minutes", DEFAULT_MINUTES)
-    return "small" if seconds * product_rate(device, pick_dtype(given.get("dtype", AUTO), device)) > ENOUGH else "mini"
+    rate = product_rate(device, pick_dtype(given.get("dtype", AUTO), device))
+    return "small" if seconds * rate > ENOUGH_PRODUCTS else "mini"
 
 
 def check_together(settings: argparse.Namespace) -> None:
@@ -171,11 +193,13 @@ def check_together(settings: argparse.Namespace) -> None:
         raise UserError(f"--embed-dim {settings.embed_dim} must be divisible by --num-heads {settings.num_heads}")
     if settings.batch_size % settings.grad_accum:
         raise UserError(f"--batch-size {settings.batch_size} must be divisible by --grad-accum {settings.grad_accum}")
+    if settings.minutes and settings.warmup < MIN_WARMUP:
+        raise UserError(f"--minutes needs a --warmup of {MIN_WARMUP} steps or more, which show how long a step takes")
     if settings.lora_rank and not settings.init_from:
         raise UserError("--lora-rank needs --init-from: adapters change a model that is there")
     if not settings.lora_rank:
         for name in ("lora_alpha", "lora_dropout", "lora_targets"):
-            if getattr(settings, name) != make_parser(AUTO).get_default(name):
+            if getattr(settings, name) != make_parser().get_default(name):
                 raise UserError(f"{flag_of(name)} needs --lora-rank")
 
 

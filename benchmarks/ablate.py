@@ -4,14 +4,14 @@ import statistics
 
 from benchmarks.tools import SEEDS, print_table, spread, train_once
 from benchmarks.train import seconds_per_step
-from recipe import make_parser
+from recipe import preset_settings
 
 COSTLY = ("--dtype", "--optimizer", "--batch-size")  # flags that change what a step costs
 VARIANTS = {
     "the recipe": (),
     "float32": ("--dtype", "float32"),
     "AdamW for all, learning rate 0.0017": ("--optimizer", "adamw", "--lr", 0.0017),
-    "twice the batch": ("--batch-size", 2 * make_parser("tiny").get_default("batch_size")),
+    "twice the batch": ("--batch-size", 2 * preset_settings("tiny").batch_size),
     "cosine to a tenth": ("--schedule", "cosine"),
     "no warm-up": ("--warmup", 0),
     "no weight decay": ("--weight-decay", 0),
@@ -31,7 +31,7 @@ def bench_ablate() -> None:
             flags = ("--seed", 0, "--eval-every", 20, "--stop-at", 100, *VARIANTS[choice])
             seconds.append(seconds_per_step(train_once("--preset", "tiny", *flags)))
     cost = {choice: statistics.median(seconds) for choice, seconds in pilots.items()}
-    total = make_parser("tiny").get_default("steps") * cost["the recipe"]
+    total = preset_settings("tiny").steps * cost["the recipe"]
     budget = {choice: round(total / cost.get(choice, cost["the recipe"])) for choice in VARIANTS}
     for seed in SEEDS:
         for choice, flags in VARIANTS.items():

@@ -17,11 +17,17 @@ from pathlib import Path
 import torch
 
 from support.device import describe_device
-from training.plan import seconds_of
 from training.state import RunPaths
 
 SEEDS = (1, 2, 3)
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of what the system tells of a process's memory
+
+
+def seconds_of(task: Callable[[], object]) -> float:
+    """Wall-clock seconds that a call takes."""
+    started = time.perf_counter()
+    task()
+    return time.perf_counter() - started
 
 
 def machine() -> str:

@@ -5,7 +5,7 @@ import math
 import torch
 
 from benchmarks.tools import SEEDS, print_table, spread, train_once
-from recipe import make_parser
+from recipe import preset_settings
 from support.device import product_rate
 
 NANOGPT_BEST = 1.4697  # the validation loss that nanoGPT's README gives for its large recipe
@@ -79,7 +79,7 @@ def throughput(preset: str, lines: list[dict]) -> tuple[float, float]:
 
     6 operations a weight (2 forward, 4 backward), and 6 T C a layer for causal attention; embeddings and head left out.
     """
-    settings = make_parser(preset).parse_args([])
+    settings = preset_settings(preset)
     tokens = settings.batch_size * settings.max_seq / seconds_per_step(lines)
     operations = 6 * settings.num_layers * settings.embed_dim * (12 * settings.embed_dim + settings.max_seq)
     return tokens, tokens * operations / 1e12

@@ -143,6 +143,18 @@ def text(value: str) -> str:
     return value
 
 
+def one_of(*names: str) -> Callable[[str], str]:
+    """A flag type: one of these names."""
+
+    def parse(value: str) -> str:
+        if value not in names:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, not {value[:40]!r}")
+        return value
+
+    parse.metavar = "|".join(names)
+    return parse
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A flag type: a whole number from low to high."""
     return bounded(int, "a whole number", "N", low, high)

@@ -2,7 +2,9 @@
 
 import ctypes
 import functools
+import importlib.util
 import os
+import shutil
 import sys
 import timeit
 
@@ -56,6 +58,14 @@ def product_rate(device: torch.device | str, dtype: torch.dtype, rows: int = 409
     x, weight = (torch.ones(n, 384, device=device, dtype=dtype) for n in (rows, 1536))
     product = lambda: torch.nn.functional.linear(x, weight)[0, 0].item()  # noqa: E731  item waits for a GPU
     return 2 * rows * 384 * 1536 / min(timeit.repeat(product, number=1, repeat=5)) / 1e12
+
+
+def wants_compile(choice: bool | None, device: torch.device) -> bool:
+    """Whether to call torch.compile: what --compile says, else on NVIDIA GPUs if Triton and a C compiler are there."""
+    if choice is not None:
+        return choice
+    tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return device.type == "cuda" and bool(tools)
 
 
 def keep_freed_memory() -> None:

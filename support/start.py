@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+STARTED = time.perf_counter()
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

@@ -29,7 +29,6 @@ def away_from_home(tmp_path_factory):
 def fast_machine(monkeypatch):
     """What a command does in this process does not depend on the machine's speed."""
     monkeypatch.setattr("recipe.product_rate", lambda *_: 1e9)
-    monkeypatch.setattr("support.device.bfloat16_is_faster", lambda: True)
 
 
 @pytest.fixture(autouse=True)

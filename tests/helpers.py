@@ -5,7 +5,13 @@ from pathlib import Path
 import torch
 
 from formats.checkpoint import TRAINING, read_checkpoint
+from main import build_run
+from recipe import parse_flags
 from tiny_decoder import TinyGPT, TinyGPTConfig
+from training.distributed import ALONE
+from training.run import Run
+from training.start import begin, find_start
+from training.state import RunPaths
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--batch-size", "4"]
@@ -35,6 +41,16 @@ def shaken_model(seed: int = 0, scale: float = 0.3, **changes) -> TinyGPT:
     """A shaken model of `tiny_config(**changes)`, for evaluation."""
     torch.manual_seed(seed)
     return shaken(TinyGPT(tiny_config(**changes)), scale).eval()
+
+
+def new_run(*flags: object) -> Run:
+    """The run that `main.py FLAGS` would begin or resume, before its first step."""
+    settings, given = parse_flags(list(map(str, flags)))
+    files = RunPaths(Path(settings.out))
+    start = find_start(settings, given, files, ALONE)
+    run = build_run(start, files, ALONE)
+    begin(run, start)
+    return run
 
 
 def assert_one_error_line(errors: str, *words: str) -> None:

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from recipe import AUTO, PRESETS, check_together, make_parser
+from recipe import PRESETS, check_together, make_parser
 from support.command import UserError, flag_of
 from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
@@ -30,23 +30,21 @@ def refuse_unused(settings: Namespace, given: set[str]) -> None:
 
 
 def saved_settings(saved: dict) -> Namespace:
-    """Settings that a file has kept, through the parser again, so that they meet the same bounds.
+    """Settings that a file has kept, checked: argparse reads defaults that are text by the types of their flags.
 
-    Raises UserError if one is missing, unknown or out of bounds.
+    Raises UserError if one is missing, unknown, of another kind or out of bounds.
     """
-    parser = make_parser(AUTO)
-    names = {action.dest for action in parser._actions} - {"help"}
-    if strange := names ^ saved.keys():
+    parser = make_parser()
+    defaults = vars(parser.parse_args([]))
+    if strange := defaults.keys() ^ saved.keys():
         raise UserError(f"{', '.join(sorted(strange))[:80]} missing or unknown: another version of TinyGPT saved it")
-    line = []
     for name, value in saved.items():
-        if isinstance(value, bool) and (value or name not in ("resume", "tensorboard")):
-            line.append(flag_of(name) if value else flag_of(f"no_{name}"))
-        elif isinstance(value, int | float | str) and not isinstance(value, bool):
-            line.append(f"{flag_of(name)}={value}")
-        elif value is not parser.get_default(name):  # None, or False of a flag that has no opposite
+        yes_no = name == "compile" or isinstance(defaults[name], bool)
+        fitting = isinstance(value, bool) if yes_no else isinstance(value, int | float | str)
+        if not fitting and not (value is None and defaults[name] is None):
             raise UserError(f"{flag_of(name)} is neither a number nor text")
-    settings = parser.parse_args(line)
+        parser.set_defaults(**{name: value if yes_no or value is None else str(value)})
+    settings = parser.parse_args([])
     check_together(settings)
     return settings
 
@@ -55,7 +53,7 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
     """The settings saved in `path`, changed by those given; UserError that names a flag that contradicts them."""
     for name in sorted(given - ADJUSTABLE):
         value, kept = getattr(settings, name), getattr(saved, name)
-        if value not in (kept, AUTO):
+        if value not in (kept, "auto"):
             advice = "leave the flag out, or start a new run with another --out"
             raise UserError(f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): {advice}")
     resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed
@@ -98,7 +96,7 @@ def check_split(settings: Namespace, dist: DistContext) -> None:
     dist.require_same("recipe", repr(settings))
 
 
-def least_memory(settings: Namespace, vocab_size: int) -> int:
+def minimum_memory(settings: Namespace, vocab_size: int) -> int:
     """A lower bound on the bytes that training holds at once, for refusing what cannot fit.
 
     Weights, gradients and one optimizer state; the mask; and what a forward pass keeps for the backward pass: per token

@@ -20,7 +20,7 @@ import traceback
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from support.command import Interrupted, UserError, one_line, out_of_memory
+from support.command import Interrupted, StopSignal, UserError, one_line, out_of_memory
 
 # How long a rank waits for the others' part of a sum before it takes them for lost, …
 SILENCE = timedelta(seconds=50)
@@ -141,19 +141,9 @@ class DistContext:
                 gradient_as_bucket_view=True,  # the gradients live in the buffers that are sent: no copies
             )
 
-    def sends_gradients(self, network: nn.Module, wanted: bool) -> contextlib.AbstractContextManager:
-        """Within it, a pass through a wrapped network averages the gradients, or else only adds to this rank's own."""
-        return contextlib.nullcontext() if wanted or self.size == 1 else network.no_sync()
-
-    def settle_gradient_order(self, network: nn.Module, backward: Callable[[], object]) -> None:
-        """Run one backward pass and drop its gradients, if there are several ranks.
-
-        The first backward decides in which order gradients travel, and with it in which order three and more ranks are
-        summed. With it out of the way, the first step after a resume rounds like every other.
-        """
-        if self.size > 1:
-            backward()
-            network.zero_grad(set_to_none=True)
+    def stop_signal(self, stop: StopSignal) -> int:
+        """The signal that ends the run, on whichever process it came, or 0; all processes agree on it."""
+        return self.largest(signal.SIGTERM if self.abandoned else stop.signum)
 
     @contextlib.contextmanager
     def faults_named(self) -> Iterator[None]:

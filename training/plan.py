@@ -5,66 +5,44 @@ Until then the schedule does not depend on the number of steps, so `--steps N` w
 
 import math
 import statistics
-import time
-from collections.abc import Callable
 
-from recipe import make_parser
+from recipe import preset_settings
 from training.run import Run
 
-FEWEST = 4  # steps whose time is known before their median is trusted
-LONG = 30.0  # seconds from which on a run's length is announced
+MIN_ANNOUNCED = 30.0  # seconds from which on a run's length is announced
 
 
-Task = Callable[[], object]
+def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, elapsed: float) -> None:
+    """Fix the number of steps, and how often to evaluate, and print both; without --minutes, only print the length.
 
-
-def plan_steps(run: Run, step_seconds: list[float], elapsed: float, dry_step: Task, evaluation: Task) -> None:
-    """Fix the number of steps, and how often to evaluate, from the steps so far and one timed evaluation.
-
-    step_seconds: what the steps of the warm-up took; elapsed: seconds since the command began. dry_step computes
-    gradients that are dropped; evaluation is what happens at one. Without --minutes only the length is announced.
+    step_seconds: what each step so far took; evaluation_seconds: what one evaluation with its sample takes; elapsed:
+    seconds since the command began.
     """
     settings, state = run.settings, run.state
-    while settings.minutes and len(step_seconds) < FEWEST:
-        step_seconds.append(seconds_of(dry_step))
-        run.network.zero_grad(set_to_none=True)
-    seconds = statistics.median(step_seconds[len(step_seconds) // 2 :]) if step_seconds else 0.0
-    rate = settings.batch_size * settings.max_seq / seconds if seconds else math.inf
     state.planned = True
+    # the second half, because the first steps also load code; a run that was resumed just now has only its average
+    seconds = statistics.median(step_seconds[len(step_seconds) // 2 :] or [state.train_seconds / max(1, state.step)])
+    rate = settings.batch_size * settings.max_seq / seconds if seconds else math.inf
     if not settings.minutes:
         left = seconds * (settings.steps - state.step)
-        if left > LONG:
+        if left > MIN_ANNOUNCED:
             print(f"time     {rate:,.0f} tokens/s: {in_minutes(left)}, evaluations not counted")
         return
-    preset = make_parser(settings.preset)
-    steps, every = preset.get_default("steps"), preset.get_default("eval_every")
-    evaluations = math.ceil(steps / every)
-    overhead = elapsed + evaluations * seconds_of(evaluation)
+    preset = preset_settings(settings.preset)
+    evaluations = math.ceil(preset.steps / preset.eval_every)
+    overhead = elapsed + evaluations * evaluation_seconds
     fitting = two_digits(state.step + int(max(0, 60 * settings.minutes - overhead) / seconds))
-    fitting = run.dist.largest(min(settings.steps, max(fitting, state.step + 1)) if run.dist.first else 0)  # rank 0's
-    if settings.eval_every == every:
+    fitting = min(settings.steps, max(fitting, state.step + 1))
+    fitting = run.dist.largest(fitting if run.dist.first else 0)  # the first process's number
+    if settings.eval_every == preset.eval_every:
         settings.eval_every = max(1, round(fitting / evaluations))
-
-    def length(steps: int) -> str:
-        return in_minutes(overhead + seconds * (steps - state.step))
-
-    if fitting == settings.steps:
-        print(f"time     {rate:,.0f} tokens/s: all {fitting:,} steps take {length(fitting)}")
-    else:
-        of_all = f" of the {steps:,} steps of {settings.preset}" if fitting < steps else " steps"
-        more = f", --preset {settings.preset} takes {length(steps)}" if fitting < steps else ""
-        again = (
-            f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every} repeats this run{more}"
-        )
-        print(f"time     {rate:,.0f} tokens/s: {fitting:,}{of_all} fit into {settings.minutes:g} minutes ({again})")
+    length = in_minutes(overhead + seconds * (fitting - state.step))
+    plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}"
+    if fitting < settings.steps:
+        repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
+        plan += f", as many as fit into {settings.minutes:g} minutes ({repeat} repeats this run)"
+    print(plan)
     settings.steps = fitting
-
-
-def seconds_of(task: Task) -> float:
-    """Wall-clock seconds that a call takes."""
-    started = time.perf_counter()
-    task()
-    return time.perf_counter() - started
 
 
 def two_digits(number: int) -> int:

@@ -4,22 +4,19 @@ import json
 import math
 import os
 import shlex
-import signal
-import sys
-import time
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from recipe import lr_factor
-from support.command import Interrupted, optional_package
-from support.device import describe_device
+from support.command import Interrupted
+from support.device import describe_device, wants_compile
 from tokenizer import CharTokenizer
 from training.run import Run
 from training.save import next_command, where_kept
 
 # How far above its best the validation loss may rise, in nats per token, before a note says so.
 OVERFITTING = 0.02
-PROGRESS = 30.0  # seconds
 
 
 def counted(number: int, thing: str) -> str:
@@ -34,13 +31,14 @@ def announce(run: Run) -> None:
     length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:
         length = f"steps of {batch}, as many as fit into {settings.minutes:g} minutes"
+    compiled = ", compiled" if wants_compile(settings.compile, run.device) else ""
     print(
         f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate\n"
         f"model    {run.model.num_parameters():,} parameters: {counted(settings.num_layers, 'layer')} x "
         f"{settings.embed_dim}, {counted(settings.num_heads, 'head')}, window {settings.max_seq}, "
         f"{run.tokenizer.vocab_size} tokens in the vocabulary\n"
         f"recipe   {settings.preset}: {length}\n"
-        f"machine  {describe_device(run.device)}, {settings.dtype}{', compiled' if run.compiled else ''}"
+        f"machine  {describe_device(run.device)}, {settings.dtype}{compiled}"
     )
     if run.dist.size > 1:
         share = settings.batch_size // run.dist.size
@@ -49,23 +47,40 @@ def announce(run: Run) -> None:
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
     if corpus.floor:
-        print(f"floor    {corpus.floor:.4f} nats per character: no honest model validates below it")
+        print(f"floor    {corpus.floor:.4f} nats per character: no model goes below it unless it has seen the answers")
     if run.state.step:
         print(f"resuming at step {run.state.step}")
 
 
-def print_progress(run: Run, loss: float) -> None:
-    """A line every PROGRESS seconds where no progress bar is shown: into a pipe or file."""
-    if not sys.stderr.isatty() and time.monotonic() - run.last_line > PROGRESS:
-        run.last_line = time.monotonic()
-        print(f"step {run.state.step:5d} of {run.settings.steps:,} | loss {loss:.3f}", file=sys.stderr)
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found."""
+
+    line: dict[str, float]  # of NAME.metrics.jsonl
+    better: bool  # whether the validation loss is the lowest so far
+    note: str  # about overfitting, mostly empty
 
 
-def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
-    """What `NAME.metrics.jsonl` says about the step; rank 0 appends it, on the disk before it is printed.
+def log_evaluation(run: Run, val_loss: float) -> Report:
+    """Compare the loss with the best so far and append a line to `NAME.metrics.jsonl`; the mean of the training losses
+    begins anew."""
+    state = run.state
+    better = state.note_best(val_loss)
+    line = metrics_line(run, val_loss)
+    if run.dist.first:
+        with open(run.files.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it is printed
+        if run.settings.tensorboard:
+            log_tensorboard(run, line)
+    state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
+    return Report(line, better, overfitting_note(run, val_loss))
 
-    Where tokens are not characters, it has the loss in units that do not depend on the tokenizer too.
-    """
+
+def metrics_line(run: Run, val_loss: float) -> dict[str, float]:
+    """What `NAME.metrics.jsonl` says about the step. Where tokens are not characters, it has the loss in units that do
+    not depend on the tokenizer too."""
     settings, state = run.settings, run.state
     tokens = settings.batch_size * settings.max_seq
     line = {
@@ -81,14 +96,17 @@ def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
         nats = val_loss * (len(run.val_tokens) - 1)
         line["val_nats_per_character"] = nats / len(run.corpus.val)
         line["val_bits_per_byte"] = nats / math.log(2) / run.val_bytes
-    if run.dist.first:
-        with open(run.paths.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if settings.tensorboard:
-            log_tensorboard(run, line)
     return line
+
+
+def log_tensorboard(run: Run, line: dict[str, float]) -> None:
+    """Add a line of the metrics to the event files in NAME.tensorboard/."""
+    from torch.utils.tensorboard import SummaryWriter  # only here: it needs an optional package
+
+    with SummaryWriter(str(run.files.best.with_suffix(".tensorboard"))) as writer:
+        for name, value in line.items():
+            if name != "step":
+                writer.add_scalar(name, value, line["step"])
 
 
 def overfitting_note(run: Run, val_loss: float) -> str:
@@ -103,52 +121,36 @@ def overfitting_note(run: Run, val_loss: float) -> str:
     )
 
 
-def print_step(run: Run, line: dict[str, float], better: bool, sample: str, note: str) -> None:
+def print_step(run: Run, report: Report, sample: str) -> None:
     """The step's figures and sample, and the note if there is one."""
-    run.last_line = time.monotonic()
     state, floor = run.state, f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
+    line = report.line
     others = {name: loss for name, loss in line.items() if name.startswith("val_") and name != "val_loss"}
     units = "".join(f", {loss:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name, loss in others.items())
     tqdm.write(
         f"step {state.step:5d} | train {line['train_loss']:.4f} | val {line['val_loss']:.4f}{units}{floor}"
-        f"{' *' if better else ''} | {line['tokens_per_second']:,.0f} tokens/s | {state.train_seconds:.0f} s"
+        f"{' *' if report.better else ''} | {line['tokens_per_second']:,.0f} tokens/s | {state.train_seconds:.0f} s"
     )
     tqdm.write("    " + sample.strip().replace("\n", "\n    "))
-    if note:
-        tqdm.write(note)
+    if report.note:
+        tqdm.write(report.note)
 
 
-def interruption(run: Run, told: bool, signum: int) -> Exception:
-    """What ends a run that a signal has stopped; `told` is whether this rank got it."""
-    number = int(run.dist.sum(float(told)))
-    if 0 < number < run.dist.size:  # not by way of torchrun, which tells all
-        return ChildProcessError(
-            f"{number} of {run.dist.size} processes got {signal.Signals(signum).name}; {where_kept(run)}"
-        )
-    return Interrupted(signum, where_kept(run))
+def finish(run: Run, signum: int) -> None:
+    """The end of a run: where it stands, its losses as a small plot, the command to sample with.
 
-
-def log_tensorboard(run: Run, line: dict[str, float]) -> None:
-    """Add a line of the metrics to the event files in NAME.tensorboard/."""
-    optional_package("tensorboard", "--tensorboard")
-    from torch.utils.tensorboard import SummaryWriter  # only here: it needs that package
-
-    with SummaryWriter(str(run.paths.best.with_suffix(".tensorboard"))) as writer:
-        for name, value in line.items():
-            if name != "step":
-                writer.add_scalar(name, value, line["step"])
-
-
-def finish(run: Run) -> None:
-    """The last words of a run: where it stands, its losses as a small plot, the command to sample with."""
+    Raises Interrupted if a signal ended it before its last step.
+    """
     settings, state = run.settings, run.state
+    if signum and state.step < settings.steps:
+        raise Interrupted(signum, where_kept(run))
     if state.step < settings.steps and not (settings.patience and state.stale >= settings.patience):
         print(where_kept(run))
         return
     if state.step < settings.steps:
         print(f"ended at step {state.step}: {counted(state.stale, 'evaluation')} without a new best (--patience)")
     if run.dist.first:
-        lines = run.paths.metrics.read_text(encoding="utf-8").splitlines()
+        lines = run.files.metrics.read_text(encoding="utf-8").splitlines()
         for row in plot([json.loads(line)["val_loss"] for line in lines]):
             print(row)
     seconds = state.train_seconds
@@ -156,7 +158,7 @@ def finish(run: Run) -> None:
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {next_command(run, 'generate.py')}{prompt}")
     if not settings.lora_rank:
-        best = run.paths.best
+        best = run.files.best
         print(f"look into it with:   {shlex.join(['python', 'convert.py', str(best), str(best.with_suffix('.html'))])}")
 
 

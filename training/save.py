@@ -2,14 +2,16 @@
 
 import contextlib
 import shlex
+import signal
+from collections.abc import Iterator
 
 import torch
 
 from formats.adapter import adapter_weights, base_weights, save_adapter
-from formats.checkpoint import TRAINING, model_header, read_any, save_model, write_checkpoint
+from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from lora import lora_config
 from recipe import make_parser
-from support.command import UserError
+from support.command import Interrupted, one_line
 from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
 
@@ -40,9 +42,9 @@ def save_best(run: Run) -> None:
     if not run.dist.first:
         return
     if config := lora_config(run.settings):
-        save_adapter(run.paths.best, run.model_to_keep, run.tokenizer, config, origin_of(run))
+        save_adapter(run.files.best, run.model_to_keep, run.tokenizer, config, origin_of(run))
     else:
-        save_model(run.paths.best, run.model_to_keep, run.tokenizer, origin_of(run))
+        save_model(run.files.best, run.model_to_keep, run.tokenizer, origin_of(run))
 
 
 def save_state(run: Run) -> None:
@@ -55,43 +57,43 @@ def save_state(run: Run) -> None:
         tensors |= {f"average/{name}": p.detach().cpu() for name, p in trained.items()}
     header = model_header(run.model.config, run.tokenizer, origin_of(run), TRAINING)
     header |= {"settings": vars(run.settings), "training": run.state.to_plain()}
-    previous = run.paths.previous if run.saved_in == run.paths.last else None  # a damaged one must not push out a whole
+    previous = run.files.previous if run.saved_in == run.files.last else None  # a damaged one must not push out a whole
     if run.dist.first:
-        write_checkpoint(run.paths.last, header, tensors, previous)
-    run.saved_in, run.saved_step = run.paths.last, run.state.step
+        write_checkpoint(run.files.last, header, tensors, previous)
+    run.saved_in, run.saved_step = run.files.last, run.state.step
 
 
 def where_kept(run: Run) -> str:
-    """What a user still has after a failure. Rank 0 looks at the disk: what was saved may be gone."""
-    last, step, steps = run.paths.last, run.saved_step, run.settings.steps
+    """What a user still has after a failure."""
+    last, step, steps = run.files.last, run.saved_step, run.settings.steps
     if not run.saved_in:
-        return f"no training state of this run was saved yet{model_on_disk(run)}"
+        return "no training state of this run was saved yet"
     if run.dist.first and not run.saved_in.is_file():
-        earlier = f"; --resume continues from {run.paths.previous}" if run.paths.previous.is_file() else ""
-        return f"{run.saved_in} was saved at step {step} and is gone{earlier}{model_on_disk(run)}"
+        earlier = f"; --resume continues from {run.files.previous}" if run.files.previous.is_file() else ""
+        return f"{run.saved_in} was saved at step {step} and is gone{earlier}"
     if run.saved_in == last and step >= steps:
         return f"saved at step {step} of {steps}, the last; sample from it with: {next_command(run, 'generate.py')}"
-    hint = "" if run.state.best_step else model_on_disk(run)
-    return f"saved at step {step} of {steps}; continue with: {next_command(run, 'main.py --resume')}{hint}"
+    return f"saved at step {step} of {steps}; continue with: {next_command(run, 'main.py --resume')}"
 
 
-def model_on_disk(run: Run) -> str:
-    """The end of a sentence that says which model NAME.pth holds."""
-    best, state = run.paths.best, run.state.to_plain()
-    if not best.is_file():
-        return f" ({best} comes with the first evaluation)" if not state["best_step"] else f" ({best} is gone too)"
-    with contextlib.suppress(UserError, OSError):
-        origin = read_any(best)[0]["origin"]
-        if (origin.get("step"), origin.get("val_loss")) == (state["best_step"], state["best_loss"]):
-            return f" ({best} holds the model of step {state['best_step']})"
-    return f" ({best} is still the earlier run's)"
+@contextlib.contextmanager
+def names_what_is_kept(run: Run) -> Iterator[None]:
+    """Within it, an exception that ends the run also says what was saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, where_kept(run)) from None
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; {where_kept(run)}") from None
+    except OSError as error:
+        raise OSError(f"{one_line(error)}; {where_kept(run)}") from None
 
 
 def next_command(run: Run, command: str) -> str:
     """A command line for the user to type, with --out or --checkpoint only where it is not the default."""
     flag = {"main.py --resume": "--out", "generate.py": "--checkpoint"}[command]
-    best = shlex.quote(str(run.paths.best))
+    best = shlex.quote(str(run.files.best))
     if run.settings.lora_rank and command == "generate.py":
         return f"python generate.py --checkpoint {shlex.quote(run.settings.init_from)} --lora {best}"
     start = "torchrun …" if run.dist.size > 1 and flag == "--out" else "python"
-    return f"{start} {command}" + (f" {flag} {best}" if run.settings.out != make_parser("").get_default("out") else "")
+    return f"{start} {command}" + (f" {flag} {best}" if run.settings.out != make_parser().get_default("out") else "")

@@ -18,13 +18,13 @@ from formats.checkpoint import TRAINING, read_checkpoint
 from support.command import UserError, user_errors
 from support.durable import locked, remove_leftovers, sync_folder, write_atomically
 from support.plain import check_fields
+from training.distributed import DistContext
 
 
 @dataclass
 class TrainState:
     """How far a run has come: with the settings and the tensors, all that is saved to resume it bit-exactly."""
 
-    corpus_sha256: str
     step: int = 0
     train_seconds: float = 0.0  # steps only: evaluation, saving and set-up left out
     loss_sum: float = 0.0  # of the training losses since the last evaluation, …
@@ -37,7 +37,16 @@ class TrainState:
     planned: bool = False  # whether the number of steps is final
     threads: int = 1
     processes: int = 1
+    corpus_sha256: str = ""
     launch: str = ""  # names the torchrun that started the run, the same after it has restarted the ranks
+
+    def note_best(self, val_loss: float) -> bool:
+        """Whether this is the lowest validation loss so far; if so, remember it."""
+        better = val_loss < self.best_loss
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best_loss, self.best_step, self.overfitting_noted = val_loss, self.step, False
+        return better
 
     def to_plain(self) -> dict:
         """For the header of a checkpoint; an infinite loss is null there."""
@@ -47,7 +56,7 @@ class TrainState:
     def from_plain(cls, found: dict) -> "TrainState":
         """The inverse of `to_plain`. Raises ValueError if a field is missing, of another type or out of range."""
         fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        check_fields(found, {**fields, "corpus_sha256": str, "best_loss": (float, type(None))})
+        check_fields(found, {**fields, "best_loss": (float, type(None))})
         state = cls(**{name: found[name] for name in fields})
         for name, value in vars(state).items():
             largest = 10**9 if isinstance(value, int) else sys.float_info.max
@@ -168,3 +177,15 @@ def read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:
         check_fields(header, {"training": dict, "settings": dict})
         TrainState.from_plain(header["training"])
     return header, tensors
+
+
+@contextlib.contextmanager
+def open_files(out: str, dist: DistContext) -> Iterator[RunPaths]:
+    """The files of the run --out, which the first process holds for all; others cannot train into them meanwhile.
+
+    Raises UserError or OSError if the name or its folder will not do.
+    """
+    files = RunPaths(Path(out))
+    files.check_name()
+    with files.locked() if dist.first else contextlib.nullcontext():
+        yield files

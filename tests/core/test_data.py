@@ -16,7 +16,7 @@ from corpora import synthetic
 from corpora.download import Download, fetch
 from corpora.synthetic import Choice, synthetic_text
 from corpora.texts import read_blocks
-from data_setup import ShiftedWindowDataset, batch_starts, load_corpus, noise_tokens
+from data_setup import ShiftedWindowDataset, add_token_noise, batch_starts, load_corpus
 from helpers import ROOT
 from support.command import UserError
 
@@ -68,18 +68,16 @@ def test_batches_are_a_pure_function_of_seed_step_and_rank(order):
     assert np.array_equal(np.concatenate(shares), whole)
 
 
-def test_noise_takes_its_share_and_is_drawn_for_the_whole_batch():
-    """Tokens of the text in its own proportions, -1 elsewhere; a rank's part is a part of the whole."""
-    tokens = np.repeat([7, 9], [900, 100])
-    windows = ShiftedWindowDataset(tokens, 8)
-    whole = noise_tokens(windows, 1000, 0.2, seed=3, step=5)
-    assert whole.shape == (1000, 8) and set(np.unique(whole)) == {-1, 7, 9}
-    assert (whole >= 0).mean() == pytest.approx(0.2, abs=0.02)
-    assert (whole == 9).sum() / (whole >= 0).sum() == pytest.approx(0.1, abs=0.03)
-    shares = [noise_tokens(windows, 1000, 0.2, 3, 5, rank, 4) for rank in range(4)]
+def test_noise_takes_its_share_and_is_sampled_for_the_whole_batch():
+    """Tokens of the text in its own proportions; a rank's part is a part of the whole."""
+    tokens, inputs = np.repeat([7, 9], [900, 100]), torch.zeros(1000, 8, dtype=torch.int64)
+    whole = add_token_noise(inputs, tokens, 0.2, 1000, 3, 5, 0, 1).numpy()
+    assert whole.shape == (1000, 8) and set(np.unique(whole)) == {0, 7, 9}
+    assert (whole > 0).mean() == pytest.approx(0.2, abs=0.02)
+    assert (whole == 9).sum() / (whole > 0).sum() == pytest.approx(0.1, abs=0.03)
+    shares = [add_token_noise(inputs[:250], tokens, 0.2, 1000, 3, 5, rank, 4).numpy() for rank in range(4)]
     assert np.array_equal(np.concatenate(shares), whole)
-    assert not np.array_equal(whole, noise_tokens(windows, 1000, 0.2, seed=3, step=6))
-    assert (noise_tokens(windows, 10, 0.0, seed=3, step=5) == -1).all()
+    assert not np.array_equal(whole, add_token_noise(inputs, tokens, 0.2, 1000, 3, 6, 0, 1).numpy())
 
 
 def test_random_windows_begin_anywhere():

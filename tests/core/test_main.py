@@ -1,6 +1,5 @@
 """Training end to end, as a user runs it: the commands, bit-exact resume, signals, what is refused."""
 
-import functools
 import json
 import random
 import signal
@@ -14,10 +13,9 @@ import torch
 import main
 from conftest import environment
 from formats.checkpoint import MODEL, load_model, read_checkpoint
-from helpers import ROOT, SMALL_NETWORK, assert_one_error_line, assert_same_state
-from recipe import parse_flags
+from helpers import ROOT, SMALL_NETWORK, assert_one_error_line, assert_same_state, new_run
 from support.command import UserError
-from training.run import Run, start_run
+from training.run import Run
 
 OUT = "checkpoints/tiny_decoder.pth"
 LAST = "checkpoints/tiny_decoder.last.pth"
@@ -31,8 +29,7 @@ def metrics_of(folder) -> list[dict]:
 
 def fresh_run(*flags: object) -> Run:
     """A run in this process, at step 0."""
-    arguments = ["--data", "synthetic", "--device", "cpu", "--dtype", "float32", *SMALL_NETWORK, *map(str, flags)]
-    return start_run(parse_flags(arguments)[0], torch.device("cpu"))
+    return new_run("--data", "synthetic", "--device", "cpu", "--dtype", "float32", *SMALL_NETWORK, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +63,11 @@ def test_no_honest_run_gets_below_the_floor_and_a_leaking_one_does():
     for leaking in (False, True):
         run = fresh_run(*sizes)
         if leaking:
-            for block in run.model.blocks:
-                block.attention.forward = functools.partial(attend_to_all, block.attention)
+            run.model.causal_mask.zero_()
         while run.state.step < run.settings.steps:
-            main.train_step(run)
+            main.train_step(run, run.model)
         losses[leaking] = main.evaluate(run)
     assert losses[True] < run.corpus.floor < losses[False]
-
-
-def attend_to_all(attention, x, mask, cache):
-    """nn.MultiheadAttention without a mask: what training would see if the causal mask were forgotten."""
-    return torch.nn.MultiheadAttention.forward(attention, x, x, x, need_weights=False)[0]
 
 
 def test_metrics_hold_a_line_per_evaluation(trained):
@@ -149,7 +140,7 @@ def gradients(grad_accum: int) -> dict[str, torch.Tensor]:
     """The clipped gradients of a first step: without optimizers, nothing consumes them."""
     run = fresh_run("--batch-size", 8, "--grad-accum", grad_accum)
     run.optimizers = []
-    main.train_step(run)
+    main.train_step(run, run.model)
     return {name: parameter.grad for name, parameter in run.model.named_parameters()}
 
 
@@ -261,7 +252,7 @@ def test_rising_validation_is_said_and_the_best_weights_are_kept(in_process, tmp
 def test_a_bug_in_the_loop_keeps_its_traceback(in_process, monkeypatch):
     """A ValueError is a bug unless the one call that checks what a user gave has raised it."""
 
-    def wrong(run):
+    def wrong(run, network):
         a, b = run.settings.steps, *()
         return a + b
 
@@ -271,7 +262,7 @@ def test_a_bug_in_the_loop_keeps_its_traceback(in_process, monkeypatch):
 
 
 def test_a_users_mistake_in_the_loop_is_one_line(in_process, monkeypatch):
-    def refuse(run):
+    def refuse(run, network):
         raise UserError("this cannot be:\ngive another --flag")
 
     monkeypatch.setattr(main, "compute_gradients", refuse)

@@ -1,38 +1,25 @@
 """--minutes: how many steps fit; --patience; what a run says about its length and its losses."""
 
-import argparse
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from helpers import SMALL_NETWORK
 from recipe import parse_flags
 from support.command import UserError
+from training.distributed import ALONE
 from training.plan import in_minutes, plan_steps, two_digits
 from training.report import plot
 from training.state import TrainState
 
 
-class OneRank:
-    first = True
-
-    @staticmethod
-    def largest(value):
-        return value
-
-
-class FakeRun:
-    def __init__(self, arguments, step=24):
-        self.settings, _ = parse_flags(arguments)
-        self.state, self.dist, self.network = TrainState("", step=step), OneRank, argparse.Namespace(zero_grad=print)
-
-
-def planned(capsys, arguments, seconds, evaluation=0.0, step=24, monkeypatch=None):
+def planned(capsys, arguments, seconds, evaluation=0.0, step=24):
     """Plan a run whose steps and evaluations take so many seconds; returns it and what was printed."""
-    run = FakeRun(arguments, step)
-    monkeypatch.setattr("training.plan.seconds_of", lambda task: evaluation)
-    plan_steps(run, [9.0] * 12 + [seconds] * 12, 10.0, None, None)
+    settings, _ = parse_flags(arguments)
+    run = SimpleNamespace(settings=settings, state=TrainState(step=step), dist=ALONE)
+    plan_steps(run, [9.0] * 12 + [seconds] * 12, evaluation_seconds=evaluation, elapsed=10.0)
     return run, capsys.readouterr().out
 
 
@@ -44,19 +31,23 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
         parse_flags(["--steps", "7", "--minutes", "2"])
 
 
-def test_fewer_steps_where_the_preset_does_not_fit(capsys, monkeypatch):
-    run, out = planned(capsys, [], 0.5, evaluation=4.0, monkeypatch=monkeypatch)
+def test_fewer_steps_where_the_preset_does_not_fit(capsys):
+    run, out = planned(capsys, [], 0.5, evaluation=4.0)
     # 300 s, less 10 s so far and 10 evaluations of 4 s: 250 s, 500 steps after the warm-up's 24, in two digits 520
     assert run.settings.steps == 520 and run.settings.eval_every == 52 and run.state.planned
-    assert "520 of the 1,200 steps of small fit into 5 minutes" in out
-    assert "--preset small --steps 520 --eval-every 52 repeats this run, --preset small takes about 11 minutes" in out
+    assert "520 steps take about 5 minutes" in out and "--preset small --steps 520 --eval-every 52 repeats" in out
 
 
-def test_the_presets_steps_where_they_fit_and_more_if_minutes_are_asked_for(capsys, monkeypatch):
-    run, out = planned(capsys, [], 0.1, monkeypatch=monkeypatch)
-    assert run.settings.steps == 1200 and run.settings.eval_every == 120 and "all 1,200 steps" in out
-    run, out = planned(capsys, ["--minutes", "10", "--eval-every", "33"], 0.1, monkeypatch=monkeypatch)
-    assert run.settings.steps == 5900 and run.settings.eval_every == 33 and "5,900 steps fit into 10 minutes" in out
+def test_the_presets_steps_where_they_fit_and_more_if_minutes_are_asked_for(capsys):
+    run, out = planned(capsys, [], 0.1)
+    assert run.settings.steps == 1200 and run.settings.eval_every == 120 and "1,200 steps take about 3 minutes" in out
+    run, out = planned(capsys, ["--minutes", "10", "--eval-every", "33"], 0.1)
+    assert (
+        run.settings.steps == 5900
+        and run.settings.eval_every == 33
+        and "5,900 steps" in out
+        and "into 10 minutes" in out
+    )
 
 
 def test_the_number_that_was_found_repeats_the_run(in_process, tmp_path):

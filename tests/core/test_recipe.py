@@ -8,24 +8,25 @@ import pytest
 import torch
 
 from formats.checkpoint import TRAINING, load_model, read_checkpoint
-from helpers import tiny_config
-from main import evaluate, note_best, train_step
+from helpers import new_run, tiny_config
+from main import evaluate, train_step
 from optimizers import Muon, averaged_model, make_optimizers, orthogonalize
 from recipe import PRESETS, lr_factor, noise_share, parse_flags
 from support.command import flag_of
 from tiny_decoder import TinyGPT
 from training.checks import saved_settings
-from training.run import start_run
 from training.save import save_best, save_state
 
-CPU = torch.device("cpu")
 SHAPE = dict(max_seq=16, embed_dim=16, num_heads=2, num_layers=1, batch_size=4)
 
 
 def recipe(**changes) -> argparse.Namespace:
     """The settings of a command line with these flags."""
-    changes = {"preset": "small", **changes}
-    return parse_flags([f"{flag_of(name)}={value}" for name, value in changes.items()])[0]
+    return parse_flags(flags_of(**changes))[0]
+
+
+def flags_of(**changes) -> list[str]:
+    return [f"{flag_of(name)}={value}" for name, value in {"preset": "small", "device": "cpu", **changes}.items()]
 
 
 # --- The schedule ------------------------------------------------------------------------------------------------
@@ -76,12 +77,12 @@ def test_the_average_follows_its_formula():
 
 
 def test_validation_and_the_best_model_are_of_the_average(tmp_path):
-    settings = recipe(data="synthetic", ema_decay=0.9, steps=8, out=tmp_path / "m.pth", dtype="float32", **SHAPE)
-    run = start_run(settings, CPU)
+    out = tmp_path / "m.pth"
+    run = new_run(*flags_of(data="synthetic", ema_decay=0.9, steps=8, out=out, dtype="float32", **SHAPE))
     for _ in range(8):
-        train_step(run)
+        train_step(run, run.model)
     val_loss = evaluate(run)
-    assert note_best(run, val_loss)
+    assert run.state.note_best(val_loss)
     save_best(run)
     save_state(run)
     best = load_model(tmp_path / "m.pth").model.state_dict()
@@ -180,9 +181,9 @@ def test_every_choice_of_the_recipe_reaches_the_training(change):
 
     def weights(**changes) -> torch.Tensor:
         plain = {"data": "synthetic", "dtype": "float32", "steps": 8, "warmup": 0, **SHAPE}
-        run = start_run(recipe(**{**plain, **changes}), CPU)
+        run = new_run(*flags_of(**{**plain, **changes}))
         for _ in range(3):
-            train_step(run)
+            train_step(run, run.model)
         return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
     assert torch.equal(weights(), weights())
@@ -195,9 +196,9 @@ def test_ten_seeds_learn_and_none_diverges(preset, steps):
     """Learning rates at their highest, whatever the seed: the loss falls, never below the floor, in a small spread."""
     losses = []
     for seed in range(10):
-        run = start_run(recipe(preset=preset, data="synthetic", seed=seed), CPU)
+        run = new_run(*flags_of(preset=preset, data="synthetic", seed=seed))
         for _ in range(steps):
-            train_step(run)
+            train_step(run, run.model)
         losses.append(evaluate(run))
         assert run.corpus.floor < losses[-1]
     assert max(losses) < 2.0 and max(losses) - min(losses) < 0.3, losses

@@ -1,0 +1,160 @@
+"""Where a run begins: with nothing, with a model to fine-tune, or with its own saved state."""
+
+import contextlib
+import dataclasses
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from corpora.bpe import Tokenizer
+from corpora.texts import count_unknown
+from formats.adapter import adapt
+from formats.checkpoint import check_tensors, checked_model, load_model, model_from_weights, model_weights
+from lora import add_adapters, lora_config
+from support.command import UserError, optional_package, user_errors
+from tiny_decoder import TinyGPT
+from training import checks
+from training.distributed import DistContext
+from training.optimizer_state import restore_optimizers, trained_parameters
+from training.run import Run
+from training.state import RunPaths, TrainState, read_state
+
+MAX_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may not know
+
+
+@dataclass
+class Start:
+    """What a run begins with. A new run has neither model nor tokenizer: main.py makes them."""
+
+    settings: Namespace
+    state: TrainState
+    model: TinyGPT | None = None
+    tokenizer: Tokenizer | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # of optimizers and average, by the names of save.py
+    saved_in: Path | None = None  # the training state that is resumed
+
+
+def find_start(settings: Namespace, given: set[str], files: RunPaths, dist: DistContext) -> Start:
+    """The start that the flags ask for. Raises UserError that names a flag that contradicts what is there."""
+    dist.require_same("command line", repr((settings, sorted(given))))
+    if settings.tensorboard:
+        optional_package("tensorboard", "--tensorboard")  # if it is missing, better said before the first step
+    if settings.resume or restarted(files, dist):
+        start = resume(settings, given, files, dist)
+    else:
+        checks.refuse_unused(settings, given)
+        start = fine_tune(settings, given) if settings.init_from else Start(settings, TrainState())
+    checks.check_split(start.settings, dist)
+    return start
+
+
+def restarted(files: RunPaths, dist: DistContext) -> bool:
+    """Whether torchrun has run this command before, lost a process, and tries again, with a state to resume from."""
+    ours = False
+    if dist.launch and dist.first:
+        with contextlib.suppress(UserError):  # there is no state, or not one of ours
+            ours = files.read_newest()[0]["training"]["launch"] == dist.launch
+    return bool(dist.largest(ours))
+
+
+def fine_tune(settings: Namespace, given: set[str]) -> Start:
+    """The model of --init-from, with fresh adapters if --lora-rank says so."""
+    adapters = lora_config(settings)
+    base = load_model(Path(settings.init_from))
+    settings = checks.settings_for_base(settings, given, base.model.config)
+    dropouts = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
+    model = model_from_weights(dataclasses.replace(base.model.config, **dropouts), model_weights(base.model))
+    if adapters:
+        torch.manual_seed(settings.seed)
+        with user_errors():
+            add_adapters(model, adapters)
+    return Start(settings, TrainState(), model, base.tokenizer)
+
+
+def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistContext) -> Start:
+    """The run whose training state lies beside --out, as it was after its last saved step."""
+    header, tensors, path = files.read_newest() if dist.first else ({}, {}, files.last)
+    with dist.file_of_first(path) as copy:
+        if not dist.first:
+            header, tensors = read_state(copy)
+    with refused_state(path, "its settings: "):
+        saved = checks.saved_settings(header["settings"])
+    settings = checks.settings_to_resume(saved, settings, given, path)
+    checks.refuse_unused(settings, given)
+    state = TrainState.from_plain(header["training"])
+    checks.check_progress(settings, state, path)
+    with refused_state(path):
+        loaded = checked_model(header, {name: tensor for name, tensor in tensors.items() if "/" not in name})
+        if settings.max_seq > loaded.model.config.max_seq:
+            raise ValueError(f"max_seq {settings.max_seq} is more than the model's {loaded.model.config.max_seq}")
+        if adapters := lora_config(settings):
+            adapt(loaded.model, adapters, with_prefix(tensors, "adapter/"))
+    return Start(settings, state, loaded.model, loaded.tokenizer, tensors, path)
+
+
+@contextlib.contextmanager
+def refused_state(path: Path, part: str = ""):
+    """Name the file in whatever is wrong with what it holds."""
+    try:
+        yield
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path} cannot be used: {part}{error}") from None
+
+
+def begin(run: Run, start: Start) -> None:
+    """Bring a run that main.py has built to where it starts: restore what was saved, or keep an earlier run's files.
+
+    Raises UserError if the text is not the saved run's, or has too many characters that the base does not know.
+    """
+    settings, dist, state = run.settings, run.dist, run.state
+    dist.require_same("corpus", run.corpus.sha256)
+    settings.data, settings.dtype = run.corpus.name, str(run.dtype).removeprefix("torch.")  # "auto" is not chosen anew
+    if start.saved_in:
+        restore(run, start)
+    elif settings.init_from:
+        check_vocabulary(run)
+    now = {"threads": torch.get_num_threads(), "processes": dist.size}
+    for name, number in now.items():
+        if start.saved_in and number != getattr(state, name):
+            print(f"NOTE: the run used {getattr(state, name)} {name}, now {number}: close, but not bit-exact")
+    run.state = dataclasses.replace(state, **now, launch=dist.launch, corpus_sha256=run.corpus.sha256)
+    if dist.first and not start.saved_in:
+        run.files.keep_earlier_run()
+
+
+def restore(run: Run, start: Start) -> None:
+    """Give the optimizers and the average what the saved ones held."""
+    path, tensors, step = start.saved_in, start.tensors, start.state.step
+    if run.corpus.sha256 != start.state.corpus_sha256:
+        raise UserError(f"--data {run.settings.data} is no longer the text that the run in {path} was trained on")
+    with user_errors(f"{path} cannot be used: its optimizers or average: "):
+        restore_optimizers(run.optimizers, with_prefix(tensors, "optimizer/"), step)
+        averages = with_prefix(tensors, "average/")
+        trained = trained_parameters(run.average.module) if run.average else {}
+        check_tensors(averages, {name: p.shape for name, p in trained.items()})
+    if run.average:
+        run.average.n_averaged.fill_(step)
+        run.average.module.load_state_dict(averages, strict=False)  # what is frozen is not saved again
+    run.saved_in, run.saved_step = path, step
+    if run.dist.first:
+        run.files.trim_metrics(step)
+
+
+def check_vocabulary(run: Run) -> None:
+    """Say how much of the text the base of a fine-tuning does not know; UserError if that is too much."""
+    name, base, tokens = run.corpus.name, run.settings.init_from, (run.train_set.tokens, run.val_tokens)
+    share = sum(count_unknown(run.tokenizer, ids) for ids in tokens) / sum(len(ids) for ids in tokens)
+    print(f"base     {base}; {share:.2%} of the characters of {name} are unknown to it")
+    if share > MAX_UNKNOWN:
+        raise UserError(
+            f"{share:.1%} of the characters of {name} are unknown to {base}: fine-tune a base with byte-level BPE, "
+            "which knows all of them (python train_tokenizer.py, then main.py --tokenizer)"
+        )
+
+
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
