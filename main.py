@@ -215,13 +215,18 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
         # with several processes, the last part's backward averages their gradients
         with network.no_sync() if dist.size > 1 and part < parts else contextlib.nullcontext():
             # forward
-            with run.autocast():
+            with autocast(run):
                 logits = network(x)
             loss = next_token_loss(logits, y) / parts
             # backward
             loss.backward()
         total += loss.detach()
     return float(dist.sum(total.item())) / dist.size  # not finite for one, not finite for all: they stop together
+
+
+def autocast(run: Run) -> torch.autocast:
+    """Within it, matrix products compute in the run's precision, and what needs more in float32."""
+    return torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32)
 
 
 # --- At an evaluation ------------------------------------------------------------------------------------------------
@@ -242,7 +247,7 @@ def evaluate(run: Run) -> float:
         losses.append(0.0)
         count += targets.numel()
         if number % dist.size == dist.rank:  # with several processes, each takes every size-th batch
-            with run.autocast():
+            with autocast(run):
                 logits = model(to_device(inputs, run.device))
             losses[-1] = next_token_loss(logits, to_device(targets, run.device)).item() * targets.numel()
     val_loss = sum(dist.sum(np.array(losses)).tolist()) / count  # in the same order, however many processes there are

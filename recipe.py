@@ -215,7 +215,9 @@ def cooldown_progress(step: int, settings: argparse.Namespace) -> float:
 def lr_factor(step: int, settings: argparse.Namespace) -> float:
     """The learning rate at `step` as a share of its peak: a linear rise (warm-up), the peak, then the schedule's fall.
 
-    Falling all the way to zero lets the last steps settle; the cosine to a tenth is nanoGPT's.
+    At first the optimizers' running means know few gradients, and the random weights give large ones: full steps would
+    go far in a wrong direction (Goyal et al. 2017, https://arxiv.org/abs/1706.02677). At the end, large steps jump
+    about the minimum; falling to zero lets the weights settle. The cosine to a tenth is nanoGPT's.
     """
     if step < settings.warmup:
         return (step + 1) / (settings.warmup + 1)
@@ -228,6 +230,6 @@ def lr_factor(step: int, settings: argparse.Namespace) -> float:
 def noise_share(step: int, settings: argparse.Namespace) -> float:
     """The share of input tokens that are replaced at `step`: it falls to zero with the learning rate.
 
-    A text that differs in every epoch reduces overfitting. The last steps read clean text, as the model will later.
+    The last steps read clean text, as the model will later.
     """
     return settings.token_noise * (1 - cooldown_progress(step, settings))

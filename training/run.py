@@ -1,6 +1,5 @@
 """A training run: what main.py builds, in one object, for all that a run does beside its steps."""
 
-import contextlib
 from argparse import Namespace
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +56,3 @@ class Run:
     def val_bytes(self) -> int:
         """The length of the validation text in UTF-8."""
         return self.corpus.val.count_bytes()
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """Matrix products in the run's precision, the rest in float32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
