@@ -6,6 +6,7 @@ from benchmarks.tools import SEEDS, print_table, spread, train_once
 from benchmarks.train import seconds_per_step
 from recipe import preset_settings
 
+TORCH_MUON = "PyTorch's Muon"  # benchmarks/torch_muon.py
 COSTLY = ("--dtype", "--optimizer", "--batch-size")  # flags that change what a step costs
 VARIANTS = {
     "the recipe": (),
@@ -17,7 +18,8 @@ VARIANTS = {
     "no weight decay": ("--weight-decay", 0),
     "no clipping": ("--grad-clip", 1e9),
     "Muon with momentum 0.95": ("--muon-momentum", 0.95),
-    "GPT-2's first weights": ("--init", "normal"),
+    "GPT-2's initial weights": ("--init", "normal"),
+    TORCH_MUON: (),
     "windows side by side": ("--windows", "epochs"),
 }
 
@@ -28,15 +30,15 @@ def bench_ablate() -> None:
     ends = {choice: [] for choice in VARIANTS}
     for _ in SEEDS:
         for choice, seconds in pilots.items():
-            flags = ("--seed", 0, "--eval-every", 20, "--stop-at", 100, *VARIANTS[choice])
-            seconds.append(seconds_per_step(train_once("--preset", "tiny", *flags)))
+            flags = ("--seed", 0, "--eval-every", 20, "--stop-at", 100)
+            seconds.append(seconds_per_step(train_variant(choice, *flags)))
     cost = {choice: statistics.median(seconds) for choice, seconds in pilots.items()}
     total = preset_settings("tiny").steps * cost["the recipe"]
     budget = {choice: round(total / cost.get(choice, cost["the recipe"])) for choice in VARIANTS}
     for seed in SEEDS:
-        for choice, flags in VARIANTS.items():
+        for choice in VARIANTS:
             length = ("--steps", budget[choice], "--eval-every", 10**6)
-            ends[choice].append(train_once("--preset", "tiny", "--seed", seed, *length, *flags)[-1])
+            ends[choice].append(train_variant(choice, "--seed", seed, *length)[-1])
     rows = []
     for choice, lines in ends.items():
         losses = [line["val_loss"] for line in lines]
@@ -44,6 +46,12 @@ def bench_ablate() -> None:
         seconds = spread([line["train_seconds"] for line in lines], digits=1)
         rows.append([choice, f"{budget[choice]:,}", seconds, with_deviation(losses), with_deviation(worse, "+")])
     print_table(["`tiny`, changed in one thing", "steps", "seconds", "val loss", "difference"], rows)
+
+
+def train_variant(choice: str, *flags: object) -> list[dict]:
+    """The metrics of one run of the preset with one thing changed."""
+    module = "benchmarks.torch_muon" if choice == TORCH_MUON else "main"
+    return train_once("--preset", "tiny", *VARIANTS[choice], *flags, module=module)
 
 
 def with_deviation(values: list[float], sign: str = "") -> str:

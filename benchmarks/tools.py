@@ -49,19 +49,22 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def train_once(*flags: object, out: Path | None = None, processes: int = 1, threads: int | None = None) -> list[dict]:
+def train_once(
+    *flags: object, out: Path | None = None, processes: int = 1, threads: int | None = None, module: str = "main"
+) -> list[dict]:
     """Run main.py on tinyshakespeare in a process of its own, or in several: the lines of its metrics.
 
     The last one also has the process's `peak_memory` in bytes, nan where the system does not tell. out: where the model
-    is to stay; threads: of each process. Raises RuntimeError if the run fails.
+    is to stay; threads: of each process; module: what runs in place of main.py. Raises RuntimeError if the run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = out or Path(folder, "run.pth")
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes)
-        script = (os.path.join(ROOT, "main.py"), "--data", "tinyshakespeare", "--out", out, *flags)
+        script = ("-m", module, "--data", "tinyshakespeare", "--out", out, *flags)
         command = [str(part) for part in (sys.executable, *(launcher if processes > 1 else ()), *script)]
         environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-        process, peak = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment), math.nan
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, cwd=ROOT)
+        peak = math.nan
         if hasattr(os, "wait4"):  # not on Windows
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss * RSS_UNIT
