@@ -1,7 +1,7 @@
 """Corpora and the windows that training reads from them.
 
 A corpus is a name (`tinyshakespeare`, `gutenberg`, `synthetic`), a UTF-8 text file, a folder of them (each `.txt` is a
-document), or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a loud line, the synthetic one:
+document), or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a warning, the synthetic one:
 the first command needs no network.
 
     python data_setup.py tinyshakespeare                  # fetch ahead of time
@@ -66,7 +66,7 @@ def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSH
 
 
 def tinyshakespeare_or_synthetic(folder: Path, source: Download) -> Corpus:
-    """tinyshakespeare; if it cannot be downloaded, the synthetic corpus, and a loud line on stderr that says so."""
+    """tinyshakespeare; if it cannot be downloaded, the synthetic corpus, and a warning on stderr that says so."""
     try:
         return load_corpus("tinyshakespeare", folder, source)
     except OSError as error:

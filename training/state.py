@@ -132,7 +132,7 @@ class RunPaths:
         print(f"the earlier run in {self.best} is kept as {kept.best}")
 
     def read_newest(self) -> tuple[dict, dict[str, Tensor], Path]:
-        """Header and tensors of the newest training state that is whole, and its file: `last`, or with a loud line the
+        """Header and tensors of the newest training state that is whole, and its file: `last`, or with a warning the
         one before it.
 
         Raises like `read_checkpoint` if neither can be used.
