@@ -112,12 +112,12 @@ class CompiledStep:
         of the tokens before it. rounded: compare with a model of the rounded matrices, so that only the formula counts.
         """
         length, named = model.config.max_seq, model.named_parameters(remove_duplicate=False)
-        matrices = {name: p for name, p in named if rounded and p.ndim == 2 and "embedding" not in name}
-        matrices = {name: torch.mul(*quantized(p)) for name, p in matrices.items()}
+        to_round = {name: p for name, p in named if rounded and p.ndim == 2 and "embedding" not in name}
+        replaced = {name: torch.mul(*quantized(p)) for name, p in to_round.items()}
         ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
         cache, logits = KVCache(model, 1), []
         positions = sorted({length // 4, length // 2, 3 * length // 4, length - 1})
-        expected = functional_call(model, matrices, (ids, cache), tie_weights=False)[0, positions]
+        expected = functional_call(model, replaced, (ids, cache), tie_weights=False)[0, positions]
         for position in positions:
             cache.length = position
             logits.append(self(ids[:, position : position + 1], cache))

@@ -21,7 +21,7 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int) -> tuple
     tokens: how many new tokens each text gets. The compiled loops are compared with the model first. Raises UserError
     if --engine or --weights ask for what they cannot do, on this machine or for this network.
     """
-    on_cpu, installed = model.position_embedding.weight.is_cpu, importlib.util.find_spec("numba") is not None
+    on_cpu, installed = next(model.parameters()).is_cpu, importlib.util.find_spec("numba") is not None
     flag = "--weights int8" if weights == "int8" else f"--engine {engine}"
     if weights == "int8" and engine == "torch":
         raise UserError("--weights int8 needs --engine compiled")
