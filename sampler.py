@@ -35,7 +35,7 @@ class SlidingWindow:
     ):
         """prompts: the token ids of each row, at least one, of any lengths. stride: half of max_seq if None.
 
-        step: a faster way to feed one token (B, 1) to every row of an unpadded cache, returning the logits (B, V).
+        step: a faster way to feed one token (B, 1) to every row of the cache, returning the logits (B, V).
         Raises ValueError for an empty prompt, an id outside the vocabulary, or a stride outside 1 … max_seq.
         """
         self.max_seq, vocab_size = model.config.max_seq, model.config.vocab_size
@@ -65,8 +65,7 @@ class SlidingWindow:
                 self.starts[b] = len(row) - self.max_seq - 1 + self.stride
                 self.unread = True
         ids = self.windows() if self.unread else torch.tensor([row[-1:] for row in self.rows], device=self.device)
-        fast = self.step is not None and self.cache.padding is None and ids.size(1) == 1
-        if fast:
+        if self.step is not None and ids.size(1) == 1:
             logits = self.step(ids, self.cache)
         else:
             with torch.inference_mode():

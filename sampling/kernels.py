@@ -1,9 +1,10 @@
-"""The decoder for one new token a row, and the choice of that token, in plain loops that numba compiles.
+"""The decoder for one new token per row, and the choice of that token, in plain loops that numba compiles.
 
-The textbook's twin: each function is one of `tiny_decoder.py` or `sampler.py` written out, number by number, and the
-tests hold them equal. At this size a token costs less arithmetic than PyTorch's calls around it; here there are none.
-B rows, C width, L layers, S slots, V vocabulary. All of it is one file, because numba keeps what it has compiled
-beside the file, and looks at this file alone to see whether it still holds.
+Each function computes what one of `tiny_decoder.py` or `sampler.py` computes, number by number. `compiled_step.py`
+compares the decoder with the model before it is used; tests compare the choice. For small networks PyTorch's calls take
+more time than the arithmetic; here there are no calls.
+B rows, C width, nh heads, hs head size, L layers, S slots, V vocabulary. All functions are in one file, because numba
+stores compiled code beside the file, and checks only this file to see whether that code is still valid.
 
 Every matrix has one scale per output, which is 1 for float32. With int8 a weight is a whole number from -127 to 127
 times the scale: a quarter of the bytes to read. The sums are float32 in both.
@@ -15,15 +16,16 @@ import numba
 import numpy as np
 from numba import float32
 
-# Sums in any order, so that they use vector instructions. Not all of fastmath: NaN must stay NaN.
+# Sums may be reordered, so that they use vector instructions. Not all of fastmath: NaN must stay NaN.
 compiled = numba.njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy", nogil=True, cache=True)
-# As written: the filters choose the same tokens as sampler.py's.
+# In the written order, and in float64 as in sampler.py, so that the filters choose the same tokens. In numba, float(x)
+# of a float32 stays float32: np.float64(x) is needed.
 exact = numba.njit(error_model="numpy", nogil=True, cache=True)
 
 # --- The decoder -------------------------------------------------------------------------------------------------
 
-# erf(x) = x top(x²) / bottom(x²) for |x| < 4, highest power first: Eigen's approximation, within 5e-7. A polynomial
-# takes a vector of numbers at a time, which math.erf does not.
+# erf(x) = x top(x²) / bottom(x²) for |x| < 4, highest power first: Eigen's approximation, error below 5e-7. A
+# polynomial is computed with vector instructions, math.erf is not.
 TOP = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05, -7.34990630326855e-04)
 TOP = tuple(map(np.float32, (*TOP, -2.95459980854025e-03, -1.60960333262415e-02)))
 BOTTOM = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
@@ -34,11 +36,11 @@ BOTTOM = tuple(map(np.float32, (*BOTTOM, -1.42647390514189e-02)))
 def linear(x, weight, scale, y):
     """x (B, in) -> y (B, out) = scale[0] * (weight x) + scale[1].
 
-    Four rows of the matrix at a time: memory answers four requests faster than one, and each x[b, i] serves four.
+    Four rows of the matrix at a time: four streams from memory are faster than one, and each x[b, i] serves four sums.
     """
     last = weight.shape[0] - 1
     for row in range(0, last + 1, 4):
-        two, three, four = min(row + 1, last), min(row + 2, last), min(row + 3, last)  # the last one again at the end
+        two, three, four = min(row + 1, last), min(row + 2, last), min(row + 3, last)  # at the end repeat the last row
         for b in range(x.shape[0]):
             sum1, sum2, sum3, sum4 = float32(0), float32(0), float32(0), float32(0)
             for i in range(x.shape[1]):
@@ -68,7 +70,7 @@ def layer_norm(x, norm, y):
 
 @compiled
 def gelu(x, tanh):
-    """x (B, 4C), in place: the exact one or the tanh approximation."""
+    """x (B, 4C), in place: the exact GELU or the tanh approximation."""
     for b in range(x.shape[0]):
         for i in range(x.shape[1]):
             v = x[b, i]
@@ -86,9 +88,9 @@ def gelu(x, tanh):
 
 
 @compiled
-def attend(qkv, keys, values, first, length, h):
-    """Write the new keys and values of qkv (B, 3C) to slot `length` of the rows from `first` on of keys and values
-    (all rows, nh, S, hs); attend with the queries, into h (B, C)."""
+def attend(qkv, keys, values, padding, first, length, h):
+    """Write the new keys and values of qkv (B, 3C) to slot `length` of keys and values (all rows, nh, S, hs), in the
+    rows from `first` on; attend with the queries to the slots after each row's padding (B,), into h (B, C)."""
     heads, size = keys.shape[1], keys.shape[3]
     width = heads * size
     factor = float32(1) / math.sqrt(float32(size))
@@ -99,35 +101,36 @@ def attend(qkv, keys, values, first, length, h):
             keys[first + b, head, length] = qkv[b, width + begin : width + begin + size]
             values[first + b, head, length] = qkv[b, 2 * width + begin : 2 * width + begin + size]
             h[b, begin : begin + size] = 0
-            largest = float32(-np.inf)
-            for slot in range(length + 1):
+            maximum = float32(-np.inf)
+            for slot in range(padding[b], length + 1):
                 score = float32(0)
                 for i in range(size):
                     score += qkv[b, begin + i] * keys[first + b, head, slot, i]
                 weights[slot] = score * factor
-                largest = max(largest, weights[slot])
+                maximum = max(maximum, weights[slot])
             total = float32(0)
-            for slot in range(length + 1):
-                weights[slot] = math.exp(weights[slot] - largest)
+            for slot in range(padding[b], length + 1):
+                weights[slot] = math.exp(weights[slot] - maximum)
                 total += weights[slot]
-            for slot in range(length + 1):
+            for slot in range(padding[b], length + 1):
                 for i in range(size):
                     h[b, begin + i] += weights[slot] / total * values[first + b, head, slot, i]
 
 
 @compiled
-def forward(w, ids, cache, first, length, tanh):
-    """ids (B,) come at slot `length` of the cache (L, 2, all rows, nh, S, hs), from row `first` on -> logits (B, V)."""
+def forward(w, ids, memory, padding, first, length, tanh):
+    """ids (B,) of the rows from `first` on -> logits (B, V). Their keys and values go to slot `length` of the cache's
+    memory (L, 2, all rows, nh, S, hs). The first slots of a row, padding (B,), hold no token."""
     batch, width = ids.shape[0], w.tokens.shape[1]
     x, h = np.empty((batch, width), np.float32), np.empty((batch, width), np.float32)
     qkv, wide = np.empty((batch, 3 * width), np.float32), np.empty((batch, 4 * width), np.float32)
     branch = np.empty_like(x)
     for b in range(batch):
-        x[b] = w.tokens[ids[b]] + w.positions[length]
-    for n in range(cache.shape[0]):
+        x[b] = w.tokens[ids[b]] + w.positions[length - padding[b]]
+    for n in range(memory.shape[0]):
         layer_norm(x, w.norms[2 * n], h)
         linear(h, w.qkv[0][n], w.qkv[1][n], qkv)
-        attend(qkv, cache[n, 0], cache[n, 1], first, length, h)
+        attend(qkv, memory[n, 0], memory[n, 1], padding, first, length, h)
         linear(h, w.out[0][n], w.out[1][n], branch)
         x += branch
         layer_norm(x, w.norms[2 * n + 1], h)
@@ -146,10 +149,10 @@ def forward(w, ids, cache, first, length, tanh):
 
 @exact
 def nucleus(top, top_p):
-    """How many of the numbers, the largest first, have the probability top_p together; at least 1."""
+    """How many of these logits, in descending order, are needed for a total probability of top_p; at least 1."""
     shares = np.empty(top.shape[0])
     for n in range(top.shape[0]):
-        shares[n] = math.exp(float(top[n]) - float(top[0]))
+        shares[n] = math.exp(np.float64(top[n]) - np.float64(top[0]))
     total, cumulative = shares.sum(), 0.0
     for n in range(top.shape[0]):
         cumulative += shares[n] / total
@@ -160,27 +163,27 @@ def nucleus(top, top_p):
 
 @exact
 def keep_largest(x, top_k, top_p):
-    """Reject in x (V,) all but the k largest, and of these all but the likeliest that have the probability top_p."""
+    """Set x (V,) to -inf outside the k largest, and of these outside the fewest with a total probability of top_p."""
     rest = x.shape[0] - top_k
     top = np.sort(np.partition(x, rest)[rest:])[::-1]
     if top_p < 1:
         top = top[: nucleus(top, top_p)]
     least = top[-1]
-    spare = np.sum(top == least)  # of equal ones the lower ids stay
+    ties = np.sum(top == least)  # of equal logits those with the lower ids stay
     for i in range(x.shape[0]):
-        if x[i] == least and spare > 0:
-            spare -= 1
+        if x[i] == least and ties > 0:
+            ties -= 1
         elif x[i] <= least:
             x[i] = -np.inf
 
 
 @exact
 def sample(x, uniform):
-    """The id on which the uniform number falls, when each has its share of softmax(x)."""
-    largest, cumulative, last = float(x.max()), 0.0, 0
+    """The id at which the cumulative distribution of softmax(x) passes the uniform number."""
+    maximum, cumulative, last = np.float64(x.max()), 0.0, 0
     shares = np.empty(x.shape[0])
     for i in range(x.shape[0]):
-        shares[i] = math.exp(float(x[i]) - largest)
+        shares[i] = math.exp(np.float64(x[i]) - maximum)
     shares /= shares.sum()
     target = uniform * shares.sum()
     for i in range(x.shape[0]):
@@ -193,7 +196,7 @@ def sample(x, uniform):
 
 @exact
 def choose(x, seen, uniform, temperature, top_k, top_p, floor, penalty):
-    """One token for logits x (V,), which are changed. floor: the logarithm of min-p."""
+    """One token for logits x (V,), which are changed in place. floor: the logarithm of min-p."""
     if penalty != 1:
         for i in range(x.shape[0]):
             if seen[i]:
@@ -212,16 +215,16 @@ def choose(x, seen, uniform, temperature, top_k, top_p, floor, penalty):
 
 
 @exact
-def make_tokens(logits, uniforms, w, memory, first, length, tanh, suppressed, seen, *filters):
+def make_tokens(logits, uniforms, w, memory, padding, first, length, tanh, suppressed, seen, *filters):
     """logits (B, V) and uniforms (B, N) -> the next N tokens (N, B); fewer if logits are not finite.
 
-    The tokens but the last are added to the cache's memory, from row `first` and slot `length` on, and all of them to
-    seen (B, V). filters: the last arguments of `choose`.
+    All tokens but the last are added to the cache, from slot `length` on (see `forward`), and all of them to seen
+    (B, V). filters: the last arguments of `choose`.
     """
     chosen = np.empty(uniforms.shape[::-1], np.int64)
     for n in range(chosen.shape[0]):
         if n > 0:
-            logits = forward(w, chosen[n - 1], memory, first, length + n - 1, tanh)
+            logits = forward(w, chosen[n - 1], memory, padding, first, length + n - 1, tanh)
         if not np.isfinite(logits.sum(dtype=np.float64)):
             return chosen[:n]
         for b in range(chosen.shape[1]):

@@ -1,17 +1,21 @@
 """The compiled loops against the network, the filters and the loop that they write out."""
 
+import copy
 import importlib.util
 import random
+from itertools import islice
 
 import pytest
 import torch
+from torch import nn
 
 import sampler
 from formats.checkpoint import save_model
-from helpers import tiny_config
+from helpers import shaken_model
 from sampler import Sampling, SlidingWindow, filter_stages, row_generators
 from sampling import engine
-from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
+from support.command import UserError
+from tiny_decoder import KVCache, TinyGPT
 from tokenizer import CharTokenizer
 
 pytest.importorskip("numba")
@@ -30,15 +34,6 @@ SHAPES = {
 }
 
 
-def lively(model: TinyGPT, factor: float = 4.0) -> TinyGPT:
-    """Weights far from zero, norms and biases included, so that every term counts."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += torch.randn_like(p) * (factor / p.size(-1) ** 0.5 if p.ndim == 2 else 0.3)
-    return model.eval()
-
-
 def fed(step, model: TinyGPT, batch: int) -> torch.Tensor:
     """The logits (max_seq, B, V) after every token of the same random texts."""
     cache, texts = KVCache(model, batch), torch.Generator().manual_seed(2)
@@ -50,23 +45,20 @@ def fed(step, model: TinyGPT, batch: int) -> torch.Tensor:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_step_equals_the_model(shape, batch):
-    model = lively(TinyGPT(tiny_config(**SHAPES[shape])), 1.0)
+    model = shaken_model(**SHAPES[shape])
     torch.testing.assert_close(fed(CompiledStep(model), model, batch), fed(model, model, batch), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("shape", ["defaults", "nanoGPT", "odd widths"])
 def test_int8_is_the_model_with_rounded_matrices(shape):
     """Each row of a matrix is a whole number from -127 to 127 times its largest / 127."""
-    model = lively(TinyGPT(tiny_config(**SHAPES[shape])), 1.0)
-    step, rounded = CompiledStep(model, "int8"), TinyGPT(model.config).eval()
-    rounded.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        if model.config.tie_embeddings:  # the head is rounded, the embedding is not
-            rounded.head.weight = torch.nn.Parameter(rounded.head.weight.clone())
-        for name, p in rounded.named_parameters():
-            if p.ndim == 2 and "embedding" not in name:
-                scale = p.abs().amax(1, keepdim=True) / 127
-                p.copy_((p / scale).round() * scale)
+    model = shaken_model(**SHAPES[shape])
+    step, rounded = CompiledStep(model, "int8"), copy.deepcopy(model)
+    rounded.head.weight = nn.Parameter(rounded.head.weight.clone())  # it is rounded, a tied embedding is not
+    for name, p in rounded.named_parameters():
+        if p.ndim == 2 and "embedding" not in name:
+            scale = p.data.abs().amax(1, keepdim=True) / 127
+            p.data = (p.data / scale).round() * scale
     found = fed(step, model, 2)
     torch.testing.assert_close(found, fed(rounded, rounded, 2), rtol=1e-5, atol=2e-5)
     assert not torch.allclose(found, fed(model, model, 2), atol=1e-4)
@@ -74,7 +66,7 @@ def test_int8_is_the_model_with_rounded_matrices(shape):
 
 @pytest.fixture
 def model() -> TinyGPT:
-    return lively(TinyGPT(tiny_config(num_layers=2)))
+    return shaken_model(num_layers=2)
 
 
 def texts(loop, model, prompts, count, sampling, step=None, **options) -> list[list[int]]:
@@ -91,34 +83,26 @@ def test_loop_makes_the_tokens_of_the_textbooks(model, prompts, sampling):
     assert texts(generate, model, prompts, 40, sampling, CompiledStep(model), **options) == expected
 
 
-def test_watcher_sees_the_filters(model):
-    seen = []
-    options = {"watch": lambda stages, chosen: seen.append(chosen)}
-    assert texts(generate, model, [[1]], 5, Sampling(0.9), CompiledStep(model), **options) == seen
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_rows_of_unequal_length_go_through_the_loops(model, weights):
+    """Each row gives the logits that it gives alone. PyTorch computed them before, in float32 whatever the weights."""
+    step, prompts = CompiledStep(model, weights), [[1, 2], [3, 4, 5, 6], [7, 8, 9]]
+    batch, *alone = [SlidingWindow(model, rows, step=step) for rows in (prompts, *([prompt] for prompt in prompts))]
+    for tokens in ([7, 8, 9], [1, 2, 3], [5, 5, 5]):
+        expected = torch.cat([window.next_logits() for window in alone])
+        torch.testing.assert_close(batch.next_logits(), expected, rtol=1e-5, atol=2e-5)
+        for window, row in zip([batch, *alone], [tokens, *([token] for token in tokens)], strict=True):
+            window.append(row)
 
 
 def test_window_can_be_left_and_taken_up_at_any_token(model):
     """Tokens are made ahead, and the window must not show it."""
     for count in range(1, 12):
         window = SlidingWindow(model, [[1]], step=CompiledStep(model))
-        for number, _tokens in enumerate(generate(window, 50, row_generators(0, 1), Sampling(0.9)), start=1):
-            if number == count:
-                break
+        assert len(list(islice(generate(window, 50, row_generators(0, 1), Sampling(0.9)), count))) == count
         fresh = SlidingWindow(model, window.rows)
         fresh.starts = list(window.starts)
         torch.testing.assert_close(window.next_logits(), fresh.next_logits(), rtol=1e-5, atol=2e-5)
-
-
-def test_logits_that_stop_being_finite_stop_the_loop(model):
-    with torch.no_grad():
-        model.position_embedding.weight[3] = torch.nan
-    made = []
-    with pytest.raises(FloatingPointError, match="not finite"):
-        for tokens in generate(
-            SlidingWindow(model, [[1]], step=CompiledStep(model)), 9, row_generators(0, 1), Sampling(0.9)
-        ):
-            made.append(tokens)
-    assert len(made) == 3  # after positions 0, 1 and 2
 
 
 def test_large_logits_are_no_damage(model):
@@ -126,8 +110,7 @@ def test_large_logits_are_no_damage(model):
     with torch.no_grad():
         model.final_norm.weight.mul_(0.1)
         model.final_norm.bias.fill_(1.0)  # all logits are positive
-        model.head.weight.abs_()
-        model.head.weight.mul_(2e37 / model.head.weight.max())
+        model.head.weight.copy_(2e37 * model.head.weight.abs() / model.head.weight.abs().max())
     logits = SlidingWindow(model, [[1]]).next_logits()
     assert logits.isfinite().all() and not logits.sum().isfinite()
     expected = texts(sampler.generate, model, [[1], [2]], 30, Sampling(0.9))
@@ -135,62 +118,64 @@ def test_large_logits_are_no_damage(model):
 
 
 def test_threads_change_nothing(model, monkeypatch):
-    """Each has a part of the rows. A row that reaches a damaged token stops them all, at the same place as in one."""
-    with torch.no_grad():
-        model.token_embedding.weight[8] = torch.nan
-    found = []
+    """Each has a part of the rows. A row that reaches a damaged token stops them all, where the plain loop stops."""
+
+    def tokens_before_damage(loop, step) -> list[list[int]]:
+        made, window = [], SlidingWindow(model, [[1], [2, 4], [3], [5], [6]], step=step)
+        with pytest.raises(FloatingPointError, match="not finite"):
+            for tokens in loop(window, 1000, row_generators(0, 5), Sampling(2.0)):
+                made.append(tokens)
+        return made
+
+    model.token_embedding.weight.data[8] = torch.nan
+    logits, expected = fed(CompiledStep(model), model, batch=5), tokens_before_damage(sampler.generate, None)
+    assert 1 < len(expected) < 1000
     for threads in (1, 2, 3, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         step = CompiledStep(model)
-        logits = fed(step, model, batch=5)
-        window, made = SlidingWindow(model, [[1], [2], [3], [5], [6]], step=step), []
-        with pytest.raises(FloatingPointError, match="not finite"):
-            for tokens in generate(window, 1000, row_generators(0, 5), Sampling(2.0)):
-                made.append(tokens)
-        found.append((logits.nan_to_num(), made))
-    assert 1 < len(found[0][1]) < 1000
-    for logits, made in found[1:]:
-        assert torch.equal(logits, found[0][0]) and made == found[0][1]
+        assert torch.equal(fed(step, model, batch=5).nan_to_num(), logits.nan_to_num())
+        assert tokens_before_damage(generate, step) == expected
 
 
-def random_sampling(chance: random.Random) -> Sampling:
-    return Sampling(
-        temperature=chance.choice([0, 1e-6, 0.3, 0.8, 1, 1.3, 5]),
-        top_k=chance.choice([0, 1, 3, 20, 400]),
-        top_p=chance.choice([1, 0.99, 0.9, 0.5, 0.25, 0.1, 1e-9]),
-        min_p=chance.choice([0, 1e-9, 0.02, 0.1, 0.5, 1]),
-        repetition_penalty=chance.choice([1, 1.1, 2, 0.5, 1e6]),
-    )
+def assert_same_choices(logits: torch.Tensor, seen: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> None:
+    expected = sampler.sample(filter_stages(logits, seen, sampling)[-1][1].double().softmax(-1), uniforms)
+    numbers = filter_numbers(sampling, logits.size(1))
+    rows = zip(logits.clone().numpy(), seen.numpy(), uniforms[:, 0].tolist(), strict=True)
+    assert [kernels.choose(*row, *numbers) for row in rows] == expected, (logits.shape, sampling)
 
 
-def compare_choices(draws: int) -> None:
-    """Random logits, ties and impossible tokens among them, through both sets of filters."""
-    chance, rows = random.Random(0), 200
+@pytest.mark.parametrize("batches", [100, pytest.param(5_000, marks=pytest.mark.slow)])
+def test_filters_choose_the_tokens_of_the_textbooks(batches):
+    """Random logits, ties and impossible tokens among them, 200 rows at a time."""
+    chance = random.Random(0)
     torch.manual_seed(0)
-    for _ in range(draws // rows):
-        size, sampling = chance.choice([1, 2, 5, 11, 67, 300]), random_sampling(chance)
-        logits = torch.randn(rows, size) * chance.choice([0.1, 1, 5, 30])
+    for _ in range(batches):
+        sampling = Sampling(
+            temperature=chance.choice([0, 1e-6, 0.3, 0.8, 1, 1.3, 5]),
+            top_k=chance.choice([0, 1, 3, 20, 400]),
+            top_p=chance.choice([1, 0.99, 0.9, 0.5, 0.25, 0.1, 1e-9]),
+            min_p=chance.choice([0, 1e-9, 0.02, 0.1, 0.5, 1]),
+            repetition_penalty=chance.choice([1, 1.1, 2, 0.5, 1e6]),
+        )
+        size = chance.choice([1, 2, 5, 11, 67, 300])
+        logits = torch.randn(200, size) * chance.choice([0.1, 1, 5, 30])
         if chance.random() < 0.3:
             logits = (logits * 4).round() / 4
         if chance.random() < 0.3 and size > 1:
             logits[:, 0] = -torch.inf
-        seen, uniforms = torch.rand(rows, size) < 0.3, torch.rand(rows, 1, dtype=torch.float64)
-        expected = sampler.sample(filter_stages(logits, seen, sampling)[-1][1].double().softmax(-1), uniforms)
-        numbers = filter_numbers(sampling, size)
-        found = [
-            kernels.choose(*row, *numbers)
-            for row in zip(logits.numpy(), seen.numpy(), uniforms[:, 0].tolist(), strict=True)
-        ]
-        assert found == expected, (sampling, size)
+        seen, uniforms = torch.rand(200, size) < 0.3, torch.rand(200, 1, dtype=torch.float64)
+        assert_same_choices(logits, seen, uniforms, sampling)
 
 
-def test_filters_choose_the_tokens_of_the_textbooks():
-    compare_choices(20_000)
-
-
-@pytest.mark.slow
-def test_filters_choose_the_same_million_tokens():
-    compare_choices(1_000_000)
+@pytest.mark.parametrize("offset", [-1e-9, 1e-9])
+def test_probabilities_are_float64(offset):
+    """The error of a float32 probability is some 1e-8: beside a boundary between two tokens it chose the other one."""
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).sort(descending=True).values
+    seen = torch.zeros(1, 50, dtype=torch.bool)
+    for boundary in logits.double().softmax(-1).cumsum(-1)[0, :-1].tolist():
+        uniforms = torch.tensor([[boundary + offset], [1 - 1e-12]], dtype=torch.float64)
+        assert_same_choices(logits, seen, uniforms[:1], Sampling())
+        assert_same_choices(logits, seen, uniforms[1:], Sampling(top_p=boundary + offset))
 
 
 # --- The choice of an engine -----------------------------------------------------------------------------------------
@@ -214,19 +199,59 @@ def test_engine_is_the_one_that_pays(monkeypatch, model, asked, weights, tokens,
     assert isinstance(step, CompiledStep) == (loop is generate) == compiled
 
 
+def change_network(model: TinyGPT, change: str | None) -> None:
+    block, project = model.blocks[0], model.blocks[0].attention.project
+
+    def post_norm(x, mask, cache=None):
+        x = block.attention_norm(x + block.attention(x, mask, cache))
+        return block.mlp_norm(x + block.mlp(x))
+
+    if change == "ReLU":
+        block.mlp.gelu = nn.ReLU()
+    elif change == "scale":
+        block.attention.project = lambda x: project(x) * torch.tensor([2, 1, 1]).view(3, 1, 1, 1, 1)
+    elif change == "mask":  # a window of 16 tokens
+        model.causal_mask += torch.full_like(model.causal_mask, -torch.inf).tril(-16)
+    elif change == "post-norm":
+        block.forward = post_norm
+    elif change == "positions":
+        model.position_embedding.register_forward_hook(lambda _layer, _inputs, output: torch.zeros_like(output))
+    elif change == "wider MLP":
+        block.mlp.up, block.mlp.down = nn.Linear(8, 64), nn.Linear(64, 8)
+    elif change == "layers":
+        del model.blocks[-1]
+
+
+@pytest.mark.parametrize("change", [None, "ReLU", "scale", "mask", "post-norm", "positions", "wider MLP", "layers"])
+def test_changed_network_is_noticed(monkeypatch, capsys, change):
+    """The loops would go on computing the old one. The comparison leaves torch's random generator alone."""
+    monkeypatch.setattr(engine, "compiled_before", lambda: True)
+    model, state = shaken_model(max_seq=32, num_layers=2), torch.get_rng_state()
+    change_network(model, change)
+    step, _loop = engine.pick_engine("auto", "float32", model, 10**6)
+    errors = capsys.readouterr().err
+    if change is None:
+        assert isinstance(engine.pick_engine("auto", "int8", model, 5)[0], CompiledStep)
+        assert isinstance(step, CompiledStep) and not errors and torch.equal(torch.get_rng_state(), state)
+        return
+    assert step is None and errors.count("\n") == 1 and "PyTorch" in errors
+    for flags in [("compiled", "float32"), ("auto", "int8")]:
+        with pytest.raises(UserError, match="do not compute this network: .*; leave .* out"):
+            engine.pick_engine(*flags, model, 5)
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     tokenizer = CharTokenizer.from_text("abcdefg")
-    torch.manual_seed(0)
-    config = TinyGPTConfig(tokenizer.vocab_size, max_seq=8, embed_dim=16, num_heads=2, num_layers=1)
-    save_model(tmp_path / "model.pth", TinyGPT(config), tokenizer, {})
+    save_model(tmp_path / "model.pth", shaken_model(vocab_size=tokenizer.vocab_size), tokenizer, {})
     return ("--checkpoint", tmp_path / "model.pth", "--seed", "1", "--max-new-tokens", "40", "--prompt", "ab")
 
 
 def test_engines_write_the_same_text(in_process, checkpoint):
     made = [in_process("generate.py", *checkpoint, "--engine", name) for name in ("torch", "compiled")]
     assert made[0][:2] == made[1][:2] and made[0][0] == 0
-    assert in_process("generate.py", *checkpoint, "--weights", "int8")[0] == 0
+    code, _text, errors = in_process("generate.py", *checkpoint, "--weights", "int8", "--explain")
+    assert code == 0 and errors.count("<- sampled") == 40
 
 
 @pytest.mark.parametrize(
