@@ -28,7 +28,7 @@ from sampling.output import Texts, search
 from sampling.prompts import read_prompts, unescape
 from sampling.score import print_score
 from sampling.text_stream import suppressed
-from support.command import Parser, given_flags, number, run, text, user_errors, whole
+from support.command import Parser, given_flags, number, one_of, run, text, user_errors, whole
 from support.device import pick_device
 from tiny_decoder import TinyGPT
 
@@ -64,8 +64,8 @@ def make_parser() -> Parser:
     add("--length-penalty", type=number(-100, 100), default=1.0, help="divide scores by length to this power")
     add = parser.add_argument_group("machine").add_argument
     add("--stride", type=whole(1, 2**14), help="tokens that a full window moves at once (default: half; 1 is exact)")
-    add("--engine", choices=ENGINES, default="auto", help="compiled needs numba; auto takes it from 1,000 tokens on")
-    add("--weights", choices=WEIGHTS, default="float32", help="int8 is smaller and less exact; needs numba")
+    add("--engine", type=one_of(*ENGINES), default="auto", help="compiled needs numba; auto: from 1,000 tokens on")
+    add("--weights", type=one_of(*WEIGHTS), default="float32", help="int8 is smaller and less exact; needs numba")
     add("--device", type=text, default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
     return parser
 

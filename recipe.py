@@ -5,7 +5,7 @@ import math
 import os
 
 from formats.checkpoint import LIMITS, USUAL_PATH
-from support.command import Parser, UserError, flag_of, given_flags, number, text, whole
+from support.command import Parser, UserError, flag_of, given_flags, number, one_of, text, whole
 from support.device import pick_device, pick_dtype, product_rate
 
 AUTO = "auto"
@@ -61,14 +61,19 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     add("--dropout", type=SHARE, default=0.0, help="probability of zeroing an activation while training")
     add("--attention-dropout", type=SHARE, default=0.0, help="the same for attention weights")
     add("--bias", action=YES_NO, default=True, help="biases in linear layers and norms")
-    add("--gelu", choices=("exact", "tanh"), default="exact", help="tanh is GPT-2's approximation")
+    add("--gelu", type=one_of("exact", "tanh"), default="exact", help="tanh is GPT-2's approximation")
     add("--tie-embeddings", action=YES_NO, default=False, help="share the token embedding with the head")
-    add("--init", choices=("normal", "sinusoid"), default="normal", help="GPT-2's first weights, or Xavier's and sines")
+    add(
+        "--init",
+        type=one_of("normal", "sinusoid"),
+        default="normal",
+        help="GPT-2's first weights, or Xavier's and sines",
+    )
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--preset", choices=(AUTO, *PRESETS), default=AUTO, help="recipe; auto: base on NVIDIA, small, or mini if slow")
+    add("--preset", type=one_of(AUTO, *PRESETS), default=AUTO, help="auto: base on NVIDIA, small, or mini if slow")
     add("--steps", type=COUNT, default=1200, help="optimizer steps in all; the schedule ends there")
     planned = f"plan as many steps as fit (default: {DEFAULT_MINUTES:g} without --preset, --steps, --resume)"
     add("--minutes", type=number(above=0, high=1e6), help=planned)
@@ -76,7 +81,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=whole(1, 2**20), default=16, help="windows per optimizer step")
     add("--grad-accum", type=whole(1, 2**20), default=1, help="parts to split each batch into, to save memory")
     order = "epochs: all windows side by side, once an epoch, shuffled; random: each begins anywhere"
-    add("--windows", choices=("epochs", "random"), default="epochs", help=order)
+    add("--windows", type=one_of("epochs", "random"), default="epochs", help=order)
     noise = "probability of reading a random token instead; falls with the learning rate (default with --init-from: 0)"
     add("--token-noise", type=SHARE, default=0.0, help=noise)
     add("--eval-every", type=COUNT, default=120, help="steps between evaluations")
@@ -88,14 +93,14 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("optimizer").add_argument
-    add("--optimizer", choices=("muon", "adamw"), default="muon", help="muon for blocks' matrices, AdamW for the rest")
+    add("--optimizer", type=one_of("muon", "adamw"), default="muon", help="muon is for blocks only, AdamW for the rest")
     add("--lr", type=RATE, default=6e-3, help="AdamW's peak learning rate")
     add("--muon-lr", type=RATE, default=0.02, help="Muon's peak learning rate")
     add("--muon-momentum", type=SHARE, default=0.9, help="Muon's momentum")
     add("--weight-decay", type=number(low=0, high=100), default=0.1, help="of matrices; with muon the blocks' only")
     add("--grad-clip", type=number(above=0), default=1.0, help="largest gradient norm; larger ones are scaled down")
     add("--warmup", type=whole(0, MOST_STEPS), default=24, help="steps at the start, in which the learning rate rises")
-    add("--schedule", choices=("linear", "cosine"), default="linear", help="how the rate falls: to 0, or to a tenth")
+    add("--schedule", type=one_of("linear", "cosine"), default="linear", help="how the rate falls: to 0, or to a tenth")
     add("--cooldown", type=number(0, 1), default=1.0, help="the learning rate falls in this last share of the steps")
     add("--ema-decay", type=SHARE, default=0.0, help="validate and keep a moving average of the weights (0: none)")
 
@@ -111,7 +116,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", type=text, default=AUTO, help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
-    add("--dtype", choices=(AUTO, "float32", "bfloat16"), default=AUTO, help="of matrix products; auto: the fast one")
+    add("--dtype", type=one_of(AUTO, "float32", "bfloat16"), default=AUTO, help="of matrix products; auto: the faster")
     add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 

@@ -152,9 +152,7 @@ class Parser(argparse.ArgumentParser):
         return group
 
     def add_flag(self, add: Callable[..., argparse.Action], *names: str, **options) -> argparse.Action:
-        """`add` a flag, and keep it: `choices` become the flag type `one_of`, the default becomes part of the help."""
-        if "choices" in options:
-            options["type"] = one_of(*options.pop("choices"))
+        """`add` a flag, and keep it; its type may name its metavar, and its default becomes part of its help."""
         if hasattr(options.get("type"), "metavar"):
             options.setdefault("metavar", options["type"].metavar)
         action = add(*names, **options)
@@ -219,7 +217,7 @@ def one_of(*names: str) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, not {value[:40]!r}{near}")
         return value
 
-    parse.metavar = "{" + ",".join(names) + "}"
+    parse.metavar = "|".join(names)
     return parse
 
 
