@@ -92,11 +92,6 @@ def test_no_new_tokens_is_the_empty_text(model):
     assert (hypothesis.tokens, hypothesis.log_probability) == ([], 0.0)
 
 
-def test_width_must_fit_the_window(model):
-    with pytest.raises(ValueError, match="width 3"):
-        beam_search(SlidingWindow(model, [PROMPT]), 2, 3)
-
-
 @pytest.mark.parametrize("penalty", [-100.0, 100.0])
 def test_extreme_length_penalties_do_not_overflow(model, penalty):
     (best,) = search(model, 1, length=500, length_penalty=penalty)

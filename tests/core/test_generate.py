@@ -111,6 +111,7 @@ def test_explain_shows_the_filters_at_work(sample):
         (["--beams", 2, "--temperature", 1, "--seed", 1], ["--beams makes no use of --seed, --temperature"]),
         (["--explain", "--num-samples", 2], ["--explain"]),
         (["--prompt", "a", "--score", "f"], ["--prompt and --score"]),
+        (["--checkpoint", "."], [". is a folder", ".pth"]),
         (["--prompt-file", "missing.txt"], ["missing.txt", "no such file"]),
         (["--prompt-file", "empty.txt"], ["no prompt"]),
         (["--prompt-file", "latin.txt"], ["UTF-8"]),

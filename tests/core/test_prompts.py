@@ -58,12 +58,6 @@ def test_prompt_files(tmp_path, content, prompts):
     assert read_prompts(argparse.Namespace(prompt=None, prompt_file=str(tmp_path / "p.txt"))) == prompts
 
 
-def test_a_prompt_from_standard_input(model_file, in_process, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\ncd\n"))
-    code, out, _ = in_process("generate.py", "--prompt", "-", "--max-new-tokens", 0)
-    assert code == 0 and out == "ab\ncd\n"
-
-
 @pytest.mark.parametrize("flags", [["--prompt", "-"], ["--interactive"]])
 def test_standard_input_that_is_not_utf8_is_one_line(model_file, in_process, monkeypatch, flags):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), "utf-8", "surrogateescape"))

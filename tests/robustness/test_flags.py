@@ -93,7 +93,6 @@ def test_every_flag_with_a_value_is_swept():
         ("generate.py", ["--prom", "a"], ["--prom", "mean --prompt?"]),
         ("train_tokenizer.py", ["--vocab", 300], ["--vocab", "mean --vocab-size?"]),
         ("data_setup.py", ["gutenberg", "--book", 1], ["--book"]),
-        ("data_setup.py", ["everything"], ["everything"]),
         ("convert.py", ["a.pth", "b.pth", "--forc"], ["--forc", "mean --force?"]),
         ("bench.py", ["trian"], ["trian", "mean train?"]),
     ],
@@ -122,6 +121,7 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
         (["--max-seq", 2000], ["--max-seq"]),
         (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw: leave"]),
         (["--preset", "reference", "--muon-lr", 0.1], ["--muon-lr does nothing", "(of --preset reference)"]),
+        (["--init-from", "."], [". is a folder", ".pth"]),
         (["--init-from", "a", "--lora-rank", 2, "--weight-decay", 1], ["--weight-decay does nothing", "--lora-rank"]),
     ],
 )
@@ -251,14 +251,6 @@ def test_an_output_that_cannot_be_written_is_found_before_training(in_process, t
     assert "step" not in output
 
 
-def test_a_folder_for_a_checkpoint_is_called_one(in_process, tmp_path):
-    (tmp_path / "models").mkdir()
-    for arguments in (["generate.py", "--checkpoint", "models"], ["main.py", *SMALL_RUN, "--init-from", "models"]):
-        code, _, errors = in_process(*arguments)
-        assert code == 2
-        assert_one_error_line(errors, "models is a folder", ".pth")
-
-
 @pytest.mark.parametrize("out", ["check points/a b.pth", "it's.pth", "$HOME.pth"])
 def test_suggested_commands_are_quoted_for_the_shell(in_process, tmp_path, out):
     """What a run tells to type is the command that it means."""
@@ -270,12 +262,6 @@ def test_suggested_commands_are_quoted_for_the_shell(in_process, tmp_path, out):
     (sample,) = re.findall(r"sample from it with: python (.*)", ended)
     assert shlex.split(sample)[:3] == ["generate.py", "--checkpoint", out]
     assert in_process(*shlex.split(sample), "--max-new-tokens", 3)[0] == 0
-
-
-def test_one_of_a_thing_is_not_called_several(in_process, tmp_path):
-    write_corpus(tmp_path)
-    _, output, _ = in_process("main.py", *SMALL_RUN, "--steps", 1, "--batch-size", 1, "--num-heads", 1)
-    assert "1 step of 1 window\n" in output and "1 layer x 8, 1 head," in output
 
 
 # --- Memory ------------------------------------------------------------------------------------------------------
@@ -301,12 +287,10 @@ def test_running_out_of_memory_is_one_line_and_a_bug_is_not(capsys, error, expec
         assert_one_error_line(capsys.readouterr().err, "not enough memory", "--batch-size")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc to know the present size")
 def test_a_real_lack_of_memory_is_one_line(tmp_path):
     """Under a limit of the address space: the first layers fit, all of them do not."""
     resource = pytest.importorskip("resource")
-    if not os.path.exists("/proc/self/statm"):
-        pytest.skip("needs /proc to know the present size")
     write_corpus(tmp_path)
 
     def limit():

@@ -37,7 +37,6 @@ def shell(folder, line: str, **changes: str | None) -> subprocess.CompletedProce
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", ["bad.txt", "0 characters"]),
         (b"ab", ["bad.txt", "2 characters"]),
         (b"Too short for a window.", ["window", "--max-seq"]),
         (b"\xed\xa0\x80" * 99, ["bad.txt", "UTF-8", "0xed"]),  # a lone surrogate, encoded
