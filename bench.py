@@ -16,7 +16,7 @@ from benchmarks.plots import bench_plots
 from benchmarks.scale import bench_scale
 from benchmarks.tools import machine
 from benchmarks.train import bench_train
-from support.command import Parser, run
+from support.command import Parser, one_of, run
 
 # name -> what runs, what it measures, how long it takes on two cores
 BENCHMARKS = {
@@ -36,7 +36,7 @@ def main() -> None:
     """Run one benchmark by name."""
     lines = [f"  {name:<13} {what} ({length})" for name, (_task, what, length) in BENCHMARKS.items()]
     parser = Parser(__doc__ + "\nbenchmarks, and how long each takes on two CPU cores:\n" + "\n".join(lines))
-    parser.add_argument("name", choices=BENCHMARKS, metavar="name", help="which benchmark")
+    parser.add_argument("name", type=one_of(*BENCHMARKS), metavar="name", help="which benchmark")
     name = parser.parse_args().name
     print(f"bench.py {name}: {machine()}")
     BENCHMARKS[name][0]()

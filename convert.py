@@ -26,7 +26,7 @@ from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
 from formats.page import save_page
 from lora import merge_adapters
-from support.command import Parser, UserError, one_line, run
+from support.command import Parser, UserError, one_line, one_of, run
 from support.durable import check_overwrite
 
 
@@ -84,7 +84,7 @@ def make_parser() -> Parser:
     add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
     precision = "of the weights in a page (if not given, float16) or in a GGUF file (float32)"
-    add("--precision", choices=("float16", "float32"), help=precision)
+    add("--precision", type=one_of("float16", "float32"), help=precision)
     add("--force", action="store_true", help="overwrite TARGET; write a page of more than 50 MB")
     return parser
 

@@ -97,7 +97,7 @@ def folder_corpus(folder: Path) -> Corpus:
     others = sorted({path.name for path in folder.iterdir()} - {path.name for path in files})
     skipped = f"; skipped: {', '.join(others[:3])}{', …' if others[3:] else ''}" if others else ""
     characters = len(corpus.train) + len(corpus.val)
-    print(f"{folder}: {len(files)} documents, {characters:,} characters{skipped}", file=sys.stderr)
+    print(one_line(f"{folder}: {len(files)} documents, {characters:,} characters{skipped}"), file=sys.stderr)
     return corpus
 
 

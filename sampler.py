@@ -1,9 +1,14 @@
-"""How a trained model makes text: the sliding window, filters on logits (B, V), and the loop that samples
-(sampling/compiled_step.py has a compiled twin).
+"""How a trained model makes text: the loop that samples, the filters on its logits (B, V), then the sliding window.
 
 The order of the filters is fixed: repetition penalty, temperature, top-k, top-p, min-p. A filter sets what it rejects
-to -inf; softmax then shares the probability among the rest.
+to -inf, because softmax makes that probability 0 and shares the rest out among the others.
+
+Why sample at all? The likeliest text is dull and repeats itself, while people often choose a less likely word; but the
+model's long tail of unlikely tokens holds mistakes, so it is cut (Holtzman et al. 2019, "The Curious Case of Neural
+Text Degeneration"). sampling/compiled_step.py has a compiled twin of the loop and the filters.
 """
+
+from __future__ import annotations  # the loop stands before the classes that its signature names
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,6 +18,167 @@ import torch
 from torch import Tensor
 
 from tiny_decoder import KVCache, TinyGPT
+
+# --- The loop ----------------------------------------------------------------------------------------------------
+
+
+def generate(
+    window: SlidingWindow,
+    max_new_tokens: int,
+    generators: list[torch.Generator],
+    sampling: Sampling,
+    suppress_tokens: tuple[int, ...] = (),
+    watch: Callable[[list[tuple[str, Tensor]], list[int]], None] | None = None,
+) -> Iterator[list[int]]:
+    """Yield, max_new_tokens times, the next token of every row: a list of B ids, which the window's rows grow by.
+
+    generators: one per row. suppress_tokens (the special ones) are never sampled. `watch` is shown each step: the
+    outcomes of the filters and the tokens sampled. Raises FloatingPointError if the logits are not finite.
+    """
+    suppressed, seen = token_masks(window, suppress_tokens)
+    uniforms = uniform_numbers(generators)
+    for _ in range(max_new_tokens):
+        logits = window.next_logits() + suppressed  # (B, V)
+        stages = filter_stages(logits, seen, sampling)
+        probabilities = stages[-1][1].double().softmax(-1)
+        tokens = sample(probabilities, next(uniforms))
+        if watch:
+            watch(stages, tokens)
+        window.append(tokens)
+        seen[range(len(tokens)), tokens] = True
+        yield tokens
+
+
+def sample(probabilities: Tensor, uniforms: Tensor) -> list[int]:
+    """One token per row of probabilities (B, V), float64: where uniforms (B, 1) fall on the cumulative distribution.
+
+    Laid end to end, the probabilities fill a line; a point anywhere on it hits each token as often as its probability
+    says (inverse transform sampling: Devroye 1986, "Non-Uniform Random Variate Generation", chapter 3).
+    """
+    cumulative = probabilities.cumsum(-1)
+    # right=True: a token of probability zero spans no part of the line, so it is never sampled.
+    tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
+    # u * total can round up to the total: then the last token that has any probability is meant.
+    return torch.minimum(tokens, cumulative.argmax(-1, keepdim=True))[:, 0].tolist()
+
+
+def row_generators(seed: int, count: int) -> list[torch.Generator]:
+    """One random generator per row of a batch: row i samples what a batch of one with seed + i would sample.
+
+    They are separate from torch's global generator, so a seed gives the same text whatever else uses that one.
+    """
+    return [torch.Generator().manual_seed((seed + row) % 2**63) for row in range(count)]
+
+
+def uniform_numbers(generators: list[torch.Generator], ahead: int = 64) -> Iterator[Tensor]:
+    """Endless columns (B, 1) of uniform numbers from [0, 1), each row from its own generator, `ahead` at a time."""
+    while True:
+        block = [torch.rand(ahead, 1, generator=generator, dtype=torch.float64) for generator in generators]
+        yield from torch.stack(block, dim=1)
+
+
+def token_masks(window: SlidingWindow, suppress_tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What to add to the logits, (V,), -inf at suppress_tokens, and which tokens each row's text has, (B, V)."""
+    suppressed = torch.zeros(window.model.config.vocab_size)
+    suppressed[list(suppress_tokens)] = -torch.inf
+    seen = torch.zeros(len(window.rows), len(suppressed), dtype=torch.bool)
+    for row, tokens in zip(seen, window.rows, strict=True):
+        row[tokens] = True
+    return suppressed, seen
+
+
+# --- Filters: logits (B, V) -> logits (B, V) -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the values below switch everything off: the model's own distribution."""
+
+    temperature: float = 1.0  # 0 is greedy: always the likeliest token
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+def filter_stages(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> list[tuple[str, Tensor]]:
+    """What each filter that is switched on makes of logits (B, V), in order, by name; first the logits themselves.
+
+    seen: see `penalize_repetition`.
+    """
+    stages = [("model", logits)]
+    if sampling.repetition_penalty != 1:
+        logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
+        stages.append(("penalty", logits))
+    if sampling.temperature != 1:
+        logits = apply_temperature(logits, sampling.temperature)
+        stages.append(("temperature", logits))
+    if 0 < sampling.top_k < logits.size(-1):
+        logits = keep_top_k(logits, sampling.top_k)
+        stages.append(("top-k", logits))
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+        stages.append(("top-p", logits))
+    if sampling.min_p > 0:
+        logits = keep_min_p(logits, sampling.min_p)
+        stages.append(("min-p", logits))
+    return stages
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Divide the positive logits of seen tokens by the penalty and multiply the negative ones: less likely both times.
+
+    seen (B, V) is True for every token of the text so far, prompt included. It breaks the loops that a model falls into
+    when it nearly always takes the likeliest token: CTRL (Keskar et al. 2019), section 4.1.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Scale the distances to the largest logit by 1 / temperature; at 0 only the first of the largest stays.
+
+    One number trades variety for safety: below 1 the likely tokens get likelier still, above 1 the unlikely ones get
+    their chance. The name is from physics (Ackley, Hinton & Sejnowski 1985, Boltzmann machines).
+    """
+    if temperature == 0:
+        top = logits.argmax(-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter_(-1, top, 0.0)
+    # Subtracting the maximum first keeps a tiny temperature from overflowing; softmax does not care otherwise.
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k largest; of equal ones the lower ids first, so that exactly k stay. k above V keeps all.
+
+    Each token of the tail is unlikely, but one of the many comes up often, and one wrong word spoils what follows (Fan
+    et al. 2018, "Hierarchical Neural Story Generation").
+    """
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    return logits.scatter(-1, order[:, k:], -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest tokens that reach the total probability p, the likeliest first; at least one stays.
+
+    A fixed k is too many tokens where the model is sure of the next one and too few where it is not; the size of this
+    "nucleus" follows the model (Holtzman et al. 2019).
+    """
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.double().softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # the total of the tokens ahead of this one
+    before[:, 0] = 0
+    rejected = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    return logits.masked_fill(rejected, -torch.inf)
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Drop tokens whose probability is below the share min_p of the top one's.
+
+    At a high temperature a nucleus fills up with bad tokens, because it must reach its total; this share needs none
+    (Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling").
+    """
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -torch.inf)
+
 
 # --- The window --------------------------------------------------------------------------------------------------
 
@@ -93,139 +259,3 @@ class SlidingWindow:
         self.rows = [list(self.rows[row]) for row in rows]
         self.starts = [self.starts[row] for row in rows]
         self.cache.reorder(rows)
-
-
-# --- Filters: logits (B, V) -> logits (B, V) -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; the values below switch everything off: the model's own distribution."""
-
-    temperature: float = 1.0  # 0 is greedy: always the likeliest token
-    top_k: int = 0  # 0 is off
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-
-def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Divide the positive logits of seen tokens by the penalty and multiply the negative ones: less likely both times.
-
-    seen (B, V) is True for every token of the text so far, prompt included. CTRL (Keskar et al. 2019), section 4.1.
-    """
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
-def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Scale the distances to the largest logit by 1 / temperature; at 0 only the first of the largest stays."""
-    if temperature == 0:
-        best = logits.argmax(-1, keepdim=True)
-        return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
-    # Subtracting the maximum first keeps a tiny temperature from overflowing; softmax does not care otherwise.
-    return (logits - logits.amax(-1, keepdim=True)) / temperature
-
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k largest; of equal ones the lower ids first, so that exactly k stay. k above V keeps all."""
-    order = logits.argsort(dim=-1, descending=True, stable=True)
-    return logits.scatter(-1, order[:, k:], -torch.inf)
-
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest of the likeliest tokens whose probabilities sum to at least p, and always one.
-
-    Nucleus sampling (Holtzman et al. 2019).
-    """
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.double().softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # the mass of the tokens ahead of this one
-    before[:, 0] = 0
-    rejected = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
-    return logits.masked_fill(rejected, -torch.inf)
-
-
-def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Keep the tokens that are at least min_p times as likely as the likeliest (Nguyen et al. 2024)."""
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -torch.inf)
-
-
-def filter_stages(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> list[tuple[str, Tensor]]:
-    """What each filter that is switched on makes of logits (B, V), in order, by name; first the logits themselves.
-
-    seen: see `penalize_repetition`.
-    """
-    stages = [("model", logits)]
-    penalty = sampling.repetition_penalty
-    for name, wanted, apply in (
-        ("penalty", penalty != 1, lambda x: penalize_repetition(x, seen, penalty)),
-        ("temperature", sampling.temperature != 1, lambda x: apply_temperature(x, sampling.temperature)),
-        ("top-k", 0 < sampling.top_k < logits.size(-1), lambda x: keep_top_k(x, sampling.top_k)),
-        ("top-p", sampling.top_p < 1, lambda x: keep_top_p(x, sampling.top_p)),
-        ("min-p", sampling.min_p > 0, lambda x: keep_min_p(x, sampling.min_p)),
-    ):
-        if wanted:
-            stages.append((name, apply(stages[-1][1])))
-    return stages
-
-
-# --- Sampling ----------------------------------------------------------------------------------------------------
-
-
-def row_generators(seed: int, count: int) -> list[torch.Generator]:
-    """One random generator per row of a batch: row i draws what a batch of one with seed + i would draw.
-
-    They are separate from torch's global generator, so a seed gives the same text whatever else drew numbers.
-    """
-    return [torch.Generator().manual_seed((seed + row) % 2**63) for row in range(count)]
-
-
-def uniform_numbers(generators: list[torch.Generator], ahead: int = 64) -> Iterator[Tensor]:
-    """Endless columns (B, 1) of uniform numbers from [0, 1), each row from its own generator, `ahead` at a time."""
-    while True:
-        block = [torch.rand(ahead, 1, generator=generator, dtype=torch.float64) for generator in generators]
-        yield from torch.stack(block, dim=1)
-
-
-def sample(probabilities: Tensor, uniforms: Tensor) -> list[int]:
-    """One token per row of probabilities (B, V), float64: where uniforms (B, 1) fall on the cumulative distribution."""
-    cumulative = probabilities.cumsum(-1)
-    # right=True: a token of probability zero spans no part of the line, so it is never chosen.
-    chosen = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    # u * total can round up to the total: then the last token that has any probability is meant.
-    return torch.minimum(chosen, cumulative.argmax(-1, keepdim=True))[:, 0].tolist()
-
-
-def token_masks(window: SlidingWindow, suppress_tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """What to add to the logits, (V,), -inf at suppress_tokens, and which tokens each row's text holds, (B, V)."""
-    suppressed = torch.zeros(window.model.config.vocab_size)
-    suppressed[list(suppress_tokens)] = -torch.inf
-    seen = torch.zeros(len(window.rows), len(suppressed), dtype=torch.bool)
-    for row, tokens in zip(seen, window.rows, strict=True):
-        row[tokens] = True
-    return suppressed, seen
-
-
-def generate(
-    window: SlidingWindow,
-    max_new_tokens: int,
-    generators: list[torch.Generator],
-    sampling: Sampling,
-    suppress_tokens: tuple[int, ...] = (),
-    watch: Callable[[list[tuple[str, Tensor]], list[int]], None] | None = None,
-) -> Iterator[list[int]]:
-    """Yield, max_new_tokens times, the next token of every row: a list of B ids, which the window's rows grow by.
-
-    generators: one per row. suppress_tokens (the special ones) are never sampled. `watch` is shown each step: the
-    outcomes of the filters and the tokens sampled. Raises FloatingPointError if the logits are not finite.
-    """
-    suppressed, seen = token_masks(window, suppress_tokens)
-    uniforms = uniform_numbers(generators)
-    for _ in range(max_new_tokens):
-        stages = filter_stages(window.next_logits() + suppressed, seen, sampling)
-        chosen = sample(stages[-1][1].double().softmax(-1), next(uniforms))
-        if watch:
-            watch(stages, chosen)
-        window.append(chosen)
-        seen[range(len(chosen)), chosen] = True
-        yield chosen

@@ -30,14 +30,14 @@ class Hypothesis:
 
 
 def best_first(candidates: Tensor, at_once: int) -> Iterator[tuple[float, int]]:
-    """The finite values of `candidates` (N,) with their places, the largest first; `at_once` are sorted, then more."""
+    """The finite values of `candidates` (N,) with their indices, the largest first; `at_once` are sorted, then more."""
     start, end = 0, min(at_once, len(candidates))
     while start < end:
         best = candidates.topk(end)
-        for value, place in zip(best.values[start:].tolist(), best.indices[start:].tolist(), strict=True):
+        for value, index in zip(best.values[start:].tolist(), best.indices[start:].tolist(), strict=True):
             if value == -math.inf:
                 return
-            yield value, place
+            yield value, index
         start, end = end, min(4 * end, len(candidates))
 
 
@@ -47,7 +47,7 @@ def beam_search(
     width: int,
     length_penalty: float = 1.0,
     suppress_tokens: tuple[int, ...] = (),
-    follow: Callable[[Any, int], tuple[Any, bool]] = lambda state, token: (None, False),
+    follow: Callable[[Any, int], tuple[Any, bool]] | None = None,
     state: Any = None,
 ) -> list[Hypothesis]:
     """Up to `width` continuations of one prompt, best score first.
@@ -55,7 +55,7 @@ def beam_search(
     The window holds the prompt `width` times, and follows the beams: history, window and cache. suppress_tokens are
     left out. length_penalty 0 compares sums, which favours short texts, 1 means per token. `follow` is given what it
     knows of a text, at first `state`, and the text's next token; it returns what it knows then, and whether the text
-    has ended. Raises FloatingPointError if the logits are not finite.
+    has ended; if None, no text ends. Raises FloatingPointError if the logits are not finite.
     """
     if len(window.rows) != width:
         raise ValueError(f"a beam of width {width} needs a window of as many rows, not {len(window.rows)}")
@@ -67,9 +67,9 @@ def beam_search(
         totals = torch.tensor([beam.log_probability for beam in beams], dtype=torch.float64)
         candidates = (totals[:, None] + log_probabilities).flatten()  # (beams x V)
         alive: list[tuple[int, Hypothesis]] = []  # parent, text
-        for total, place in best_first(candidates, 2 * width):
-            parent, token = divmod(place, log_probabilities.size(1))
-            known, ended = follow(beams[parent].state, token)
+        for total, index in best_first(candidates, 2 * width):
+            parent, token = divmod(index, log_probabilities.size(1))
+            known, ended = follow(beams[parent].state, token) if follow else (None, False)
             text = Hypothesis([*beams[parent].tokens, token], total, known)
             if ended:
                 done.append(text)
@@ -83,4 +83,4 @@ def beam_search(
         idle = width - len(beams)
         window.reorder([parent for parent, _ in alive] + [0] * idle)
         window.append([text.tokens[-1] for text in beams] + [0] * idle)
-    return sorted(done + beams, key=lambda found: -found.score(length_penalty))[:width]
+    return sorted(done + beams, key=lambda text: -text.score(length_penalty))[:width]

@@ -1,14 +1,14 @@
 """Why this token: the filters at work on each step's likeliest candidates, as a table."""
 
 import sys
-from collections.abc import Callable
 from typing import TextIO
 
 from torch import Tensor
 
+from sampling.output import Output
 from sampling.score import shown_token
 
-CANDIDATES = 5  # how many rows a table has at least
+CANDIDATES = 5  # rows of a table, at least
 
 
 class Explainer:
@@ -18,11 +18,11 @@ class Explainer:
     the token sampled is marked and always listed.
     """
 
-    def __init__(self, tokenizer, file: TextIO | None = None, before: Callable[[], None] = lambda: None):
-        """file: where the tables go, stderr if None. before: called before each table."""
+    def __init__(self, tokenizer, file: TextIO | None = None, output: Output | None = None):
+        """file: where the tables go, stderr if None. output: where the text goes meanwhile."""
         self.tokenizer = tokenizer
         self.file = file
-        self.before = before
+        self.output = output
         self.number = 0
 
     def __call__(self, stages: list[tuple[str, Tensor]], chosen: list[int]) -> None:
@@ -39,7 +39,8 @@ class Explainer:
         left = [str(sum(p > 0 for p in probabilities)) for probabilities in columns.values()]
         lines.append(["(candidates)", *left])
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        self.before()
+        if self.output:
+            self.output.end_line()
         print(f"token {self.number}", file=self.file or sys.stderr)
         for token, line in zip([None, *shown, None], lines, strict=True):
             name, *numbers = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))

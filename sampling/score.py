@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from corpora.bpe import Tokenizer
 from data_setup import consecutive_windows
 from sampling.prompts import read_text
-from support.command import UserError
+from support.command import UserError, visible
 from tiny_decoder import TinyGPT
 
 
@@ -40,7 +40,7 @@ def print_score(model: TinyGPT, tokenizer: Tokenizer, path: str, explain: bool) 
         for token, loss in zip(ids[1:].tolist(), losses.tolist(), strict=True):
             print(f"{loss:8.4f}  {shown_token(tokenizer, token)}")
     nats, size = float(losses.sum(dtype=np.float64)), len(text.encode("utf-8", "surrogatepass"))
-    print(f"{path}: {len(losses):,} tokens, {len(text):,} characters, {size:,} bytes")
+    print(f"{visible(path)}: {len(losses):,} tokens, {len(text):,} characters, {size:,} bytes")
     print(f"{nats / len(losses):.4f} nats per token, perplexity {math.exp(nats / len(losses)):.2f}")
     print(f"{nats / len(text):.4f} nats per character, {nats / math.log(2) / size:.4f} bits per byte")
 

@@ -1,7 +1,7 @@
 """From tokens that arrive one by one to text that can be shown at once.
 
 Two things make the end of a text uncertain: a token of bytes may end in the middle of a character, and the last
-characters may be the beginning of a stop string. Both are held back until the next token decides.
+characters may be the beginning of a stop string. Both wait until the next token decides.
 """
 
 import codecs
@@ -25,7 +25,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()):
         self.stops = stops
-        self.held = ""  # may be the beginning of a stop string
+        self.pending = ""  # may be the beginning of a stop string
         self.stopped = False
         self.eos_id = tokenizer.eos_id
         # A character tokenizer's tokens are text; a byte-level one's are bytes, which the decoder puts together.
@@ -51,7 +51,7 @@ class TextStream:
     def finish(self) -> str:
         """The rest of the text, when no more tokens will come."""
         certain = self.release(self.decoder.decode(b"", final=True))
-        rest, self.held = self.held, ""
+        rest, self.pending = self.pending, ""
         return certain + rest
 
     def release(self, piece: str) -> str:
@@ -60,16 +60,16 @@ class TextStream:
         for character in piece:
             if self.stopped:
                 break
-            self.held += character
-            stop = max((len(stop) for stop in self.stops if self.held.endswith(stop)), default=0)
-            cut = len(self.held) - (stop or self.beginning_of_a_stop())
-            ready += self.held[:cut]
-            self.held = "" if stop else self.held[cut:]
+            self.pending += character
+            stop = max((len(stop) for stop in self.stops if self.pending.endswith(stop)), default=0)
+            cut = len(self.pending) - (stop or self.beginning_of_a_stop())
+            ready += self.pending[:cut]
+            self.pending = "" if stop else self.pending[cut:]
             self.stopped = stop > 0
         return ready
 
     def beginning_of_a_stop(self) -> int:
-        """How many of the last characters held may become a stop string."""
-        longest = min(len(self.held), max(map(len, self.stops), default=0))
-        ends = (self.held[-length:] for length in range(longest, 0, -1))
+        """How many of the last pending characters may become a stop string."""
+        longest = min(len(self.pending), max(map(len, self.stops), default=0))
+        ends = (self.pending[-length:] for length in range(longest, 0, -1))
         return next((len(end) for end in ends if any(stop.startswith(end) for stop in self.stops)), 0)

@@ -7,6 +7,8 @@ exception is a bug and keeps its traceback.
 
 import argparse
 import contextlib
+import difflib
+import functools
 import importlib
 import os
 import re
@@ -15,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from math import inf
 from types import ModuleType
@@ -109,23 +111,86 @@ def interruptible(work: Callable[[], object], seconds: float = inf) -> object:
 # --- Flags -------------------------------------------------------------------------------------------------------
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it is written; defaults where there is one; N for numbers."""
+# What other programs call our flags, where the letters alone do not tell.
+SYNONYMS = {
+    "--learning-rate": "--lr",
+    "--epochs": "--steps",
+    "--max-iters": "--steps",
+    "--block-size": "--max-seq",
+    "--model": "--checkpoint",
+    "--temp": "--temperature",
+}
 
-    def _get_help_string(self, action: argparse.Action) -> str:
-        hidden = action.default is False or action.default in (None, [], (), argparse.SUPPRESS)
-        shown = not hidden and "%(default)" not in action.help
-        return f"{action.help} (default: %(default)s)" if shown else action.help
 
-    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return getattr(action.type, "metavar", None) or action.dest.upper()
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`: did you mean NAME?` with the known name that is nearest to a word, or nothing if none is near."""
+    known, word = list(known), word.lower()
+    meant = SYNONYMS.get(word)
+    near = [meant] if meant in known else difflib.get_close_matches(word[:80], known, 1)
+    return f": did you mean {near[0]}?" if near else ""
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser without abbreviations, whose errors are UserErrors, for `run` to print."""
+    """An ArgumentParser whose errors are UserErrors, for `run` to print, and name a near miss.
+
+    It takes no abbreviations, and `--batch_size` for `--batch-size`. --help shows every default. `flags` has the
+    argparse.Action of each setting by its name, without --help.
+    """
 
     def __init__(self, description: str, **options):
-        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter, **options)
+        self.flags: dict[str, argparse.Action] = {}
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, allow_abbrev=False, formatter_class=style, **options)
+        self.flags.pop("help", None)
+
+    def add_argument(self, *names: str, **options) -> argparse.Action:
+        return self.add_flag(super().add_argument, *names, **options)
+
+    def add_argument_group(self, *titles: str, **options):
+        group = super().add_argument_group(*titles, **options)
+        group.add_argument = functools.partial(self.add_flag, group.add_argument)
+        return group
+
+    def add_flag(self, add: Callable[..., argparse.Action], *names: str, **options) -> argparse.Action:
+        """`add` a flag, and keep it; its type may name its metavar, and its default becomes part of its help."""
+        if hasattr(options.get("type"), "metavar"):
+            options.setdefault("metavar", options["type"].metavar)
+        action = add(*names, **options)
+        hidden = options.get("action") == "store_true" or action.default in (None, [], argparse.SUPPRESS)
+        if action.help and not hidden and "(default: " not in action.help:
+            action.help += " (default: %(default)s)"
+        self.flags[action.dest] = action
+        return action
+
+    def flag_names(self) -> list[str]:
+        """`--max-seq`, `--bias`, `--no-bias` and all the others."""
+        return [name for action in self.flags.values() for name in action.option_strings]
+
+    def parse_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        settings, unknown = self.parse_known_args(arguments, namespace)
+        for word in unknown:
+            name = word.partition("=")[0]
+            if name.startswith("-"):
+                self.error(f"{name} is not a flag{did_you_mean(name, self.flag_names())}")
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return settings
+
+    def parse_known_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        end = words.index("--") if "--" in words else len(words)  # what follows it is text
+        words[:end] = [self.respelled(word) for word in words[:end]]
+        return super().parse_known_args(words, namespace)
+
+    def respelled(self, word: str) -> str:
+        """`--batch_size=4` -> `--batch-size=4`; any word that is not a flag of ours stays as it is."""
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name not in self.flag_names():
+            return word
+        if value == "--":  # which argparse would drop, and hand an empty list on
+            self.error(f"{name}: must not be --")
+        return name + equals + value
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags)")
@@ -148,7 +213,8 @@ def one_of(*names: str) -> Callable[[str], str]:
 
     def parse(value: str) -> str:
         if value not in names:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, not {value[:40]!r}")
+            near = did_you_mean(value, names)
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, not {value[:40]!r}{near}")
         return value
 
     parse.metavar = "|".join(names)
@@ -170,30 +236,33 @@ def bounded(kind: type, what: str, metavar: str, low, high, above=-inf, below=in
 
     def parse(value: str) -> int | float:
         try:
-            found = kind(value)
+            parsed = kind(value)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be {what}, not {value[:40]!r}") from None
-        for wrong, words in (
-            (not abs(found) < inf, "a finite number"),
-            (found < low, f"at least {low}"),
-            (found <= above, f"more than {above}"),
-            (found > high, f"at most {high}"),
-            (found >= below, f"less than {below}"),
-        ):
-            if wrong:
-                raise argparse.ArgumentTypeError(f"must be {words}, not {value[:40]}")
-        return found
+        bound = ""
+        if not abs(parsed) < inf:
+            bound = "a finite number"
+        elif parsed < low:
+            bound = f"at least {low}"
+        elif parsed <= above:
+            bound = f"more than {above}"
+        elif parsed > high:
+            bound = f"at most {high}"
+        elif parsed >= below:
+            bound = f"less than {below}"
+        if bound:
+            raise argparse.ArgumentTypeError(f"must be {bound}, not {value[:40]}")
+        return parsed
 
     parse.metavar = metavar
     return parse
 
 
-def given_flags(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict[str, object]:
+def given_flags(parser: Parser, arguments: list[str] | None) -> dict[str, object]:
     """The settings that a command line gives, and only those: whatever replaces a sentinel was given."""
     sentinel = []  # a list, because argparse appends to it (a copy) for flags that may be repeated
-    names = {action.dest for action in parser._actions}
-    found = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, sentinel))))
-    return {name: value for name, value in found.items() if value is not sentinel}
+    settings = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(parser.flags, sentinel)))
+    return {name: value for name, value in vars(settings).items() if value is not sentinel}
 
 
 # --- Output ---------------------------------------------------------------------------------------------------------
@@ -201,18 +270,19 @@ def given_flags(parser: argparse.ArgumentParser, arguments: list[str] | None) ->
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all of them but newline and tab
 
 
-def visible(text: str, stream: TextIO) -> str:
-    """The text as it can be written to `stream`: for a terminal, control characters but newline and tab spelled out.
+def visible(text: str, stream: TextIO | None = None) -> str:
+    """The text as it can be written to `stream` (stdout if None): on a terminal, control characters are spelled out.
 
-    Text from others could otherwise steer the terminal (set the clipboard, for one). Into a pipe or file it goes as is.
+    Text from others (a corpus, a model) could otherwise steer the terminal: set the clipboard or the window's title,
+    stop its output. Newline and tab stay, and into a pipe or file all goes as it is.
     """
-    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text) if stream.isatty() else text
+    on_terminal = (stream or sys.stdout).isatty()
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text) if on_terminal else text
 
 
 # --- Running -----------------------------------------------------------------------------------------------------
 
-
-LONGEST = 1000  # characters of a message
+MAX_MESSAGE = 1000  # characters
 
 
 def one_line(error: BaseException | str) -> str:
@@ -220,7 +290,7 @@ def one_line(error: BaseException | str) -> str:
     words = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    words = words if len(words) <= LONGEST else f"{words[: LONGEST // 2]} … {words[-LONGEST // 4 :]}"
+    words = words if len(words) <= MAX_MESSAGE else f"{words[: MAX_MESSAGE // 2]} … {words[-MAX_MESSAGE // 4 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
 
 
@@ -230,19 +300,28 @@ def print_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 
 def open_streams() -> None:
-    """Make stdout and stderr fit to print on: closed ones swallow what is printed, ASCII-only ones show \\u00e9.
+    """Make stdin, stdout and stderr fit for text: in UTF-8 where they are redirected, whatever the locale's encoding.
 
-    A line appears when it is printed, into a pipe or a file too.
+    PYTHONIOENCODING and PYTHONUTF8 are the user's own choice. Closed streams are empty; characters that
+    an encoding lacks are shown as \\u00e9. A line appears when it is printed, into a pipe or a file too.
     """
-    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+    chosen = os.environ.keys() & {"PYTHONIOENCODING", "PYTHONUTF8"}
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the free number, which some later file would get otherwise
-        if getattr(sys, name) is None and number:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        if hasattr(getattr(sys, name), "reconfigure") and number:
-            getattr(sys, name).reconfigure(errors="backslashreplace", line_buffering=True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))
+        stream = getattr(sys, name)
+        if not hasattr(stream, "reconfigure"):  # a test or a notebook has replaced it
+            continue
+        if not chosen and not stream.isatty():
+            stream.reconfigure(encoding="utf-8")
+        if number:
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+        else:
+            stream.reconfigure(errors="strict")
 
 
 def silence_stdout() -> None:
@@ -272,7 +351,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         code, message = 128 + signal.SIGINT, "\ninterrupted" if sys.stderr.isatty() else "interrupted"  # after ^C
     except FloatingPointError as error:
         code, message = 3, f"error: {one_line(error)}"
-    except UserError as error:
+    except (UserError, UserWarning) as error:  # PYTHONWARNINGS=error makes an error of a warning
         code, message = 2, f"error: {one_line(error)}"
     except BrokenPipeError:  # whoever read our output has enough
         silence_stdout()

@@ -53,6 +53,11 @@ def new_run(*flags: object) -> Run:
     return run
 
 
+def survivors(logits: torch.Tensor) -> set[int]:
+    """The tokens of logits (1, V) that no filter has rejected."""
+    return {token for token, value in enumerate(logits[0].tolist()) if value > -torch.inf}
+
+
 def assert_one_error_line(errors: str, *words: str) -> None:
     """A command's stderr has one `error:` line that holds these words, and no traceback."""
     lines = [line for line in errors.splitlines() if line.startswith("error:")]

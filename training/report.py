@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from recipe import lr_factor
-from support.command import Interrupted
+from support.command import Interrupted, visible
 from support.device import describe_device, wants_compile
 from tokenizer import CharTokenizer
 from training.run import Run
@@ -131,7 +131,7 @@ def print_step(run: Run, report: Report, sample: str) -> None:
         f"step {state.step:5d} | train {line['train_loss']:.4f} | val {line['val_loss']:.4f}{units}{floor}"
         f"{' *' if report.better else ''} | {line['tokens_per_second']:,.0f} tokens/s | {state.train_seconds:.0f} s"
     )
-    tqdm.write("    " + sample.strip().replace("\n", "\n    "))
+    tqdm.write("    " + visible(sample.strip()).replace("\n", "\n    "))
     if report.note:
         tqdm.write(report.note)
 

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 
+from helpers import survivors
 from sampler import Sampling, filter_stages, keep_min_p, keep_top_k, keep_top_p
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -20,38 +21,34 @@ def softmax(logits: list[float]) -> list[float]:
     return [mass / sum(masses) for mass in masses]
 
 
-def kept(logits: torch.Tensor) -> set[int]:
-    return {token for token, value in enumerate(logits[0].tolist()) if value > -math.inf}
-
-
 def likeliest_first(logits: list[float]) -> list[int]:
     return sorted(range(len(logits)), key=lambda token: (-logits[token], token))
 
 
 @given(LOGITS, st.integers(1, 9))
 def test_top_k_keeps_exactly_k(logits, k):
-    assert kept(keep_top_k(torch.tensor([logits]), k)) == set(likeliest_first(logits)[:k])
+    assert survivors(keep_top_k(torch.tensor([logits]), k)) == set(likeliest_first(logits)[:k])
 
 
 @given(LOGITS, st.floats(0.01, 0.99))
 def test_top_p_keeps_the_smallest_set_with_the_mass(logits, p):
     """Brute force over all sets of tokens: none with mass p is smaller, none of its size is likelier."""
-    found = kept(keep_top_p(torch.tensor([logits]), p))
+    nucleus = survivors(keep_top_p(torch.tensor([logits]), p))
     chances = softmax(logits)
     sets = [{t for t, wanted in enumerate(bits) if wanted} for bits in product((0, 1), repeat=len(logits))]
     size = min(len(chosen) for chosen in sets if sum(chances[t] for t in chosen) >= p - 1e-9)
-    assert sum(chances[t] for t in found) >= p - 1e-9
-    assert len(found) in (size, size + 1) and found == set(likeliest_first(logits)[: len(found)])
-    if len(found) > size:  # only where the smaller set has the mass but for rounding
+    assert sum(chances[t] for t in nucleus) >= p - 1e-9
+    assert len(nucleus) in (size, size + 1) and nucleus == set(likeliest_first(logits)[: len(nucleus)])
+    if len(nucleus) > size:  # only where the smaller set has the mass but for rounding
         assert math.isclose(sum(chances[t] for t in likeliest_first(logits)[:size]), p, abs_tol=1e-6)
 
 
 @given(LOGITS, st.floats(0.01, 0.99))
 def test_min_p_keeps_what_is_likely_enough(logits, min_p):
-    found, chances = kept(keep_min_p(torch.tensor([logits]), min_p)), softmax(logits)
+    remaining, chances = survivors(keep_min_p(torch.tensor([logits]), min_p)), softmax(logits)
     for token, chance in enumerate(chances):
         if not math.isclose(chance, min_p * max(chances), rel_tol=1e-5):
-            assert (token in found) == (chance > min_p * max(chances))
+            assert (token in remaining) == (chance > min_p * max(chances))
 
 
 @settings(max_examples=50)
@@ -64,7 +61,7 @@ def test_filters_combine_in_order_and_leave_a_token(logits, top_k, top_p, min_p,
     order = ["model", "penalty", "temperature", "top-k", "top-p", "min-p"]
     names = [name for name, _logits in stages]
     assert names == [name for name in order if name in names]
-    sizes = [len(kept(outcome)) for _name, outcome in stages]
+    sizes = [len(survivors(outcome)) for _name, outcome in stages]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] >= 1
     chances = stages[-1][1].double().softmax(-1)
     assert math.isclose(chances.sum().item(), 1, abs_tol=1e-9)

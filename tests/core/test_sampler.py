@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from helpers import tiny_config
+from helpers import survivors, tiny_config
 from sampler import (
     Sampling,
     SlidingWindow,
@@ -20,12 +20,8 @@ from sampler import (
 from tiny_decoder import TinyGPT
 
 
-def kept(logits: torch.Tensor) -> set[int]:
-    return {token for token, value in enumerate(logits[0].tolist()) if value > -math.inf}
-
-
 def test_min_p_of_one_keeps_the_likeliest():
-    assert kept(keep_min_p(torch.tensor([[1.0, 3.0, 3.0, -1.0]]), 1.0)) == {1, 2}
+    assert survivors(keep_min_p(torch.tensor([[1.0, 3.0, 3.0, -1.0]]), 1.0)) == {1, 2}
 
 
 def test_repetition_penalty_makes_seen_tokens_less_likely_whatever_their_sign():
@@ -41,14 +37,13 @@ def test_switched_off_filters_do_nothing():
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-6])
 def test_no_temperature_is_too_low(temperature):
-    logits = torch.tensor([[1.0, 3.0, -2.0]])
-    chances = filter_stages(logits, None, Sampling(temperature=temperature))[-1][1].softmax(-1)
-    assert chances.tolist() == [[0.0, 1.0, 0.0]]
+    stages = filter_stages(torch.tensor([[1.0, 3.0, -2.0]]), None, Sampling(temperature))
+    assert stages[-1][1].softmax(-1).tolist() == [[0.0, 1.0, 0.0]]
 
 
 def test_greedy_takes_the_first_of_equals():
     stages = filter_stages(torch.tensor([[3.0, 5.0, 5.0]]), None, Sampling(temperature=0))
-    assert kept(stages[-1][1]) == {1}
+    assert survivors(stages[-1][1]) == {1}
 
 
 def test_draws_follow_the_probabilities():
@@ -142,11 +137,3 @@ def test_logits_that_are_not_finite_stop_the_loop(model, value):
         model.head.weight[3, 0] = value
     with pytest.raises(FloatingPointError, match="not finite"):
         rows_of(model, [[1]], 0, 1)
-
-
-def test_watcher_sees_the_filters_and_the_choice(model):
-    seen = []
-    (row,) = rows_of(model, [[1]], 0, 3, Sampling(0.5, 2), watch=lambda stages, chosen: seen.append((stages, chosen)))
-    assert [chosen for _, [chosen] in seen] == row
-    assert all([name for name, _ in stages] == ["model", "temperature", "top-k"] for stages, _ in seen)
-    assert all(chosen in kept(stages[-1][1]) for stages, [chosen] in seen)

@@ -1,0 +1,81 @@
+"""A conversation: prompt after prompt, with settings that change on the way."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from sampling.checks import check_temperature
+from sampling.prompts import unescape
+from support.command import Parser, UserError, did_you_mean, flag_of, one_line, user_errors
+
+# What /NAME VALUE may change.
+CHANGEABLE = {"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"}
+GREETING = "Type a prompt. Ctrl-C ends a text, Ctrl-D or /quit ends all; /help shows what can be set."
+
+
+def conversation(settings: argparse.Namespace, parser: Parser) -> Iterator[tuple[argparse.Namespace, str]]:
+    """Ask for prompts until Ctrl-D or /quit: yields each with the settings of that moment.
+
+    `/temperature 0.5` changes a setting, `/temperature` alone goes back to its default. Raises UserError if standard
+    input is not UTF-8.
+    """
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  line editing and history for input()
+    print(GREETING, file=sys.stderr)
+    while True:
+        try:
+            with user_errors("standard input is not UTF-8 text: "):
+                line = input("> ")
+        except KeyboardInterrupt:
+            print()
+            continue
+        except EOFError:
+            print()
+            return
+        command = line.strip()
+        if command == "/quit":
+            return
+        if command in ("/", "/help"):
+            print(setting_lines(settings), file=sys.stderr)
+        elif command.startswith("/"):
+            with one_answer():
+                settings = changed(settings, parser, command[1:])
+        else:
+            yield settings, unescape(line)
+
+
+@contextlib.contextmanager
+def one_answer() -> Iterator[None]:
+    """Within it, a mistake or Ctrl-C ends one answer, not the conversation."""
+    try:
+        yield
+    except (UserError, UserWarning) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print()
+
+
+def setting_lines(settings: argparse.Namespace) -> str:
+    """What can be set, each with its value now, and how."""
+    values = {name: getattr(settings, name) for name in sorted(CHANGEABLE)}
+    shown = [f"/{name.replace('_', '-')} {'none' if value in (None, []) else value}" for name, value in values.items()]
+    return "  ".join(shown) + "\n/NAME VALUE changes a setting, /NAME alone takes its default, /quit ends."
+
+
+def changed(settings: argparse.Namespace, parser: Parser, line: str) -> argparse.Namespace:
+    """The settings after `NAME VALUE`, within the bounds of the flag --NAME; after `NAME`, with that flag's default.
+
+    Raises UserError if there is no such setting or the value is out of bounds.
+    """
+    name, _, value = line.partition(" ")
+    key = name.replace("-", "_")
+    if key not in CHANGEABLE:
+        near = did_you_mean(flag_of(key), map(flag_of, CHANGEABLE)).replace("--", "/")
+        raise UserError(f"/{name} is not a setting{near} (/help shows them)")
+    result = argparse.Namespace(**vars(settings) | {key: parser.get_default(key)})
+    if value:
+        value = unescape(value) if key == "stop" else value
+        parser.parse_args([f"{flag_of(key)}={value}"], result)
+        check_temperature(result)
+    return result
