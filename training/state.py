@@ -187,5 +187,12 @@ def open_files(out: str, dist: DistContext) -> Iterator[RunPaths]:
     """
     files = RunPaths(Path(out))
     files.check_name()
-    with files.locked() if dist.first else contextlib.nullcontext():
-        yield files
+    folder_is_new = not files.best.parent.exists()
+    try:
+        with files.locked() if dist.first else contextlib.nullcontext():
+            yield files
+    except UserError:
+        if folder_is_new:
+            with contextlib.suppress(OSError):  # it is not empty, or not there
+                files.best.parent.rmdir()
+        raise

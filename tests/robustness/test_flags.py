@@ -16,7 +16,7 @@ import recipe
 import train_tokenizer
 from corpora import gutenberg
 from faults import OUT, SMALL_RUN, Child, copy_of, files_of, run_here, train, write_corpus
-from helpers import assert_one_error_line
+from helpers import assert_one_error_line, new_run
 from support.command import Parser, UserError, flag_of, run
 from training.checks import ADJUSTABLE
 
@@ -123,7 +123,7 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
     ],
 )
 def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkeypatch, arguments, words):
-    monkeypatch.setattr(main, "build_run", None)
+    monkeypatch.setattr(main, "train", None)
     text = tmp_path / "long.txt"
     text.write_text("abcdefghij" * (2000 if "GiB" in words else 100))
     code, _, errors = in_process("main.py", "--data", text, "--device", "cpu", *arguments)
@@ -298,5 +298,5 @@ def test_a_real_lack_of_memory_is_one_line(tmp_path):
     child = Child(tmp_path, "main.py", *SMALL_RUN, *large, "--steps", 1, prepare=limit)
     assert child.wait() == 1, child.stderr
     assert_one_error_line(child.stderr, "not enough memory")
-    assert not (tmp_path / OUT.best.parent).exists()
+    assert not (tmp_path / OUT.best).exists()
     train(tmp_path, *SMALL_RUN, "--steps", 1, prepare=limit)
