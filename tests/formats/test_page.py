@@ -17,7 +17,7 @@ import torch
 
 import formats.page
 from formats.checkpoint import Checkpoint, save_model
-from formats.page import principal_components, read_metrics, save_page
+from formats.write_page import principal_components, read_metrics, save_page
 from helpers import tiny_config
 from sampler import Sampling, SlidingWindow, filter_stages, generate, row_generators
 from sampling.inspect import attention_maps, logit_lens
