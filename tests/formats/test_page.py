@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import formats.page
+import formats.write_page
 from formats.checkpoint import Checkpoint, save_model
 from formats.write_page import principal_components, read_metrics, save_page
 from helpers import tiny_config
@@ -75,9 +75,9 @@ def test_nothing_of_a_hostile_vocabulary_or_corpus_is_markup(tmp_path):
     text = (tmp_path / "x.html").read_text("utf-8")
     data = re.search(r'<script type="application/json" id="model">(.*?)</script>', text, re.DOTALL)[1]
     assert "<" not in data and json.loads(data)["tokenizer"]["characters"] == HOSTILE
-    assert "{{" not in text.replace("{{data}}", "") and text.count("</script>") == 2 + len(formats.page.ENGINE) + len(
-        formats.page.INTERFACE
-    )
+    assert "{{" not in text.replace("{{data}}", "") and text.count("</script>") == 2 + len(
+        formats.write_page.ENGINE
+    ) + len(formats.write_page.INTERFACE)
 
 
 def test_a_model_of_small_size_is_under_six_megabytes(tmp_path):
@@ -98,7 +98,7 @@ def test_a_page_replaces_only_a_page(tmp_path):
 
 
 def test_a_page_too_large_for_browsers_needs_force(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats.page, "MOST_BYTES", 1000)
+    monkeypatch.setattr(formats.write_page, "MAX_PAGE_BYTES", 1000)
     with pytest.raises(UserError, match="--force"):
         save_page(tmp_path / "x.html", checkpoint())
     assert not (tmp_path / "x.html").exists()
@@ -394,7 +394,7 @@ def test_no_script_of_a_hostile_vocabulary_runs_and_every_panel_is_drawn(open_pa
     page.wait_for_selector("#go:enabled")
     page.wait_for_selector("#lens table")
     assert page.evaluate("document.querySelectorAll('img, script:not([class]):not([type])').length") == len(
-        formats.page.INTERFACE
+        formats.write_page.INTERFACE
     )
     for panel in (
         "#text span",
@@ -476,7 +476,7 @@ def test_stop_ends_the_text_and_bad_input_is_said_in_words(open_page):
     refused = page.evaluate("tinygpt.generate({temperature: -1}).catch(error => error.message)")
     assert refused.startswith("temperature must be a number from 0")
     assert "window of 256" in page.evaluate("tinygpt.logits(Array(300).fill(2)).catch(error => error.message)")
-    assert "is no token id" in page.evaluate("tinygpt.logits([99]).catch(error => error.message)")
+    assert "is not a token id" in page.evaluate("tinygpt.logits([99]).catch(error => error.message)")
 
 
 @marked
@@ -535,7 +535,7 @@ CONTRAST = """
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_every_text_has_contrast(open_page, colours):
     page = open_page(checkpoint(), color_scheme=colours)
-    page.fill("#place", "20")
+    page.fill("#position", "20")
     page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     assert page.evaluate(CONTRAST) == []
 
