@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from formats.checkpoint import TRAINING, read_checkpoint
+from sampler import Sampling, SlidingWindow, generate, row_generators
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,15 @@ def shaken_model(seed: int = 0, scale: float = 0.3, **changes) -> TinyGPT:
     """A shaken model of `tiny_config(**changes)`, for evaluation."""
     torch.manual_seed(seed)
     return shaken(TinyGPT(tiny_config(**changes)), scale).eval()
+
+
+def sampled_ids(
+    model: TinyGPT, ids: list[int], count: int, sampling: Sampling | None = None, suppressed=(), seed=0, stride=None
+) -> list[int]:
+    """What the sampler writes after these ids; greedy if no sampling is given."""
+    window = SlidingWindow(model, [ids], stride)
+    steps = generate(window, count, row_generators(seed, 1), sampling or Sampling(temperature=0.0), suppressed)
+    return [token for (token,) in steps]
 
 
 def assert_one_error_line(errors: str, *words: str) -> None:

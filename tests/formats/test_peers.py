@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.peers import save_for_ctranslate2, token_name
-from sampler import Sampling, SlidingWindow, generate, row_generators
+from helpers import sampled_ids
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
 
@@ -19,7 +19,5 @@ def test_ctranslate2_twin_writes_the_same_greedy_text(tmp_path):
     twin = ctranslate2.Generator(str(tmp_path), compute_type="float32", intra_threads=1)
     options = {"max_length": 15, "min_length": 15, "include_prompt_in_result": False}
     theirs = twin.generate_batch([[token_name(5)]], **options)[0].sequences_ids[0]
-    window, greedy = SlidingWindow(model, [[5]]), Sampling(temperature=0)
-    steps = generate(window, 15, row_generators(0, 1), greedy, suppress_tokens=(1,))  # <bos> ends a text there
-    ours = [token for (token,) in steps]
+    ours = sampled_ids(model, [5], 15, suppressed=(1,))  # <bos> ends a text there
     assert theirs == ours and len(set(ours)) > 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny_decoder
-from formats.checkpoint import Checkpoint, load_model, model_weights, save_model
+from formats.checkpoint import Checkpoint, model_weights, save_model
 from formats.twin import deviation
 from formats.write_page import save_page
 from helpers import assert_one_error_line, shaken_model
