@@ -71,22 +71,19 @@ def test_the_file_tells_the_origin_without_folders_odd_values_and_markup(origin,
     assert data["origin"] == shown and data["tokenizer"]["characters"] == HOSTILE
 
 
-def test_a_page_replaces_only_a_page(tmp_path):
+def test_a_file_that_is_no_page_and_a_page_that_is_too_large_need_force(tmp_path, monkeypatch):
     path = tmp_path / "x.html"
     path.write_text("my thesis")
     with pytest.raises(UserError, match="not from this command"):
         save_page(path, checkpoint())
-    assert path.read_text() == "my thesis"
     save_page(path, checkpoint(), force=True)
     save_page(path, checkpoint(seed=1))
-
-
-def test_a_page_too_large_for_browsers_needs_force(tmp_path, monkeypatch):
+    before = path.read_text()
     monkeypatch.setattr(write_page, "MAX_PAGE_BYTES", 1000)
     with pytest.raises(UserError, match="--force"):
-        save_page(tmp_path / "x.html", checkpoint())
-    assert not (tmp_path / "x.html").exists()
-    save_page(tmp_path / "x.html", checkpoint(), force=True)
+        save_page(path, checkpoint())
+    assert path.read_text() == before
+    save_page(path, checkpoint(), force=True)
 
 
 def test_a_weight_too_large_for_float16_is_refused(tmp_path):
@@ -202,31 +199,28 @@ def python_text(loaded: Checkpoint, prompt: str, count: int, sampling: Sampling,
     return prompt + loaded.tokenizer.decode(tokens)
 
 
+UNIFORMS = "seed => { const m = new Mersenne(seed); return Array.from({length: 1000}, () => m.uniform()); }"
+FILTERS = {"temperature": 0.9, "topK": 12, "topP": 0.95, "minP": 0.01, "repetitionPenalty": 1.1}
+
+
 @marked
-@pytest.mark.parametrize("stride", [None, 1, 5, 32])
-def test_greedy_text_is_that_of_generate(open_page, stride):
+def test_texts_and_random_numbers_are_those_of_generate(open_page):
     """Two hundred tokens: far beyond the window."""
     loaded = checkpoint()
-    options = {"prompt": "the quick", "maxNewTokens": 200, "temperature": 0} | ({"stride": stride} if stride else {})
-    text = open_page(loaded).evaluate("options => tinygpt.generate(options)", options)
-    assert text == python_text(loaded, "the quick", 200, Sampling(temperature=0.0), stride=stride)
-
-
-UNIFORMS = "seed => { const m = new Mersenne(seed); return Array.from({length: 1000}, () => m.uniform()); }"
-
-
-@marked
-def test_a_seed_gives_the_text_of_generate(open_page):
-    loaded = checkpoint()
     page = open_page(loaded)
-    filters = {"temperature": 0.9, "topK": 12, "topP": 0.95, "minP": 0.01, "repetitionPenalty": 1.1}
+
+    def assert_same(prompt, filters, seed=0, **stride):
+        options = {"prompt": prompt, "maxNewTokens": 200, "seed": seed, **filters, **stride}
+        text = page.evaluate("options => tinygpt.generate(options)", options)
+        assert text == python_text(loaded, prompt, 200, Sampling(*filters.values()), seed, **stride), options
+
+    for stride in ({}, {"stride": 1}, {"stride": 5}, {"stride": 32}):
+        assert_same("the quick", {"temperature": 0}, **stride)
     for seed in (0, 1, 1337, 2**31 + 5, 2**40 + 7):
         expected = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         assert page.evaluate(UNIFORMS, seed) == expected.tolist()
         for prompt in ("the dog", ""):
-            options = {"prompt": prompt, "maxNewTokens": 200, "seed": seed, **filters}
-            text = page.evaluate("options => tinygpt.generate(options)", options)
-            assert text == python_text(loaded, prompt, 200, Sampling(*filters.values()), seed)
+            assert_same(prompt, FILTERS, seed)
 
 
 FILTER_STAGES = """([logits, seen, options]) => filterStages(Float32Array.from(logits), new Set(seen), options)
@@ -264,10 +258,8 @@ def test_filters_are_those_of_the_sampler(open_page):
 def random_texts(count: int) -> list[str]:
     """Strings of every kind of character: words, white space, letters of many scripts, emoji, half surrogate pairs."""
     chance = random.Random(1)
-    words = (
-        "the I'll don't we've 123 ½ naïve straße Привет 你好 日本 ไทย 👩 é \u0301 \ufeff \u0085 \u3000 \xa0 ' 's <bos>"
-    )
-    words = [*words.split(" "), " ", "  ", "\n", "\n\n ", "\t", "\r\n", "\u2028"]
+    words = "the I'll don't we've 123 ½ naïve straße Привет 你好 日本 ไทย 👩 é \u0301 \ufeff ' 's <bos>".split()
+    words += [" ", "  ", "\n", "\n\n ", "\t", "\r\n", "\u2028", "\u0085", "\u3000", "\xa0"]
     ranges = [(0, 0x7F), (0x80, 0x24F), (0x370, 0x3FF), (0x4E00, 0x9FA5), (0x1F300, 0x1F5FF), (0xD800, 0xDFFF)]
     texts = ["", " ", "x" * 700, " " * 300 + "a", "'s" * 200]
     while len(texts) < count:
@@ -279,55 +271,33 @@ def random_texts(count: int) -> list[str]:
 
 @marked
 @pytest.mark.filterwarnings("ignore::tokenizer.UnknownCharacterWarning")
-def test_bpe_is_that_of_the_library(open_page):
-    """JavaScript reads two halves of a surrogate pair side by side as one character, and so must the library here."""
+def test_bpe_is_that_of_the_library_and_a_text_ends_at_gpt2s_end_of_text(open_page):
+    """JavaScript reads two halves of a surrogate pair side by side as one character, and so must the library here. The
+    end token may be sampled, adds nothing, and nothing comes after it: as generate.py without --ignore-eos."""
     pytest.importorskip("tokenizers")
-    from corpora.bpe import BPETokenizer
+    from corpora.bpe import END_OF_TEXT, BPETokenizer
 
     codes = [[ord(c) for c in text] for text in random_texts(300)]  # because half pairs do not travel as strings
-    texts = [
-        text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass") for text in random_texts(300)
-    ]
+    pairs = [text.encode("utf-16-le", "surrogatepass") for text in random_texts(300)]
+    texts = [text.decode("utf-16-le", "surrogatepass") for text in pairs]
     sources = [TEXT * 20, *(text.encode("utf-8", "replace").decode() for text in texts[:150])]
-    loaded = checkpoint(tokenizer=BPETokenizer.train(sources, 600), max_seq=16, num_layers=1)
-    page, tokenizer = open_page(loaded), loaded.tokenizer
+    tokenizer = BPETokenizer(BPETokenizer.train(sources, 600).to_json().replace("<bos>", END_OF_TEXT))
+    loaded, end = checkpoint(tokenizer=tokenizer, max_seq=16, num_layers=1), tokenizer.eos_id
+    loaded.model.head.weight.data[end] *= 4
+    page = open_page(loaded)
     encoded = page.evaluate("all => all.map(codes => tinygpt.encode(String.fromCodePoint(...codes)))", codes)
     assert encoded == [tokenizer.encode(text) for text in texts]
     every = [*encoded, *([i] for i in range(tokenizer.vocab_size))]
     decoded = page.evaluate("all => all.map(ids => tinygpt.decode(ids))", every)
     assert decoded == [tokenizer.decode(ids) for ids in every]
-    shown = page.evaluate("() => tinygpt.generate({prompt: 'é', maxNewTokens: 60, seed: 3})")
-    assert shown == python_text(loaded, "é", 60, Sampling(temperature=0.8), 3)
-
-
-@marked
-def test_a_text_ends_at_gpt2s_end_of_text(open_page):
-    """The token may be sampled, adds nothing, and nothing comes after it: as generate.py without --ignore-eos."""
-    pytest.importorskip("tokenizers")
-    from corpora.bpe import END_OF_TEXT, BPETokenizer
-
-    tokenizer = BPETokenizer(BPETokenizer.train([TEXT], 270).to_json().replace("<bos>", END_OF_TEXT))
-    loaded, end = checkpoint(tokenizer=tokenizer, num_layers=1, max_seq=6), tokenizer.eos_id
-    loaded.model.head.weight.data[end] *= 4
-    page, lengths = open_page(loaded), set()
+    lengths = set()
     for seed in range(8):
-        made = sampled_ids(loaded.model, tokenizer.encode("the"), 200, Sampling(temperature=0.8), seed=seed)
+        made = sampled_ids(loaded.model, tokenizer.encode("é"), 200, Sampling(temperature=0.8), seed=seed)
         made = made[: made.index(end)] if end in made else made
-        options = {"prompt": "the", "maxNewTokens": 200, "seed": seed}
-        assert page.evaluate("options => tinygpt.generate(options)", options) == "the" + tokenizer.decode(made)
+        options = {"prompt": "é", "maxNewTokens": 200, "seed": seed}
+        assert page.evaluate("options => tinygpt.generate(options)", options) == "é" + tokenizer.decode(made)
         lengths.add(len(made))
     assert len(lengths) > 1
-
-
-@marked
-def test_characters_are_those_of_the_tokenizer(open_page):
-    loaded = checkpoint(HOSTILE + "\ufffd")
-    page = open_page(loaded)
-    for text in (HOSTILE, "\ufffd", "", "😀</script>"):
-        assert page.evaluate("text => tinygpt.encode(text)", text) == loaded.tokenizer.encode(text)
-        assert page.evaluate("text => tinygpt.decode(tinygpt.encode(text))", text) == text
-    assert page.evaluate("tinygpt.encode('xQ😀')")[:2] == [0, 0]
-    assert page.evaluate("tinygpt.decode([0, 1])") == "\ufffd"
 
 
 PANELS = "#text span; #why table .bar; #grid canvas; #looks .bar; #lens .bar; #next .bar"
@@ -335,12 +305,16 @@ PANELS += "; #token-map text; #position-map polyline; #recipe td"
 
 
 @marked
-def test_no_script_of_a_hostile_vocabulary_runs_and_every_panel_is_drawn(open_page):
+def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     """The prompt, the text, the tables and the maps are full of markup; `open_page` checks that nothing came of it."""
-    loaded = checkpoint(HOSTILE * 2)
+    loaded = checkpoint(HOSTILE + "\ufffd")
     corpus = "<img src=x onerror=alert(1)>"
     loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1}}
     page = open_page(loaded)
+    for text in (HOSTILE, "\ufffd", "", "😀</script>"):
+        assert page.evaluate("text => tinygpt.encode(text)", text) == loaded.tokenizer.encode(text)
+        assert page.evaluate("text => tinygpt.decode(tinygpt.encode(text))", text) == text
+    assert page.evaluate("[tinygpt.encode('xQ'), tinygpt.decode([0, 1])]") == [[0, 0], "\ufffd"]
     page.fill("#prompt", "</script><img onerror=alert(1)>")
     page.click("#go")
     page.wait_for_selector("#go:enabled")
@@ -349,6 +323,10 @@ def test_no_script_of_a_hostile_vocabulary_runs_and_every_panel_is_drawn(open_pa
     assert scripts == len(write_page.INTERFACE)
     assert [panel for panel in PANELS.split("; ") if not page.locator(panel).count()] == []
     assert page.inner_text("#text").startswith("</script><img onerror=alert(1)>")
+    assert open_page.noises == []
+    assert page.evaluate("fetch('https://example.org').then(() => 'connected', () => 'refused')") == "refused"
+    assert "Content Security Policy" in open_page.noises.pop(0)
+    open_page.noises.clear()
 
 
 DAMAGES = {
@@ -369,15 +347,6 @@ def test_a_page_that_was_changed_says_so_and_shows_nothing_of_its_model(open_pag
     assert page.evaluate("tinygpt.trusted") is False
     for question in ("tinygpt.ready", "tinygpt.logits([3])", "tinygpt.generate({prompt: 'the'})", "tinygpt.lens([3])"):
         assert page.evaluate(f"{question}.then(() => 'answered', () => 'refused')") == "refused"
-
-
-@marked
-def test_a_connection_is_forbidden(open_page):
-    page = open_page(checkpoint())
-    refused = page.evaluate("fetch('https://example.org').then(() => 'connected', () => 'refused')")
-    assert refused == "refused"
-    assert "Content Security Policy" in open_page.noises[0]
-    open_page.noises.clear()
 
 
 @marked
@@ -432,30 +401,6 @@ def test_stop_ends_the_text_and_bad_input_is_said_in_words(open_page):
     assert "is not a token id" in page.evaluate("tinygpt.logits([99]).catch(error => error.message)")
 
 
-@marked
-@pytest.mark.parametrize("width", [360, 768, 1280, 2560])
-def test_nothing_overflows_and_nothing_jumps(open_page, width):
-    """Neither sideways at any width, nor downwards while text streams or another token is chosen."""
-    page = open_page(checkpoint(), width=width)
-    cards = "[...document.querySelectorAll('section, .card')]"
-    tops = f"{cards}.map(e => Math.round(e.getBoundingClientRect().top + scrollY))"
-    before = page.evaluate(tops)
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    page.evaluate("document.getElementById('go').click()")
-    while page.locator("#go:disabled").count():
-        assert page.evaluate(tops) == before
-    page.fill("#token", "5")
-    assert page.evaluate(tops) == before
-
-
-@marked
-def test_every_control_has_a_name(open_page):
-    page = open_page(checkpoint())
-    name = "e.labels?.length || e.ariaLabel || e.getAttribute('aria-labelledby') || e.textContent.trim()"
-    controls = "[...document.querySelectorAll('button, input, textarea, [role=img], [tabindex]')]"
-    assert page.evaluate(f"{controls}.filter(e => !({name})).map(e => e.outerHTML.slice(0, 80))") == []
-
-
 # The contrast of every text on the page with what lies behind it, by the formula of WCAG 2.1; those below 4.5.
 CONTRAST = """
 () => {
@@ -480,10 +425,25 @@ CONTRAST = """
 """
 
 
+NAME = "e.labels?.length || e.ariaLabel || e.getAttribute('aria-labelledby') || e.textContent.trim()"
+CONTROLS = "[...document.querySelectorAll('button, input, textarea, [role=img], [tabindex]')]"
+CARDS = "[...document.querySelectorAll('section, .card')]"
+TOPS = f"{CARDS}.map(e => Math.round(e.getBoundingClientRect().top + scrollY))"
+
+
 @marked
-@pytest.mark.parametrize("colours", ["light", "dark"])
-def test_every_text_has_contrast(open_page, colours):
-    page = open_page(checkpoint(), color_scheme=colours)
+@pytest.mark.parametrize("width, colours", [(360, "dark"), (768, "light"), (1280, "light"), (2560, "dark")])
+def test_nothing_overflows_or_jumps_and_all_has_names_and_contrast(open_page, width, colours):
+    """Nothing overflows sideways, and nothing moves downwards while text streams or another token is chosen."""
+    page = open_page(checkpoint(), width=width, color_scheme=colours)
+    before = page.evaluate(TOPS)
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page.evaluate("document.getElementById('go').click()")
+    while page.locator("#go:disabled").count():
+        assert page.evaluate(TOPS) == before
+    page.fill("#token", "5")
+    assert page.evaluate(TOPS) == before
+    assert page.evaluate(f"{CONTROLS}.filter(e => !({NAME})).map(e => e.outerHTML.slice(0, 80))") == []
     page.fill("#position", "20")
     page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     assert page.evaluate(CONTRAST) == []
