@@ -101,9 +101,17 @@ def test_the_shortest_windows(tmp_path, max_seq):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_weights_that_overflow(tmp_path):
-    loaded = Checkpoint(shaken_model(scale=1e37), TOKENIZER, {})
+def test_weights_that_overflow(tmp_path, in_process):
+    """In float32 there is nothing to write; what float16 cannot hold needs float32; what overflows there is told."""
     with pytest.raises(UserError, match="not finite"):
-        save_page(tmp_path / "x.html", loaded, precision="float32")
-    weights = {name: tensor.half() for name, tensor in model_weights(shaken_model(scale=1e4)).items()}
-    assert deviation(shaken_model(scale=1e4), weights) == math.inf
+        save_page(tmp_path / "x.html", Checkpoint(shaken_model(scale=1e37), TOKENIZER, {}))
+    model = shaken_model(scale=1e4)
+    assert deviation(model, {name: tensor.half() for name, tensor in model_weights(model).items()}) == math.inf
+    model.head.weight.data[3, 3] = 1e6
+    save_model(tmp_path / "a.pth", model, TOKENIZER, {})
+    for target in ("x.html", "x.gguf"):
+        pytest.importorskip(PACKAGES[target])
+        code, _, errors = in_process("convert.py", "a.pth", target, "--precision", "float16")
+        assert code == 2
+        assert_one_error_line(errors, "too large for float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
