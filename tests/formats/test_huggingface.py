@@ -25,12 +25,7 @@ pytest.importorskip("tokenizers")
 BYTES = {"type": "ByteLevel", "add_prefix_space": False}  # a tokenizer's rule for words
 TABLE = "transformer.wte.weight"
 TEXT = "Hello wörld, €5 and 12 345!\n  <bos> don't \U0001d11e\t日本\n"
-SHAPES = [
-    pytest.param(kind, tied, bias, id=f"{kind}-{'tied' if tied else 'untied'}-{'bias' if bias else 'no bias'}")
-    for kind in ("char", "bpe")
-    for tied in (False, True)
-    for bias in (False, True)
-]
+SHAPES = list(itertools.product(("char", "bpe"), (False, True), (False, True)))
 
 
 def a_model(kind="char", tied=False, bias=True, end="<bos>") -> Checkpoint:

@@ -133,7 +133,9 @@ def open_page(browser, tmp_path):
         path = tmp_path / f"page{len(opened)}.html"
         save_page(path, loaded, **options)
         if change:
-            path.write_text(change(path.read_text("utf-8")), "utf-8")
+            text = path.read_text("utf-8")
+            path.write_text(change(text), "utf-8")
+            assert path.read_text("utf-8") != text
         screen = {"viewport": {"width": width, "height": 900}, "color_scheme": color_scheme}
         context = browser.new_context(offline=True, java_script_enabled=awaited != "noscript", **screen)
         page = context.new_page()
