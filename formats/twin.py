@@ -107,11 +107,11 @@ def check_twin(model: TinyGPT, weights: dict[str, Tensor], program: str) -> None
 def deviation(model: TinyGPT, weights: dict[str, Tensor], **program: Callable) -> float:
     """The largest difference in log-probability between the model and a program that reads these weights.
 
-    It is taken over at least four full windows, and 1,024 tokens, of random ids. program: gelu and attend, as in
+    It is taken over at least two full windows, and 2,048 tokens, of random ids. program: gelu and attend, as in
     `twin_logits`. Infinite if numbers overflow there. The model is in evaluation mode afterwards.
     """
     config, largest = model.eval().config, torch.tensor(0.0)
-    for ids in random_windows(config, max(4, 1024 // config.max_seq)).split(1):
+    for ids in random_windows(config, max(2, 2048 // config.max_seq)).split(1):
         ours = model(ids.to(model.token_embedding.weight.device)).cpu()
         theirs = twin_logits(weights, config, ids, **program)
         for a, b in zip(ours.split(CHUNK, 1), theirs.split(CHUNK, 1), strict=True):
