@@ -14,6 +14,7 @@ examples:
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
 import argparse
+from decimal import ROUND_UP, Context
 from pathlib import Path
 
 from formats.adapter import apply_adapter
@@ -24,7 +25,7 @@ from formats.format1 import model_of_format1
 from formats.gguf import save_gguf
 from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
-from formats.page import save_page
+from formats.write_page import save_page
 from lora import merge_adapters
 from support.command import Parser, UserError, one_line, one_of, run
 from support.durable import check_overwrite
@@ -57,17 +58,24 @@ def write_pth(target: Path, loaded: Checkpoint, settings: argparse.Namespace) ->
 
 def write_html(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
     metrics = (settings.lora or settings.source).with_suffix(".metrics.jsonl")
-    save_page(target, loaded, metrics, settings.precision or "float16", settings.force)
+    off = save_page(target, loaded, metrics, settings.precision or "float16", settings.force)
+    print_deviation(target, off, "its weights are rounded to float16")
 
 
 def write_gguf(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
     off = save_gguf(target, loaded, settings.precision or "float32", settings.force)
-    if off:
-        print(f"{target}: log-probabilities differ from the model's by up to {off:.1g} (float16, or the exact GELU)")
+    print_deviation(target, off, "llama.cpp rounds to float16, and has only the tanh GELU")
 
 
 def write_folder(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
     save_huggingface(target, loaded, settings.force)
+
+
+def print_deviation(target: Path, deviation: float, reason: str) -> None:
+    """Say how far the target is from the model, rounded up, if it differs."""
+    if deviation:
+        rounded = Context(prec=1, rounding=ROUND_UP).create_decimal(deviation)
+        print(f"{target}: log-probabilities differ from the model's by up to {float(rounded):g} ({reason})")
 
 
 WRITERS = {".pth": write_pth, ".html": write_html, ".gguf": write_gguf, "/": write_folder}  # by the ending of TARGET

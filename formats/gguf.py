@@ -4,19 +4,20 @@ llama.cpp knows the network as architecture "gpt2", with biases and the tanh GEL
 bytes as GPT-2's symbols. Characters become such tokens: a character of several bytes gets merges that join them.
 """
 
-import dataclasses
+import math
 from enum import IntEnum
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from corpora.bpe import BYTE_OF, BPETokenizer
-from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights
+from formats.checkpoint import Checkpoint, Tokenizer
 from formats.huggingface import rename, weights_with_biases
+from formats.twin import check_twin, deviation
 from support.command import UserError, optional_package
 from support.durable import check_overwrite, write_atomically
-from tiny_decoder import TinyGPT
 from tokenizer import BOS, UNK, CharTokenizer
 
 # Parts of a tensor's name: ours, llama.cpp's.
@@ -33,17 +34,19 @@ PRE_TOKENIZERS = {"char": "smollm", "bpe": "trillion"}
 
 
 def save_gguf(path: Path, loaded: Checkpoint, precision: str = "float32", force: bool = False) -> float:
-    """Write the model, and the Modelfile beside it; returns how far llama.cpp's logarithms of probabilities may be off.
+    """Write the model, and the Modelfile beside it; returns how far llama.cpp's log-probabilities are off.
 
-    precision: of the matrices, "float32" or "float16". Raises UserError if a file exists and not `force`, or if a
-    number is too large for float16.
+    precision: of the matrices, "float32" or "float16". Raises UserError if a file exists and not `force`, if a number
+    is too large for float16, or if the network is not GPT-2's (`check_twin`).
     """
     gguf = optional_package("gguf", "a GGUF file")
     modelfile = path.with_suffix(".Modelfile")
     for file in (path, modelfile):
         check_overwrite(file, force=force)
     model, config, half = loaded.model, loaded.model.config, precision == "float16"
-    weights = {name: rounded(name, tensor, half) for name, tensor in weights_with_biases(model).items()}
+    weights = weights_with_biases(model)
+    check_twin(model, weights, "llama.cpp")
+    weights = {name: rounded(name, tensor, half) for name, tensor in weights.items()}
     writer = gguf.GGUFWriter(None, "gpt2")
     kind = gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32
     # A field is named as the writer's method that adds it, without `add_`.
@@ -56,7 +59,7 @@ def save_gguf(path: Path, loaded: Checkpoint, precision: str = "float32", force:
         writer.add_tensor(rename(name, GGUF_NAMES), tensor.numpy())
     write_atomically(path, lambda file: write_sections(writer, Path(file.name)))
     write_atomically(modelfile, lambda file: file.write(modelfile_text(path, config.max_seq).encode()))
-    return deviation(model, weights)
+    return deviation(model, weights, gelu=llama_gelu, attend=llama_attention)
 
 
 def rounded(name: str, tensor: Tensor, half: bool) -> Tensor:
@@ -110,15 +113,26 @@ def modelfile_text(path: Path, window: int) -> str:
     return "\n".join((*lines, "PARAMETER repeat_penalty 1\n"))
 
 
-@torch.inference_mode()
-def deviation(model: TinyGPT, weights: dict[str, Tensor]) -> float:
-    """The largest difference in log-probability between the model and the same with these weights and the tanh GELU,
-    over a few random tokens: what a file that cannot hold the model exactly costs."""
-    if model.config.gelu == "tanh" and all(tensor.dtype == torch.float32 for tensor in weights.values()):
-        return 0.0
-    config = dataclasses.replace(model.config, gelu="tanh", bias=True)
-    twin = model_from_weights(config, {name: tensor.float() for name, tensor in weights.items()})
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, min(model.config.max_seq, 64)), generator=generator)
-    ours, theirs = (one.eval()(ids).log_softmax(-1) for one in (model, twin))
-    return float((ours - theirs).abs().max())
+def llama_gelu(x: Tensor) -> Tensor:
+    """llama.cpp's GELU on a CPU: the tanh one, from a table of float16 numbers."""
+    table = F.gelu(x.half().float(), approximate="tanh").half().float()
+    return torch.where(x.abs() < 10, table, x.clamp(min=0))
+
+
+def llama_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention as llama.cpp computes it on a CPU: q, k, v (B, nh, T, hs) -> (B, nh, T, hs).
+
+    It goes from key to key, and adds up the weighted values in float16 (flash attention, Dao et al. 2022, without its
+    tiles): a weight is relative to the largest score so far, and when a larger one comes, the sums are scaled anew.
+    """
+    q, k, v = q.half().float() / math.sqrt(q.size(-1)), k.half().float(), v.half()
+    sums, total = torch.zeros_like(v), q.new_zeros(*q.shape[:3], 1)
+    largest = torch.full_like(total, -torch.inf)
+    for t in range(k.size(2)):  # the queries from t on see key t
+        scores = q[:, :, t:] @ k[:, :, t, :, None]  # (B, nh, T - t, 1)
+        larger = torch.maximum(largest[:, :, t:], scores)
+        decay, weight = (largest[:, :, t:] - larger).exp(), (scores - larger).exp()
+        sums[:, :, t:].mul_(decay.half()).addcmul_(weight.half(), v[:, :, t, None])
+        total[:, :, t:].mul_(decay).add_(weight)
+        largest[:, :, t:] = larger
+    return sums.float() / total

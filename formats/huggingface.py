@@ -18,6 +18,7 @@ from torch import Tensor
 from corpora.bpe import BPETokenizer
 from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights, model_weights
 from formats.describe import describe_model
+from formats.twin import check_twin
 from support.command import UserError, one_line, optional_package, user_errors
 from support.durable import write_folder_atomically
 from support.plain import MOST_BYTES, check_fields, parse_json
@@ -55,7 +56,8 @@ FIXED = {
 def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> None:
     """Write the folder, whole or not at all.
 
-    force: replace an earlier folder. Raises UserError if there is one otherwise, or if it holds other files.
+    force: replace an earlier folder. Raises UserError if there is one otherwise, if it holds other files, or if the
+    network is not GPT-2's (`check_twin`).
     """
     save_file = optional_package("safetensors.torch", PURPOSE).save_file
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -68,12 +70,14 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
     texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()}
     texts["README.md"] = card(folder.absolute().name, loaded)
     check_target(folder, {*texts, WEIGHTS}, force)
+    weights = weights_with_biases(model)
+    check_twin(model, weights, "transformers")
 
-    def write(place: Path) -> None:
+    def write(target: Path) -> None:
         for name, text in texts.items():
-            (place / name).write_text(text, encoding="utf-8")
-        save_file(gpt2_weights(model), place / WEIGHTS, {"format": "pt", ORIGIN: json.dumps(loaded.origin)})
-        (place / WEIGHTS).chmod((place / "config.json").stat().st_mode)  # the library makes it private
+            (target / name).write_text(text, encoding="utf-8")
+        save_file(gpt2_weights(weights), target / WEIGHTS, {"format": "pt", ORIGIN: json.dumps(loaded.origin)})
+        (target / WEIGHTS).chmod((target / "config.json").stat().st_mode)  # the library makes it private
 
     write_folder_atomically(folder, write)
 
@@ -82,10 +86,10 @@ def check_target(folder: Path, names: set[str], force: bool) -> None:
     """Raise UserError unless the folder is new, or empty, or may be replaced: it holds only files of these names."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and a folder is to be written: give another name")
-    found = {path.name for path in folder.glob("*")}
-    if found and not force:
+    files = {path.name for path in folder.glob("*")}
+    if files and not force:
         raise UserError(f"{folder} exists: give another name, or --force to overwrite it")
-    if other := sorted(found - names):
+    if other := sorted(files - names):
         raise UserError(f"{folder} holds {other[0]!r}, which is not from this command: give another name")
 
 
@@ -105,14 +109,14 @@ def weights_with_biases(model: TinyGPT) -> dict[str, Tensor]:
     return weights
 
 
-def gpt2_weights(model: TinyGPT) -> dict[str, Tensor]:
+def gpt2_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under transformers' names; its matrices in the blocks are (in, out), ours (out, in)."""
-    found = {}
-    for name, tensor in weights_with_biases(model).items():
+    renamed = {}
+    for name, tensor in weights.items():
         name = rename(name, GPT2_NAMES)
         tensor = tensor.T.contiguous() if ".c_" in name and tensor.ndim == 2 else tensor
-        found[name if name.startswith("lm_head.") else f"transformer.{name}"] = tensor
-    return found
+        renamed[name if name.startswith("lm_head.") else f"transformer.{name}"] = tensor
+    return renamed
 
 
 def config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:

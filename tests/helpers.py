@@ -7,6 +7,7 @@ import torch
 from formats.checkpoint import TRAINING, read_checkpoint
 from main import build_run
 from recipe import parse_flags
+from sampler import Sampling, SlidingWindow, generate, row_generators
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from training.distributed import ALONE
 from training.run import Run
@@ -56,6 +57,15 @@ def new_run(*flags: object) -> Run:
 def survivors(logits: torch.Tensor) -> set[int]:
     """The tokens of logits (1, V) that no filter has rejected."""
     return {token for token, value in enumerate(logits[0].tolist()) if value > -torch.inf}
+
+
+def sampled_ids(
+    model: TinyGPT, ids: list[int], count: int, sampling: Sampling | None = None, suppressed=(), seed=0, stride=None
+) -> list[int]:
+    """What the sampler writes after these ids; greedy if no sampling is given."""
+    window = SlidingWindow(model, [ids], stride)
+    steps = generate(window, count, row_generators(seed, 1), sampling or Sampling(temperature=0.0), suppressed)
+    return [token for (token,) in steps]
 
 
 def assert_one_error_line(errors: str, *words: str) -> None:

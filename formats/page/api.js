@@ -19,11 +19,11 @@ class Engine {
     this.ready = this.ask("load", { model, weights });
   }
 
-  /** The answer to a question (a method of ModelServer), as a promise; onPart is given what comes before it. */
-  ask(ask, given, onPart = () => {}) {
+  /** A promise of the answer to a question (a method of ModelServer); onPart gets the parts that come before it. */
+  ask(question, request, onPart = () => {}) {
     const job = ++this.count;
     const promise = new Promise((resolve, reject) => this.jobs.set(job, { resolve, reject, onPart }));
-    this.worker.postMessage({ job, ask, given });
+    this.worker.postMessage({ job, question, request });
     return Object.assign(promise, { job });
   }
 
@@ -41,7 +41,7 @@ class Engine {
   }
 }
 
-/** The bounds of generate's options: [least, most]. */
+/** The bounds of generate's options: [minimum, maximum]. */
 const BOUNDS = {
   maxNewTokens: [0, 1e9], temperature: [0, 1e6], topK: [0, 1e9], topP: [1e-9, 1], minP: [0, 1],
   repetitionPenalty: [1e-3, 1e6], seed: [0, Number.MAX_SAFE_INTEGER],
@@ -55,10 +55,10 @@ function defaultOptions() {
 
 /** Throw an error that names the first option out of bounds. */
 function checkOptions(options) {
-  for (const [name, [least, most]] of Object.entries(BOUNDS)) {
+  for (const [name, [min, max]] of Object.entries(BOUNDS)) {
     const value = options[name], whole = WHOLE.includes(name);
-    if (!(typeof value === "number" && value >= least && value <= most) || (whole && value % 1)) {
-      throw new Error(`${name} must be a ${whole ? "whole " : ""}number from ${least} to ${most}, not ${value}`);
+    if (!(typeof value === "number" && value >= min && value <= max) || (whole && value % 1)) {
+      throw new Error(`${name} must be a ${whole ? "whole " : ""}number from ${min} to ${max}, not ${value}`);
     }
   }
 }
@@ -69,11 +69,12 @@ function checkOptions(options) {
  * The others return promises. logits(ids) -> T arrays of V numbers. attention(ids) -> per layer a Float32Array
  * (heads, T, T). lens(ids) -> per layer, the embeddings first, a Float32Array (T, V) of logits.
  * generate({prompt, maxNewTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stride}) -> the prompt and
- * its continuation; onTokens is given the explained tokens as they come.
+ * its continuation; onTokens gets the explained tokens as they come. trusted: whether the page
+ * has checked that it computes what it computed when it was made; before that, and if it failed, the promises reject.
  */
 function makeApi(model, tokenizer, engine) {
-  const generate = async (given = {}, onTokens = () => {}, onJob = () => {}) => {
-    const options = { ...defaultOptions(), ...given }, { prompt, maxNewTokens, seed, stride } = options;
+  const generate = async (changes = {}, onTokens = () => {}, onJob = () => {}) => {
+    const options = { ...defaultOptions(), ...changes }, { prompt, maxNewTokens, seed, stride } = options;
     checkOptions(options);
     const ids = tokenizer.encode(prompt);
     if (!ids.length) ids.push(tokenizer.startId);
@@ -85,6 +86,7 @@ function makeApi(model, tokenizer, engine) {
     config: model.config,
     origin: model.origin,
     ready: engine.ready,
+    trusted: false,
     encode: (text) => tokenizer.encode(text),
     decode: (ids) => tokenizer.decode(Array.from(ids)),
     logits: (ids) => engine.ask("logits", { ids: Array.from(ids) }),

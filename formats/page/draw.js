@@ -6,7 +6,7 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-/** Give an element attributes and children. A child that is no element becomes text. */
+/** Give an element attributes and children. A child that is not an element becomes text. */
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -34,8 +34,8 @@ function percent(share) {
 
 /** A bar for each share (0 to 1), one over the other, with numbers. */
 function bars(shares, className = "") {
-  const lines = shares.map((share, place) => {
-    const bar = html("span", { class: `bar bar${place}` });
+  const lines = shares.map((share, index) => {
+    const bar = html("span", { class: `bar bar${index}` });
     bar.style.width = `${100 * share}%`;
     const track = html("span", { class: "track" }, bar), number = html("span", { class: "number" }, percent(share));
     return html("span", { class: "bar-line" }, track, number);
@@ -80,12 +80,12 @@ function paintMap(canvas, weights, T, chosen = -1) {
 function marks(low, high, count = 5) {
   const rough = (high - low || 1) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((candidate) => candidate >= rough);
-  const found = [];
-  for (let n = Math.ceil(low / step); n * step <= high; n++) found.push(Number((n * step).toPrecision(10)));
-  return found;
+  const numbers = [];
+  for (let n = Math.ceil(low / step); n * step <= high; n++) numbers.push(Number((n * step).toPrecision(10)));
+  return numbers;
 }
 
-/** The least and the largest of some values, with a margin (a share of the distance). */
+/** The smallest and the largest of some values, with a margin (a share of the distance). */
 function extent(values, margin = 0) {
   const low = Math.min(...values), high = Math.max(...values), extra = (high - low || 1) * margin;
   return [low - extra, high + extra];

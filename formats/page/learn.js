@@ -34,8 +34,8 @@ function drawCurves(axis) {
     plot.append(svg("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: `line ${kind}` }));
   }
   for (const [field, kind] of [["train_loss", "train"], ["val_loss", "val"]]) {
-    const places = curves.map((point) => `${x(point[axis]).toFixed(1)},${y(point[field]).toFixed(1)}`);
-    plot.append(svg("polyline", { points: places.join(" "), class: `line ${kind}` }));
+    const points = curves.map((point) => `${x(point[axis]).toFixed(1)},${y(point[field]).toFixed(1)}`);
+    plot.append(svg("polyline", { points: points.join(" "), class: `line ${kind}` }));
     for (const point of curves.length < 40 ? curves : []) {
       plot.append(svg("circle", { cx: x(point[axis]), cy: y(point[field]), r: 3.5, class: kind }));
     }
@@ -47,7 +47,7 @@ function showCurves() {
   const { curves } = page.model, lines = referenceLines(page.model);
   if (!curves.length) {
     byId("curves").replaceChildren(html("h3", {}, "How the loss fell"),
-      html("p", {}, "No metrics lay beside the checkpoint when this page was made, so there are no curves."),
+      html("p", {}, "There was no metrics file beside the checkpoint when this page was made, so there are no curves."),
       html("p", {}, lines.map(([name, , value]) => `${name}: ${value.toFixed(3)} nats`).join("; ")));
     return;
   }
@@ -71,26 +71,28 @@ function floorText({ config, origin }) {
   const blind = `A model that knows nothing gives every one of the ${config.vocab_size} tokens the same probability: `
     + `its loss is ln V = ${Math.log(config.vocab_size).toFixed(3)}.`;
   const bigram = typeof origin.bigram_entropy === "number"
-    ? " Whoever knows only the token before, and how often each follows which, comes to "
+    ? " A model that knows only the previous token, and how often each token follows it, has "
       + `${origin.bigram_entropy.toFixed(3)} on the training text.` : "";
-  const own = typeof origin.val_loss === "number" ? ` This model has ${origin.val_loss.toFixed(3)} on text that it never saw.` : "";
+  const own = typeof origin.val_loss === "number"
+    ? ` This model has ${origin.val_loss.toFixed(3)} on text that it never saw.` : "";
   const floor = typeof origin.floor === "number"
-    ? ` The corpus was made by a known grammar, whose entropy is ${origin.floor.toFixed(3)}: no honest model gets below that.`
-    : " Below all of them lies the entropy of the language itself. Nobody knows it exactly, but no honest model gets below it.";
-  return blind + bigram + own + floor;
+    ? ` The corpus was made by a known grammar, whose entropy is ${origin.floor.toFixed(3)}: `
+    : " Below all of them lies the entropy of the language itself. Nobody knows it exactly, but ";
+  return blind + bigram + own + floor + "no model can go below it unless it has seen the answers.";
 }
 
 /** What is known of the model's shape and training, in three tables: [title, rows of two cells]. */
 function recipeTables({ config, origin, parameters, precision }) {
+  const digits = { maximumFractionDigits: 6 };
   const number = (value) => (typeof value !== "number" ? String(value)
-    : (Number.isInteger(value) ? value : Number(value.toPrecision(5))).toLocaleString("en", { maximumFractionDigits: 6 }));
+    : (Number.isInteger(value) ? value : Number(value.toPrecision(5))).toLocaleString("en", digits));
   const rows = (fields) => Object.entries(fields).map(([name, value]) => [name.replaceAll("_", " "), number(value)]);
   const { recipe = {}, ...rest } = origin;
   return [
     ["Shape", rows({ parameters, ...config, "weights in this page": precision })],
     ["Recipe", rows(recipe)],
     ["Origin", rows(rest)],
-  ].filter(([, found]) => found.length);
+  ].filter(([, entries]) => entries.length);
 }
 
 function showLearn() {

@@ -31,7 +31,11 @@ async function main() {
   drawTokenMap(page.model.maps.tokens);
   drawPositionMap(page.model.maps.positions);
   await engine.ready;
+  window.tinygpt.trusted = true;
   await write.write();
 }
 
-main().catch(alertUser);
+main().catch((error) => {
+  byId("status").textContent = "The model was not loaded.";
+  alertUser(error);
+});

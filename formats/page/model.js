@@ -1,7 +1,7 @@
 /* The network in plain loops: what tiny_decoder.py computes, for one text, without a library.
 
-   Shapes: T time (tokens), C embed_dim, nh num_heads, hs = C / nh, V vocab_size. A matrix (rows, columns) is one Float32Array,
-   row after row. Names of weights are those of the checkpoint.
+   Shapes: T time (tokens), C embed_dim, nh num_heads, hs = C / nh, V vocab_size. A matrix (rows, columns) is one
+   Float32Array, row after row. Names of weights are those of the checkpoint.
 */
 "use strict";
 
@@ -110,9 +110,9 @@ function gelu(x, count, kind) {
 /** The keys and values of every layer, (maxSeq, C) each, of which the first `length` rows are filled. */
 class KVCache {
   constructor(config) {
-    const rows = () => Array.from({ length: config.num_layers }, () => new Float32Array(config.max_seq * config.embed_dim));
-    this.keys = rows();
-    this.values = rows();
+    const { num_layers: layers, max_seq: maxSeq, embed_dim: C } = config;
+    this.keys = Array.from({ length: layers }, () => new Float32Array(maxSeq * C));
+    this.values = Array.from({ length: layers }, () => new Float32Array(maxSeq * C));
     this.length = 0;
   }
 }
@@ -137,12 +137,12 @@ class TinyGPT {
     this.weights = weights;
     this.head = weights["head.weight"] || weights["token_embedding.weight"];
     this.layers = Array.from({ length: config.num_layers }, (_, layer) => this.layerWeights(layer));
-    const most = config.max_seq * config.embed_dim;
-    this.normed = new Float32Array(most);
-    this.qkv = new Float32Array(3 * most);
-    this.mixed = new Float32Array(most);
-    this.hidden = new Float32Array(4 * most);
-    this.branch = new Float32Array(most);
+    const size = config.max_seq * config.embed_dim;
+    this.normed = new Float32Array(size);
+    this.qkv = new Float32Array(3 * size);
+    this.mixed = new Float32Array(size);
+    this.hidden = new Float32Array(4 * size);
+    this.branch = new Float32Array(size);
     this.scores = new Float32Array(config.max_seq);
   }
 
@@ -184,7 +184,7 @@ class TinyGPT {
     const tokens = this.weights["token_embedding.weight"], positions = this.weights["position_embedding.weight"];
     const x = new Float32Array(ids.length * C);
     ids.forEach((id, t) => {
-      if (!(Number.isInteger(id) && id >= 0 && id < vocabSize)) throw new Error(`${id} is no token id`);
+      if (!(Number.isInteger(id) && id >= 0 && id < vocabSize)) throw new Error(`${id} is not a token id`);
       for (let i = 0; i < C; i++) x[t * C + i] = tokens[id * C + i] + positions[(start + t) * C + i];
     });
     return x;

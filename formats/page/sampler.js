@@ -13,14 +13,14 @@ function softmax(logits) {
   return shares.map((share) => share / total);
 }
 
-/** The place of the first of the largest values. */
+/** The index of the first of the largest values. */
 function argmax(values) {
   let best = 0;
   for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i;
   return best;
 }
 
-/** All places of logits, the largest first; of equal ones the lower first. */
+/** The indices of all logits, the largest first; of equal ones the lower index first. */
 function descending(logits) {
   return Uint32Array.from(logits.keys()).sort((a, b) => (logits[b] - logits[a]) || a - b);
 }
@@ -43,31 +43,31 @@ function applyTemperature(logits, temperature) {
 
 /** Keep the k largest. */
 function keepTopK(logits, k) {
-  const kept = logits.slice();
-  for (const id of descending(logits).subarray(k)) kept[id] = -Infinity;
-  return kept;
+  const result = logits.slice();
+  for (const id of descending(logits).subarray(k)) result[id] = -Infinity;
+  return result;
 }
 
-/** Keep the fewest of the likeliest tokens whose probabilities sum to at least p, and always one. */
+/** Keep the fewest tokens, from the likeliest down, whose probabilities sum to at least p, and always one. */
 function keepTopP(logits, p) {
   const order = descending(logits);
   const probabilities = softmax(Float32Array.from(order, (id) => logits[id]));
-  const kept = logits.slice();
+  const result = logits.slice();
   let cumulative = 0;
-  order.forEach((id, place) => {
-    cumulative += probabilities[place];
-    if (place > 0 && cumulative - probabilities[place] >= p) kept[id] = -Infinity;
+  order.forEach((id, rank) => {
+    cumulative += probabilities[rank];
+    if (rank > 0 && cumulative - probabilities[rank] >= p) result[id] = -Infinity;
   });
-  return kept;
+  return result;
 }
 
 /** Keep the tokens that are at least minP times as likely as the likeliest (Nguyen et al. 2024). */
 function keepMinP(logits, minP) {
-  const least = Math.fround(logits[argmax(logits)] + Math.fround(Math.log(minP)));
-  return logits.map((logit) => (logit < least ? -Infinity : logit));
+  const threshold = Math.fround(logits[argmax(logits)] + Math.fround(Math.log(minP)));
+  return logits.map((logit) => (logit < threshold ? -Infinity : logit));
 }
 
-/** What each filter that is switched on makes of logits (V), in order: [{name, logits}], first the logits themselves. */
+/** The logits (V) after each filter that is switched on, in order: [{name, logits}], first the logits themselves. */
 function filterStages(logits, seen, sampling) {
   const { temperature, topK, topP, minP, repetitionPenalty } = { ...NO_FILTERS, ...sampling };
   const stages = [{ name: "model", logits }];
@@ -94,7 +94,7 @@ class Mersenne {
       const last = this.state[i - 1];
       this.state[i] = Math.imul(1812433253, last ^ (last >>> 30)) + i;
     }
-    this.place = 624;
+    this.index = 624;
   }
 
   /** Make the next 624 numbers out of the last 624. */
@@ -104,13 +104,13 @@ class Mersenne {
       const y = (s[i] & 0x80000000) | (s[(i + 1) % 624] & 0x7fffffff);
       s[i] = s[(i + 397) % 624] ^ (y >>> 1) ^ (y & 1 ? 0x9908b0df : 0);
     }
-    this.place = 0;
+    this.index = 0;
   }
 
   /** 32 random bits. */
   next() {
-    if (this.place === 624) this.twist();
-    let y = this.state[this.place++];
+    if (this.index === 624) this.twist();
+    let y = this.state[this.index++];
     y ^= y >>> 11;
     y ^= (y << 7) & 0x9d2c5680;
     y ^= (y << 15) & 0xefc60000;
@@ -147,9 +147,9 @@ function explainChoice(stages, probabilities, chosen, candidates = 8) {
   const top = [];
   for (let id = 0; id < model.length; id++) {
     if (top.length === candidates && model[id] <= model[top[candidates - 1]]) continue;
-    let place = top.length;
-    while (place > 0 && model[id] > model[top[place - 1]]) place--;
-    top.splice(place, 0, id);
+    let rank = top.length;
+    while (rank > 0 && model[id] > model[top[rank - 1]]) rank--;
+    top.splice(rank, 0, id);
     top.length = Math.min(top.length, candidates);
   }
   if (!top.includes(chosen)) top.push(chosen);

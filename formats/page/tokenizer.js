@@ -1,7 +1,7 @@
 /* Text to token ids and back: characters (tokenizer.py) and byte-level BPE (corpora/bpe.py). */
 "use strict";
 
-const REPLACEMENT = "\ufffd"; // what is no character, or an unknown one
+const REPLACEMENT = "\ufffd"; // for bytes that are not a character, and for unknown characters
 
 /** One token per character: 0 is unknown, 1 begins a document, then the known characters in code-point order. */
 class CharTokenizer {
@@ -58,7 +58,7 @@ class BPETokenizer {
   }
 
   encode(text) {
-    const whole = text.replace(/[\ud800-\udfff]/gu, REPLACEMENT); // half a surrogate pair is no character
+    const whole = text.replace(/[\ud800-\udfff]/gu, REPLACEMENT); // half a surrogate pair is not a character
     return cutOut(whole, LONG_WORD).flatMap((piece) => piece.match(WORD) ?? []).flatMap((word) => this.merge(word));
   }
 
@@ -100,14 +100,14 @@ class BPETokenizer {
 function cutOut(text, pattern) {
   const pieces = [];
   let end = 0;
-  for (const found of text.matchAll(pattern)) {
-    pieces.push(text.slice(end, found.index), found[0]);
-    end = found.index + found[0].length;
+  for (const match of text.matchAll(pattern)) {
+    pieces.push(text.slice(end, match.index), match[0]);
+    end = match.index + match[0].length;
   }
   return [...pieces, text.slice(end)].filter((piece) => piece);
 }
 
-/** The tokenizer that formats/page.py described. */
+/** The tokenizer that formats/write_page.py described. */
 function makeTokenizer(plain) {
   return plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain);
 }

@@ -47,10 +47,25 @@ function lossOf(logits, ids, vocabSize) {
   return total / (ids.length - 1);
 }
 
+const UNTRUSTED = "this page does not compute what its model computed when the page was made. The file is damaged or "
+  + "was changed: make it again with convert.py.";
+
+/** Throw unless the model gives the logits that PyTorch gave when the page was made. */
+function checkModel(model, { ids, positions, logits, tolerance }) {
+  const all = model.forward(ids, new KVCache(model.config)), { vocab_size: V } = model.config;
+  const same = positions.every((t, row) => {
+    const own = rowOf(all, t, V);
+    return ids.every((id, i) => Math.abs(own[id] - logits[row][i]) <= tolerance); // false if one is not a number
+  });
+  if (!same) throw new Error(UNTRUSTED);
+}
+
 /** What the page can ask of the model. Each method's answer goes back to it. */
 class ModelServer {
   load({ model, weights }) {
-    this.model = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
+    const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
+    checkModel(network, model.check);
+    this.model = network;
     this.endId = model.tokenizer.endId; // ends a text when it is sampled; null if no token does
     this.suppressed = model.tokenizer.specialIds.filter((id) => id !== this.endId);
     this.stopped = new Set();
@@ -126,12 +141,16 @@ function letMessagesIn() {
   });
 }
 
-/** Answer the messages {job, ask, arguments} of the page by {job, answer} or {job, error}, and {job, part} before. */
+/** Answer the messages {job, question, request} of the page by {job, answer} or {job, error}, and {job, part} before.
+ *
+ * Until `load` has checked the model, there is none to ask.
+ */
 function serve(scope) {
   const server = new ModelServer();
-  scope.onmessage = async ({ data: { job, ask, given } }) => {
+  scope.onmessage = async ({ data: { job, question, request } }) => {
     try {
-      const answer = await server[ask](given, job, (part) => scope.postMessage({ job, part }));
+      if (question !== "load" && !server.model) throw new Error(UNTRUSTED);
+      const answer = await server[question](request, job, (part) => scope.postMessage({ job, part }));
       scope.postMessage({ job, answer });
     } catch (error) {
       scope.postMessage({ job, error: error.message });

@@ -1,15 +1,15 @@
 /* The panel "Write": a prompt, how to sample, the text as it comes, and why each token. */
 "use strict";
 
-/** The sliders: option of generate, label, least, most, step, first value, what it does. */
+/** The sliders: option of generate, label, minimum, maximum, step, first value, what it does. */
 function sliderList({ vocab_size: V, max_seq: maxSeq }) {
-  const most = Math.min(V, 100);
+  const maxK = Math.min(V, 100);
   return [
     ["maxNewTokens", "Length", 10, 1000, 10, 300, "tokens to add"],
     ["temperature", "Temperature", 0, 2, 0.05, 0.8, "0: always the likeliest; above 1: wilder"],
-    ["topK", "Top-k", 0, most, 1, 0, "only the k likeliest; 0: all"],
-    ["topP", "Top-p", 0.05, 1, 0.05, 1, "the fewest with this probability together; 1: all"],
-    ["minP", "Min-p", 0, 0.5, 0.01, 0, "at least this share of the best; 0: all"],
+    ["topK", "Top-k", 0, maxK, 1, 0, "only the k likeliest; 0: all"],
+    ["topP", "Top-p", 0.05, 1, 0.05, 1, "the fewest tokens that reach this total; 1: all"],
+    ["minP", "Min-p", 0, 0.5, 0.01, 0, "drop tokens below this share of the top one; 0: all"],
     ["repetitionPenalty", "Repetition penalty", 1, 2, 0.05, 1, "above 1: tokens of the text become less likely"],
     ["stride", "Stride", 1, maxSeq, 1, Math.max(1, Math.floor(maxSeq / 2)), "tokens dropped when the window is full"],
   ];
@@ -39,17 +39,18 @@ class WritePanel {
     byId("prompt").addEventListener("input", () => this.checkPrompt());
     byId("copy").addEventListener("click", () => this.copy());
     byId("text").addEventListener("click", ({ target }) => {
-      const place = this.spans.indexOf(target);
-      if (place >= 0) this.choose(place);
+      const index = this.spans.indexOf(target);
+      if (index >= 0) this.choose(index);
     });
   }
 
   addSliders() {
-    sliderList(this.api.config).forEach(([name, label, min, max, step, value, hint], place) => {
+    sliderList(this.api.config).forEach(([name, label, min, max, step, value, hint], index) => {
       const output = html("output", { for: name }, String(value));
-      const input = html("input", { id: name, type: "range", min, max, step, value, "aria-describedby": `${name}-hint` });
+      const range = { type: "range", min, max, step, value };
+      const input = html("input", { id: name, ...range, "aria-describedby": `${name}-hint` });
       input.addEventListener("input", () => { output.textContent = input.value; });
-      byId(place < 3 ? "sliders" : "more").append(html("div", { class: "slider" },
+      byId(index < 3 ? "sliders" : "more").append(html("div", { class: "slider" },
         html("label", { for: name }, label), output, input, html("small", { id: `${name}-hint` }, hint)));
     });
   }
@@ -63,8 +64,8 @@ class WritePanel {
   /** Say which characters of the prompt the model has never seen. */
   checkPrompt() {
     const unknown = page.tokenizer.unknown(byId("prompt").value);
-    byId("prompt-note").textContent = unknown.length
-      ? `The model has never seen ${unknown.slice(0, 8).join(" ")}: read as “unknown”.` : "The model continues this text.";
+    const warning = `The model has never seen ${unknown.slice(0, 8).join(" ")}: read as “unknown”.`;
+    byId("prompt-note").textContent = unknown.length ? warning : "The model continues this text.";
   }
 
   /** What the form asks for. */
@@ -91,7 +92,7 @@ class WritePanel {
       byId("status").textContent = `That did not work: ${error.message}`;
     }
     this.running(false);
-    // At first the most surprising token: there is most to explain.
+    // First the most surprising token: it needs the most explanation.
     if (this.choices.length) this.choose(argmax(this.choices.map((choice) => choice.surprise)));
     this.onText(options.prompt, this.choices.map((choice) => choice.id));
   }
@@ -133,13 +134,13 @@ class WritePanel {
   }
 
   /** Show why a token was chosen. */
-  choose(place) {
-    const choice = this.choices[place], slider = byId("token");
+  choose(index) {
+    const choice = this.choices[index], slider = byId("token");
     for (const span of this.spans) span.classList.remove("chosen");
-    this.spans[place].classList.add("chosen");
-    slider.value = place;
-    slider.setAttribute("aria-valuetext", `${place + 1}: ${showToken(page.tokenizer, choice.id)}`);
-    byId("why-line").replaceChildren(`Token ${place + 1} is `, tokenCode(choice.id),
+    this.spans[index].classList.add("chosen");
+    slider.value = index;
+    slider.setAttribute("aria-valuetext", `${index + 1}: ${showToken(page.tokenizer, choice.id)}`);
+    byId("why-line").replaceChildren(`Token ${index + 1} is `, tokenCode(choice.id),
       `. The model gave it ${percent(Math.exp(-choice.surprise))}: a surprise of ${choice.surprise.toFixed(2)} nats.`);
     byId("why").replaceChildren(this.whyTable(choice));
   }

@@ -18,31 +18,22 @@ PICTURES = {
 }
 
 
-def take(page, target: Path, section: str | None) -> None:
-    """One picture, once the text is written and looked at."""
-    page.wait_for_selector("#lens table")
-    if section:
-        page.evaluate("section => document.querySelector(section).scrollIntoView({behavior: 'instant'})", section)
-    page.screenshot(path=target)
-
-
 def main() -> None:
     """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path, help="a page from convert.py")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the pictures")
-    parser.add_argument("--chromium", default=shutil.which("chromium"), help="Chromium's program")
     settings = parser.parse_args()
-    settings.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=settings.chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, (width, height, colours, section) in PICTURES.items():
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=colours)
             page.goto(settings.page.resolve().as_uri())
-            take(page, settings.out / name, section)
-            print(f"{settings.out / name}: {(settings.out / name).stat().st_size:,} bytes")
+            page.wait_for_selector("#lens table")  # the text is written and looked at
+            if section:
+                page.locator(section).evaluate("element => element.scrollIntoView({behavior: 'instant'})")
+            page.screenshot(path=settings.out / name)
             page.close()
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 The file holds page/page.html with the style sheet, the scripts and the data in it. The scripts of ENGINE run in the
 page and make up its worker; those of INTERFACE only run in the page. The data are a block of JSON and the weights in
-base64. Nothing but these very scripts may run: a Content-Security-Policy names their hashes and forbids every
-connection.
+base64. Only these scripts may run: a Content-Security-Policy names their hashes and forbids every connection. The page
+holds some logits, and shows nothing of the model unless it computes the same ones.
 """
 
 import base64
@@ -18,37 +18,45 @@ import torch
 from torch import Tensor
 
 from formats.checkpoint import Checkpoint, Tokenizer, model_weights
+from formats.twin import TOLERANCE, check_twin, compared_positions, deviation, random_windows, twin_logits
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
 from support.plain import is_plain, parse_json
+from tiny_decoder import TinyGPTConfig
 from tokenizer import REPLACEMENT
 
 PARTS = Path(__file__).with_name("page")
 ENGINE = ("model.js", "sampler.js", "tokenizer.js", "worker.js")
 INTERFACE = ("api.js", "draw.js", "write.js", "look.js", "maps.js", "learn.js", "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
-MOST_BYTES = 50_000_000  # of a page, unless forced
-MOST_POINTS, MOST_LABELS = 512, 150  # on the maps of positions and of tokens
-MOST_METRICS = 2**24  # bytes that are read of a metrics file
-# What the page knows of a checkpoint's origin.
-KNOWN = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
-CURVES = ("step", "train_seconds", "train_loss", "val_loss")  # what the page shows of them
+MAX_PAGE_BYTES = 50_000_000  # of a page, unless forced
+MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
+MAX_METRICS_BYTES = 2**24  # that are read of a metrics file
+CHECK_TOKENS = 32  # that the page reads to check itself: a fraction of a second for a model of 2 million parameters
+# What the page shows of a checkpoint's origin.
+ORIGIN_FIELDS = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
+CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it shows of an evaluation
 
 
 def save_page(
     path: Path, loaded: Checkpoint, metrics: Path | None = None, precision: str = "float16", force: bool = False
-) -> None:
-    """Write a page that runs the model; its curves come from the `metrics` file, if that exists.
+) -> float:
+    """Write a page that runs the model; returns how far its log-probabilities are off, because of rounded weights.
 
-    precision: of the weights in it, "float16" or "float32". Raises UserError if `path` is another file, if a weight
-    does not fit into float16, or if the page would be larger than MOST_BYTES; `force` allows the first and the last.
+    metrics: the file with the curves, if there is one. precision: of the weights in it, "float16" or "float32". Raises
+    UserError if `path` is another file, if a weight does not fit into float16, if the network is not GPT-2's
+    (`check_twin`), or if the page would be larger than MAX_PAGE_BYTES; `force` allows the first and the last.
     """
     check_overwrite(path, is_page, force)
     weights = model_weights(loaded.model)
-    text = fill_template(page_data(loaded, weights, read_metrics(metrics), precision), encode(weights, precision))
-    if len(text) > MOST_BYTES and not force:
+    check_twin(loaded.model, weights, "a page")
+    encoded = encode(weights, precision)
+    rounded = {name: tensor.to(getattr(torch, precision)).float() for name, tensor in weights.items()}
+    text = fill_template(page_data(loaded, rounded, read_metrics(metrics), precision), encoded)
+    if len(text) > MAX_PAGE_BYTES and not force:
         raise UserError(f"{path} would have {len(text) / 1e6:.0f} MB, too much for most browsers; --force writes it")
     write_atomically(path, lambda file: file.write(text.encode()))
+    return deviation(loaded.model, rounded) if precision == "float16" else 0.0
 
 
 def is_page(path: Path) -> bool:
@@ -66,12 +74,12 @@ def encode(weights: dict[str, Tensor], precision: str) -> str:
 
 
 def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict], precision: str) -> dict:
-    """Everything but the weights that the page needs, as plain data."""
-    origin = {name: value for name, value in loaded.origin.items() if name in KNOWN and is_plain(value)}
+    """Everything that the page needs except the weights, as plain data; weights: as the page will compute with them."""
+    origin = {name: value for name, value in loaded.origin.items() if name in ORIGIN_FIELDS and is_plain(value)}
     if "corpus" in origin:
-        origin["corpus"] = Path(str(origin["corpus"])).name  # where it lay is nobody else's business
+        origin["corpus"] = Path(str(origin["corpus"])).name  # the folder is private
     positions = loaded.model.position_embedding.weight.detach()
-    labels = readable_tokens(loaded.tokenizer)[:MOST_LABELS]
+    labels = readable_tokens(loaded.tokenizer)[:MAX_LABELS]
     return {
         "config": dataclasses.asdict(loaded.model.config),
         "tokenizer": plain_tokenizer(loaded.tokenizer),
@@ -81,11 +89,24 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
         "parameters": loaded.model.num_parameters(),
         "precision": precision,
         "layout": [[name, tensor.numel()] for name, tensor in weights.items()],
+        "check": self_check(loaded.model.config, weights),
         "maps": {
             "tokens": {"ids": labels, **principal_components(loaded.model.token_embedding.weight.detach()[labels])},
-            "positions": principal_components(positions[:: math.ceil(len(positions) / MOST_POINTS)]),
+            "positions": principal_components(positions[:: math.ceil(len(positions) / MAX_POINTS)]),
         },
     }
+
+
+@torch.inference_mode()
+def self_check(config: TinyGPTConfig, weights: dict[str, Tensor]) -> dict:
+    """What the page compares itself with: ids, positions among them, at each of these positions the logits of all of
+    the ids, and by how much they may differ."""
+    ids = random_windows(config, 1)[:, :CHECK_TOKENS]
+    positions = compared_positions(ids.size(1))
+    logits = twin_logits(weights, config, ids)[0, positions]
+    tolerance = TOLERANCE * float(logits.max() - logits.min())
+    chosen = logits[:, ids[0]].tolist()
+    return {"ids": ids[0].tolist(), "positions": positions, "logits": chosen, "tolerance": tolerance}
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
@@ -100,13 +121,13 @@ def plain_tokenizer(tokenizer: Tokenizer) -> dict:
 def readable_tokens(tokenizer: Tokenizer) -> list[int]:
     """The ids of the tokens that are whole characters and can be seen, white space included."""
     texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    seen = [text.strip(" \n\t").isprintable() and REPLACEMENT not in text for text in texts]
-    return [token for token, text in enumerate(texts) if text and seen[token] and token not in tokenizer.special_ids]
+    visible = [text.strip(" \n\t").isprintable() and REPLACEMENT not in text for text in texts]
+    return [token for token, text in enumerate(texts) if text and visible[token] and token not in tokenizer.special_ids]
 
 
 def principal_components(vectors: Tensor, count: int = 2) -> dict:
-    """The vectors (N, C) on the `count` axes along which they differ most: points (N, count), and which share of the
-    variance each axis has. Without vectors there are no points."""
+    """The vectors (N, C) on the `count` axes along which they differ most: points (N, count), and the share of the
+    variance along each axis. Without vectors there are no points."""
     if not len(vectors):
         return {"points": [], "shares": [0.0] * count}
     centred = (vectors - vectors.mean(0)).double()
@@ -125,21 +146,21 @@ def read_metrics(path: Path | None) -> list[dict]:
     if path is None or not path.is_file():
         return []
     with open(path, "rb") as file:
-        lines = file.read(MOST_METRICS).decode("utf-8", "replace").splitlines()
-    found = []
+        lines = file.read(MAX_METRICS_BYTES).decode("utf-8", "replace").splitlines()
+    points = []
     for line in lines:
         try:
             entry = parse_json(line)
-            point = {name: float(entry[name]) for name in CURVES}
+            point = {name: float(entry[name]) for name in CURVE_FIELDS}
         except (ValueError, TypeError, KeyError, OverflowError):
             continue
         if all(map(math.isfinite, point.values())):
-            found.append(point)
-    return found[:: math.ceil(len(found) / 1000) or 1]
+            points.append(point)
+    return points[:: math.ceil(len(points) / 1000) or 1]
 
 
 def fill_template(data: dict, weights: str) -> str:
-    """The page's text: the template with style, scripts, their hashes and the data in its places."""
+    """The page's text: the template filled with style, scripts, their hashes and the data."""
     style = (PARTS / "page.css").read_text("utf-8")
     engine, interface = ([(PARTS / name).read_text("utf-8") for name in names] for names in (ENGINE, INTERFACE))
     # "<" would let a vocabulary end the block of data, or begin a comment.
@@ -159,7 +180,7 @@ def fill_template(data: dict, weights: str) -> str:
         "interface": "\n".join(f"<script>{text}</script>" for text in interface),
     }
     template = (PARTS / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: contents[found[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: contents[match[1]], template)
 
 
 def source_hash(text: str) -> str:
