@@ -26,7 +26,7 @@ BENCHMARKS = {
     "decode-loss": (bench_decode_loss, "what --weights int8 and --stride do to the loss of a checkpoint", "2 minutes"),
     "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding, its tests", "not measured"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
-    "plots": (bench_plots, "no measuring: draws the README's curve from docs/measured/", "seconds"),
+    "plots": (bench_plots, "no measuring: draws the pictures of README and docs", "seconds"),
     "scale": (bench_scale, "what two processes gain over one", "5 minutes"),
     "train": (bench_train, "seconds on a CPU to a validation loss, beside nanoGPT's recipe", "20 minutes or more"),
 }

@@ -1,4 +1,4 @@
-"""The README's curve is drawn from measurements, and only from them. The figures here are made up."""
+"""The pictures of README and docs; the README's curve is drawn from measurements only. The figures here are made up."""
 
 import json
 import sys
@@ -20,17 +20,18 @@ def measured(tmp_path, monkeypatch):
         (tmp_path / f"{preset}.metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.setattr(plots, "MEASURED", tmp_path)
     monkeypatch.setattr(plots, "PICTURE", tmp_path / "images" / "loss.svg")
+    monkeypatch.setattr(plots, "ORTHOGONALIZE_PICTURE", tmp_path / "images" / "orthogonalize.svg")
     return tmp_path
 
 
-def test_the_picture_is_an_svg_that_comes_out_the_same_again(measured, in_process):
+def test_the_pictures_are_svgs_that_come_out_the_same_again(measured, in_process):
     pytest.importorskip("matplotlib")
     pictures = []
     for _ in range(2):
         code, out, err = in_process("bench.py", "plots")
-        assert code == 0 and "loss.svg" in out, err
-        pictures.append((measured / "images" / "loss.svg").read_bytes())
-    assert ElementTree.fromstring(pictures[0]).tag.endswith("svg")
+        assert code == 0 and "loss.svg" in out and "orthogonalize.svg" in out, err
+        pictures.append([path.read_bytes() for path in sorted((measured / "images").iterdir())])
+    assert [ElementTree.fromstring(picture).tag.rsplit("}")[-1] for picture in pictures[0]] == ["svg", "svg"]
     assert pictures[0] == pictures[1]
 
 
