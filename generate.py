@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from formats.adapter import apply_adapter
-from formats.checkpoint import USUAL_PATH, Tokenizer, load_model
+from formats.checkpoint import USUAL_PATH, load_model
 from lora import merge_adapters
 from sampler import Sampling, SlidingWindow, row_generators
 from sampling.engine import ENGINES, WEIGHTS, pick_engine
@@ -31,6 +31,7 @@ from sampling.text_stream import TextStream, suppressed
 from support.command import Parser, UserError, flag_of, given_flags, number, run, text, user_errors, whole
 from support.device import pick_device
 from tiny_decoder import TinyGPT
+from tokenizer import Tokenizer
 
 FILTERS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 # A beam search takes the likeliest texts, for one prompt; a score makes no text.

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpora.bpe import BPETokenizer
 from corpora.texts import bigram_entropy, count_unknown, encode_split
+from corpora.tokenizer_files import load_bpe
 from data_setup import DATA_FOLDER, Corpus, ShiftedWindowDataset, load_corpus
 from formats.adapter import adapt
-from formats.checkpoint import Tokenizer, check_tensors, checked_model, load_model, model_from_weights, model_weights
+from formats.checkpoint import check_tensors, checked_model, load_model, model_from_weights, model_weights
 from lora import add_adapters, lora_config
 from optimizers import averaged_model, make_optimizers
 from support.command import UserError, user_errors
 from support.device import check_memory, pick_device, pick_dtype
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import BOS, CharTokenizer
+from tokenizer import BOS, CharTokenizer, Tokenizer
 from training import checks
 from training.distributed import ALONE, DistContext
 from training.optimizer_state import restore_optimizers, trained_parameters
@@ -153,7 +153,7 @@ def choose_tokenizer(settings: Namespace, corpus: Corpus) -> Tokenizer:
     """The characters of the corpus's training part, or what --tokenizer names."""
     if settings.tokenizer == CharTokenizer.kind:
         return CharTokenizer.from_blocks(corpus.train.blocks(), BOS if corpus.train.separated else None)
-    return BPETokenizer.load(Path(settings.tokenizer), BOS if corpus.train.separated else "\n")
+    return load_bpe(Path(settings.tokenizer), BOS if corpus.train.separated else "\n")
 
 
 def start_fine_tuning(settings: Namespace, given: set[str], device: torch.device, dist: DistContext) -> Run:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from corpora.bpe import BPETokenizer
+from corpora.tokenizer_files import bpe_to_json
 from formats.checkpoint import Checkpoint, load_model, model_weights, save_model
 from formats.huggingface import load_huggingface, save_huggingface
 from helpers import assert_one_error_line
@@ -16,7 +16,7 @@ from sampler import Sampling, SlidingWindow, generate, row_generators
 from sampling.text_stream import suppressed
 from support.command import UserError
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import CharTokenizer
+from tokenizer import BPETokenizer, CharTokenizer
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("tokenizers")
@@ -36,7 +36,7 @@ def a_model(kind="char", tied=False, bias=True, end="<bos>") -> Checkpoint:
         tokenizer = CharTokenizer.from_text(TEXT)
     else:
         tokenizer = BPETokenizer.train([TEXT], 280)
-        tokenizer = BPETokenizer(tokenizer.to_json().replace('"<bos>"', f'"{end}"'))
+        tokenizer = BPETokenizer([end, *tokenizer.tokens[1:]], tokenizer.merges)
     torch.manual_seed(0)
     gelu = "tanh" if tied else "exact"
     model = TinyGPT(TinyGPTConfig(tokenizer.vocab_size, 32, 24, 3, 2, bias=bias, gelu=gelu, tie_embeddings=tied))
@@ -135,7 +135,7 @@ def gpt2_folder(tmp_path, transformers):
         for p in model.parameters():
             p += 0.1 * torch.randn_like(p)
     model.save_pretrained(tmp_path / "gpt2")
-    content = json.loads(loaded.tokenizer.to_json())
+    content = json.loads(bpe_to_json(loaded.tokenizer))
     content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]  # as GPT-2's own file
     content["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     (tmp_path / "gpt2" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")

@@ -1,6 +1,6 @@
 """The HTML page: what is in the file, and, in Chromium, that it computes what PyTorch computes.
 
-The oracles are the Python side: the model itself with the same rounded weights, sampler.py, corpora/bpe.py and
+The oracles are the Python side: the model itself with the same rounded weights, sampler.py, tokenizer.py and
 sampling/inspect.py. Chromium opens the file itself (file://) and is offline.
 """
 
@@ -23,7 +23,7 @@ from sampler import Sampling, SlidingWindow, filter_stages, generate, row_genera
 from sampling.inspect import attention_maps, logit_lens
 from support.command import UserError
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import CharTokenizer
+from tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
 HOSTILE = "".join(sorted(set("</script><img onerror=alert(1)>{{data}}&\"'\n`$\\ éß€😀\u2028")))
 TEXT = "the quick brown fox jumps over the lazy dog. THE DOG! "
@@ -304,10 +304,7 @@ def random_texts(count: int) -> list[str]:
 
 @marked
 @pytest.mark.filterwarnings("ignore::tokenizer.UnknownCharacterWarning")
-def test_bpe_is_that_of_the_library(open_page):
-    pytest.importorskip("tokenizers")
-    from corpora.bpe import BPETokenizer
-
+def test_bpe_is_that_of_python(open_page):
     texts = random_texts(300)
     tokenizer = BPETokenizer.train(
         [TEXT * 20, *(text.encode("utf-8", "replace").decode() for text in texts[:150])], 600
@@ -336,10 +333,8 @@ def test_bpe_is_that_of_the_library(open_page):
 @marked
 def test_a_text_ends_at_gpt2s_end_of_text(open_page):
     """The token may be sampled, adds nothing, and nothing comes after it: as generate.py without --ignore-eos."""
-    pytest.importorskip("tokenizers")
-    from corpora.bpe import END_OF_TEXT, BPETokenizer
-
-    tokenizer = BPETokenizer(BPETokenizer.train([TEXT], 270).to_json().replace("<bos>", END_OF_TEXT))
+    learned = BPETokenizer.train([TEXT], 270)
+    tokenizer = BPETokenizer([END_OF_TEXT, *learned.tokens[1:]], learned.merges)
     loaded = Checkpoint(sharp_model(tiny_config(vocab_size=tokenizer.vocab_size, embed_dim=24)), tokenizer, {})
     loaded.model.head.weight.data[tokenizer.eos_id] *= 4
     page = open_page(loaded)
