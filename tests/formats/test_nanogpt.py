@@ -13,6 +13,7 @@ from formats.checkpoint import load_model
 from formats.nanogpt import load_nanogpt
 from helpers import assert_one_error_line
 from support.command import UserError
+from tokenizer import BPETokenizer
 
 TEXT = "To be, or not to be:\nthat is the question. Zzz\n" * 3
 
