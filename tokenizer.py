@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
         """The text of some ids. Raises ValueError for an id outside the vocabulary."""
 
     def to_plain(self) -> dict:
-        """Plain data for a checkpoint, from which `corpora.fast_bpe.tokenizer_from_plain` makes an equal tokenizer."""
+        """Plain data for a checkpoint; `tokenizer_from_plain` in corpora/tokenizer_files.py makes a tokenizer of it."""
 
 
 class UnknownCharacterWarning(UserWarning):

@@ -27,8 +27,9 @@ def bpe_class(characters: int) -> type[BPETokenizer]:
     """The class that trains on, or encodes, a text of so many characters: `FastBPETokenizer` from LARGE characters on,
     if the package is installed.
 
-    On one core the package trains and encodes about three times as fast as plain Python, and it uses all cores; below
-    that size, plain Python takes a few seconds, and what runs is what a reader of tokenizer.py has read.
+    Below that size plain Python takes seconds, and what runs is what a reader of tokenizer.py has read. Measured
+    roughly on a million characters, in seconds of one core: plain Python learns 1,024 tokens in 1.0, 4,096 in 4, and
+    encodes in 0.4; the package learns both in 0.6 and encodes in 0.6, but it shares encoding among all cores.
     """
     return FastBPETokenizer if characters >= LARGE and library() else BPETokenizer
 
