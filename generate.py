@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from formats.adapter import apply_adapter
-from formats.checkpoint import USUAL_PATH, Tokenizer, load_model
+from formats.checkpoint import USUAL_PATH, load_model
 from lora import merge_adapters
 from sampler import Sampling, SlidingWindow, row_generators
 from sampling.checks import check_together
@@ -31,6 +31,7 @@ from sampling.text_stream import suppressed
 from support.command import Parser, given_flags, number, one_of, run, text, user_errors, whole
 from support.device import pick_device
 from tiny_decoder import TinyGPT
+from tokenizer import Tokenizer
 
 
 def make_parser() -> Parser:

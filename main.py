@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from corpora.bpe import BPETokenizer, Tokenizer
 from corpora.texts import Corpus, encode_split
+from corpora.tokenizer_files import load_bpe
 from data_setup import (
     TOKEN_FOLDER,
     ShiftedWindowDataset,
@@ -36,7 +36,7 @@ from support.command import StopSignal, user_errors
 from support.command import run as run_command
 from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype, to_device, wants_compile
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
-from tokenizer import BOS, CharTokenizer
+from tokenizer import BOS, CharTokenizer, Tokenizer
 from training.checks import minimum_memory
 from training.distributed import DistContext, joined
 from training.meter import Meter
@@ -129,7 +129,7 @@ def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
     start = BOS if corpus.train.separated else None
     if name == CharTokenizer.kind:
         return CharTokenizer.from_blocks(corpus.train.blocks(), start)
-    return BPETokenizer.load(Path(name), start or "\n")
+    return load_bpe(Path(name), start or "\n")
 
 
 # --- Training --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Learn a byte-level BPE tokenizer from a corpus, or look at the tokens of a text.
+"""Learn a byte-level BPE tokenizer from a corpus, or look at its merges and at the tokens of a text.
 
 python train_tokenizer.py --data corpus.txt --vocab-size 1024 --out tokenizer.json
 python train_tokenizer.py --show "some text" --tokenizer tokenizer.json
+python train_tokenizer.py --merges 20 --tokenizer tokenizer.json
 """
 
 import support.start  # noqa: F401  first: Ctrl-C during the imports is one line
@@ -14,10 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from corpora.bpe import MIN_VOCAB_SIZE, BPETokenizer, import_library
+from corpora.fast_bpe import bpe_class
+from corpora.tokenizer_files import bpe_from_json, bpe_to_json, load_bpe
 from data_setup import load_corpus
 from support.command import Parser, UserError, flag_of, given_flags, run, text, visible, whole
 from support.durable import check_overwrite, write_atomically
+from tokenizer import MIN_VOCAB_SIZE, BPETokenizer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,45 +34,61 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--force", action="store_true", help="overwrite --out whatever it is")
     look = parser.add_argument_group("look")
     look.add_argument("--show", metavar="TEXT", help="print the tokens of this text and their ids; learn nothing")
+    look.add_argument("--merges", type=whole(1, 2**17), help="print the first merges that were learned; learn nothing")
     look.add_argument("--tokenizer", type=text, default="tokenizer.json", help="the file")
     return parser
 
 
 def learn(args: argparse.Namespace) -> None:
     """Learn a byte-level BPE and write it to a file."""
-    import_library()  # if it is missing, better said before anything is read
-    check_overwrite(Path(args.out), lambda path: BPETokenizer(path.read_text(encoding="utf-8")), args.force)
+    check_overwrite(Path(args.out), lambda path: bpe_from_json(path.read_text(encoding="utf-8")), args.force)
     corpus = load_corpus(args.data)
     blocks = tqdm(corpus.train.blocks(), desc="reading", unit=" blocks", disable=None, leave=False)
-    tokenizer = BPETokenizer.train(blocks, args.vocab_size)
+    tokenizer = bpe_class(len(corpus.train)).train(blocks, args.vocab_size)
     tokens = sum(len(ids) for ids in tokenizer.encode_blocks(corpus.val.blocks()))
-    write_atomically(Path(args.out), lambda file: file.write(tokenizer.to_json().encode()))
+    write_atomically(Path(args.out), lambda file: file.write(bpe_to_json(tokenizer).encode()))
     print(f"{args.out}: {tokenizer.vocab_size} tokens, learned from the training part of {corpus.name}")
     print(f"{len(corpus.val) / tokens:.2f} characters per token on the validation part")
 
 
+def show_token(tokenizer: BPETokenizer, token_id: int) -> str:
+    """A token as text, with a sign for each space, and bytes that are not a whole character as numbers."""
+    piece = tokenizer.decode_bytes([token_id]).decode("utf-8", "backslashreplace")
+    piece = piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n").replace("\t", "\\t")
+    return visible(piece, sys.stdout)
+
+
 def show(tokenizer: BPETokenizer, words: str, width: int) -> None:
     """Print the pieces of a text, each with its id, in lines of at most `width` columns."""
-    shown = []
-    for token_id in tokenizer.encode(words):
-        piece = tokenizer.decode_bytes([token_id]).decode("utf-8", "backslashreplace")
-        piece = piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n").replace("\t", "\\t")
-        shown.append(f"{visible(piece, sys.stdout)}({token_id})")
+    shown = [f"{show_token(tokenizer, token_id)}({token_id})" for token_id in tokenizer.encode(words)]
     print(textwrap.fill(" ".join(shown), width, break_long_words=False, break_on_hyphens=False))
 
 
+def show_merges(tokenizer: BPETokenizer, count: int) -> None:
+    """Print the first merges in the order in which they were learned: the two tokens, and the one that they make."""
+    id_of = {token: number for number, token in enumerate(tokenizer.tokens)}
+    for left, right in tokenizer.merges[:count]:
+        old, new = [show_token(tokenizer, id_of[token]) for token in (left, right)], id_of[left + right]
+        print(f"{' + '.join(old)} = {show_token(tokenizer, new)}({new})")
+
+
 def main() -> None:
-    """Learn or show."""
+    """Learn or look."""
     parser = build_parser()
     args = parser.parse_args()
-    looking = args.show is not None
+    looking = args.show is not None or args.merges is not None
     for name in given_flags(parser, None):
-        if (name in ("show", "tokenizer")) != looking:
-            raise UserError(f"{flag_of(name)} does nothing {'beside' if looking else 'without'} --show: leave it out")
-    if looking:
-        show(BPETokenizer.load(Path(args.tokenizer)), args.show, shutil.get_terminal_size().columns)
-    else:
+        if (name in ("show", "merges", "tokenizer")) != looking:
+            which = "beside --show and --merges" if looking else "without --show or --merges"
+            raise UserError(f"{flag_of(name)} does nothing {which}: leave it out")
+    if not looking:
         learn(args)
+        return
+    tokenizer = load_bpe(Path(args.tokenizer))
+    if args.merges is not None:
+        show_merges(tokenizer, args.merges)
+    if args.show is not None:
+        show(tokenizer, args.show, shutil.get_terminal_size().columns)
 
 
 if __name__ == "__main__":

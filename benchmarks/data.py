@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tools import RSS_UNIT, print_table, take_turns
-from corpora.bpe import BPETokenizer
+from corpora.fast_bpe import FastBPETokenizer, library
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from data_setup import ShiftedWindowDataset, load_corpus
-from tokenizer import CharTokenizer
+from tokenizer import BPETokenizer, CharTokenizer
 
 try:
     import resource
@@ -70,10 +70,13 @@ def large_text(sample: str, folder: Path) -> None:
 
 
 def print_rates(sample: str) -> None:
-    """Characters per second of both tokenizers."""
+    """Characters per second of each tokenizer."""
     text = sample * (BPE_TEXT // len(sample))
     characters, pairs = CharTokenizer.from_text(text), BPETokenizer.train([sample], VOCAB_SIZE)
     tasks = {"characters (ASCII)": lambda: characters.encode_array(text), "BPE": lambda: pairs.encode_array(text)}
+    if library():
+        fast = FastBPETokenizer(pairs.tokens, pairs.merges)
+        tasks["BPE, tokenizers package"] = lambda: fast.encode_array(text)
     seconds = take_turns(tasks, rounds=3)
     rows = [[name, f"{len(text) / taken / 1e6:,.1f}"] for name, taken in seconds.items()]
     print_table([f"text to ids, {os.cpu_count()} CPU cores", "million characters per second"], rows)

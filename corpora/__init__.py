@@ -1,1 +1,1 @@
-"""Texts: of any size, byte-level BPE, the synthetic grammar, Project Gutenberg, downloads."""
+"""Texts: of any size, tokenizers from files and by a library, the synthetic grammar, Project Gutenberg, downloads."""

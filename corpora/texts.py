@@ -16,10 +16,10 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from corpora.bpe import Tokenizer
+from corpora.fast_bpe import for_length
 from support.command import UserError
 from support.durable import write_atomically
-from tokenizer import UNK, UnknownCharacterWarning
+from tokenizer import UNK, Tokenizer, UnknownCharacterWarning
 
 BLOCK = 2**20  # characters or bytes that are looked at in one go
 IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
@@ -182,6 +182,7 @@ def encode_split(tokenizer: Tokenizer, split: Split, cache: Path) -> np.ndarray:
     Characters that the tokenizer does not know become `<unk>`, with one warning. Raises OSError if the file cannot
     be written.
     """
+    tokenizer = for_length(tokenizer, len(split))
     if len(split) <= IN_MEMORY:
         ids = np.concatenate([np.zeros(0, tokenizer.id_dtype), *token_blocks(tokenizer, split)])
     else:

@@ -8,7 +8,6 @@ from torch import Tensor
 from formats.checkpoint import (
     ADAPTER,
     Checkpoint,
-    Tokenizer,
     check_tensors,
     model_digest,
     model_weights,
@@ -19,6 +18,7 @@ from lora import LoRAConfig, adapted_places, adapter_shapes, add_adapters
 from support.command import UserError, user_errors
 from support.plain import check_fields
 from tiny_decoder import TinyGPT
+from tokenizer import Tokenizer
 
 
 def base_weights(model: TinyGPT) -> dict[str, Tensor]:

@@ -29,12 +29,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpora.bpe import Tokenizer, tokenizer_from_plain
+from corpora.tokenizer_files import tokenizer_from_plain
 from formats.container import read_container
 from support.command import UserError, user_errors
 from support.durable import write_atomically
 from support.plain import check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
+from tokenizer import Tokenizer
 
 FORMAT = 3
 # Upper bounds, which keep a damaged or hostile checkpoint from asking for more memory than any machine has.

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from corpora.bpe import Tokenizer, tokenizer_from_plain
+from corpora.tokenizer_files import tokenizer_from_plain
 from formats.checkpoint import ADAPTER, MODEL, Checkpoint, config_from_plain, read_any
 from support.command import user_errors
 from support.plain import check_fields
 from tiny_decoder import TinyGPTConfig
+from tokenizer import Tokenizer
 
 ORIGIN = ("corpus", "step", "val_loss", "merged_from", "converted_from")  # what of a checkpoint's origin is shown
 

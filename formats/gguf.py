@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corpora.bpe import BYTE_OF, BPETokenizer
-from formats.checkpoint import Checkpoint, Tokenizer
+from formats.checkpoint import Checkpoint
 from formats.huggingface import rename, weights_with_biases
 from formats.twin import check_twin, deviation
 from support.command import UserError, optional_package
 from support.durable import check_overwrite, write_atomically
-from tokenizer import BOS, UNK, CharTokenizer
+from tokenizer import BOS, SYMBOLS, UNK, BPETokenizer, CharTokenizer, Tokenizer
 
 # Parts of a tensor's name: ours, llama.cpp's.
 GGUF_NAMES = (
@@ -27,7 +26,6 @@ GGUF_NAMES = (
     *(("attention.in_proj_", "attn_qkv."), ("attention.out_proj.", "attn_output."), ("mlp_norm.", "ffn_norm.")),
     *(("mlp.up.", "ffn_up."), ("mlp.down.", "ffn_down.")),
 )
-SYMBOL_OF = {byte: symbol for symbol, byte in BYTE_OF.items()}
 # How llama.cpp splits a text into words before it merges. It calls GPT-2's rule by many names; unlike "gpt-2", these
 # two leave the spaces of the text that they make as they are.
 PRE_TOKENIZERS = {"char": "smollm", "bpe": "trillion"}
@@ -79,7 +77,7 @@ def tokenizer_fields(tokenizer: Tokenizer, types: type[IntEnum]) -> dict[str, ob
         tokens, merges = character_tokens(tokenizer)
     kinds = [types.CONTROL if i in tokenizer.special_ids else types.NORMAL for i in range(len(tokens))]
     # An empty list of merges would not be written, and there must be one: this merge has no token, and never fires.
-    merges = merges or [f"{SYMBOL_OF[0]} {SYMBOL_OF[0]}"]
+    merges = merges or [f"{SYMBOLS[0]} {SYMBOLS[0]}"]
     words = {"token_list": tokens, "token_types": kinds, "token_merges": merges}
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.bos_id, "add_bos_token": False}
     return {"tokenizer_model": "gpt2", "tokenizer_pre": PRE_TOKENIZERS[tokenizer.kind], **words, **ids}
@@ -92,7 +90,7 @@ def character_tokens(tokenizer: CharTokenizer) -> tuple[list[str], list[str]]:
     """
     tokens, merges = [UNK, BOS], {}
     for character in tokenizer.characters:
-        symbols = "".join(SYMBOL_OF[byte] for byte in character.encode("utf-8"))
+        symbols = "".join(SYMBOLS[byte] for byte in character.encode("utf-8"))
         tokens.append(symbols)
         for end in range(1, len(symbols)):
             merges[f"{symbols[:end]} {symbols[end]}"] = None

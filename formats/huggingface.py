@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpora.bpe import BPETokenizer
-from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights, model_weights
+from corpora.tokenizer_files import bpe_from_json, bpe_to_json, checked_characters
+from formats.checkpoint import Checkpoint, model_from_weights, model_weights
 from formats.describe import describe_model
 from formats.twin import check_twin
 from support.command import UserError, one_line, optional_package, user_errors
 from support.durable import write_folder_atomically
 from support.plain import MOST_BYTES, check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import BOS, UNK, CharTokenizer
+from tokenizer import BOS, SYMBOLS, UNK, BPETokenizer, CharTokenizer, Tokenizer
 
 PURPOSE = "a Hugging Face folder"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -140,7 +140,7 @@ def generation_json(tokenizer: Tokenizer) -> dict:
 def tokenizer_json(tokenizer: Tokenizer) -> dict:
     """The content of tokenizer.json. Characters are a BPE whose tokens are never merged."""
     if isinstance(tokenizer, BPETokenizer):
-        content, special = json.loads(tokenizer.to_json()), (tokenizer.bos,)
+        content, special = json.loads(bpe_to_json(tokenizer)), (tokenizer.bos,)
     else:
         vocabulary = {token: number for number, token in enumerate((UNK, BOS, *tokenizer.characters))}
         model = {"type": "BPE", "unk_token": UNK, "fuse_unk": False, "vocab": vocabulary, "merges": []}
@@ -247,18 +247,18 @@ def read_tokenizer(folder: Path, start_id: object) -> Tokenizer:
     words = json.dumps(content.get("pre_tokenizer"))
     if kind != "ByteLevel" or '"add_prefix_space": true' in words or '"use_regex": false' in words:
         raise ValueError("its tokenizer is neither GPT-2's byte-level BPE nor a character vocabulary")
-    tokenizer = BPETokenizer(json.dumps({"model": model}))
-    tokenizer.start = "\n" if tokenizer.encode("\n")[0] == start_id else BOS
-    return tokenizer
+    newline = model["vocab"].get(SYMBOLS[ord("\n")])
+    return bpe_from_json(json.dumps({"model": model}), "\n" if start_id == newline else BOS)
 
 
 def characters_from(vocabulary: dict, start_id: object) -> CharTokenizer:
     """The character tokenizer with this vocabulary. Raises ValueError if it is not one of ours."""
-    characters = "".join(sorted(vocabulary.keys() - {UNK, BOS}))
-    if vocabulary != {token: number for number, token in enumerate((UNK, BOS, *characters))}:
-        raise ValueError("its vocabulary is not <unk>, <bos> and single characters, in their order")
+    token_of = {number: token for token, number in vocabulary.items() if type(number) is int}
+    unk, bos, *characters = (token_of.get(number, "") for number in range(max(2, len(vocabulary))))
+    if (unk, bos) != (UNK, BOS) or any(len(character) != 1 for character in characters):
+        raise ValueError("its vocabulary is not <unk>, <bos> and single characters")
     known = type(start_id) is int and 2 <= start_id < len(vocabulary)
-    return CharTokenizer(characters, characters[start_id - 2] if known else BOS)
+    return checked_characters("".join(characters), characters[start_id - 2] if known else BOS)
 
 
 def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[str, Tensor], dict]:

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpora.bpe import BPETokenizer
+from corpora.tokenizer_files import load_bpe
 from formats import container
-from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights
+from formats.checkpoint import Checkpoint, model_from_weights
 from formats.huggingface import GPT2_NAMES, rename
 from support.command import UserError, user_errors
 from support.plain import check_fields, is_plain
 from tiny_decoder import TinyGPTConfig
-from tokenizer import CharTokenizer
+from tokenizer import CharTokenizer, Tokenizer
 
 TABLE = "token_embedding.weight"
 SIZES = {"max_seq": "block_size", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
@@ -31,7 +31,7 @@ def load_nanogpt(path: Path, text: Path | None, bpe: Path | None) -> Checkpoint:
     if (text is None) == (bpe is None):
         raise UserError("nanoGPT's file has no vocabulary: give its text (--data) or a tokenizer.json (--tokenizer)")
     content = read_checkpoint(path)
-    tokenizer, rarest = (BPETokenizer.load(bpe), None) if bpe else characters_of(text)
+    tokenizer, rarest = (load_bpe(bpe), None) if bpe else characters_of(text)
     with user_errors(f"{path} cannot be used: "):
         check_fields(content, {"model": (dict, OrderedDict), "model_args": dict})
         shape = content["model_args"]

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from formats.checkpoint import Checkpoint, Tokenizer, model_weights
+from formats.checkpoint import Checkpoint, model_weights
 from formats.twin import TOLERANCE, check_twin, compared_positions, deviation, random_windows, twin_logits
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
 from support.plain import is_plain, parse_json
 from tiny_decoder import TinyGPTConfig
-from tokenizer import REPLACEMENT
+from tokenizer import REPLACEMENT, Tokenizer
 
 PARTS = Path(__file__).with_name("page")
 ENGINE = ("model.js", "sampler.js", "tokenizer.js", "worker.js")

@@ -4,11 +4,11 @@ import argparse
 import io
 import sys
 
-from corpora.bpe import Tokenizer
 from sampler import SlidingWindow
 from sampling.beam import beam_search
 from sampling.text_stream import TextStream, suppressed
 from support.command import visible
+from tokenizer import Tokenizer
 
 
 class Output:

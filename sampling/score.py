@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from corpora.bpe import Tokenizer
+from corpora.fast_bpe import for_length
 from data_setup import consecutive_windows
 from sampling.prompts import read_text
 from support.command import UserError, visible
 from tiny_decoder import TinyGPT
+from tokenizer import Tokenizer
 
 
 @torch.inference_mode()
@@ -34,7 +35,7 @@ def print_score(model: TinyGPT, tokenizer: Tokenizer, path: str, explain: bool) 
     text = read_text("--score", path)
     if not text:
         raise UserError(f"--score {path} is empty")
-    ids = np.concatenate([[tokenizer.start_id], tokenizer.encode_array(text)])
+    ids = np.concatenate([[tokenizer.start_id], for_length(tokenizer, len(text)).encode_array(text)])
     losses = token_losses(model.eval(), ids)
     if explain:
         for token, loss in zip(ids[1:].tolist(), losses.tolist(), strict=True):

@@ -8,7 +8,7 @@ import codecs
 import copy
 import functools
 
-from formats.checkpoint import Tokenizer
+from tokenizer import Tokenizer
 
 
 def suppressed(tokenizer: Tokenizer) -> tuple[int, ...]:

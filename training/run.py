@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from corpora.bpe import Tokenizer
 from corpora.texts import Corpus, bigram_entropy
 from data_setup import ShiftedWindowDataset
 from tiny_decoder import TinyGPT
+from tokenizer import Tokenizer
 from training.distributed import DistContext
 from training.state import RunPaths, TrainState
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpora.bpe import Tokenizer
 from corpora.texts import count_unknown
 from formats.adapter import adapt
 from formats.checkpoint import check_tensors, checked_model, load_model, model_from_weights, model_weights
 from lora import add_adapters, lora_config
 from support.command import UserError, optional_package, user_errors
 from tiny_decoder import TinyGPT
+from tokenizer import Tokenizer
 from training import checks
 from training.distributed import DistContext
 from training.optimizer_state import restore_optimizers, trained_parameters

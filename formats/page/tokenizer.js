@@ -1,9 +1,9 @@
-/* Text to token ids and back: characters (tokenizer.py) and byte-level BPE (corpora/bpe.py). */
+/* Text to token ids and back: characters and byte-level BPE, as in tokenizer.py. */
 "use strict";
 
 const REPLACEMENT = "\ufffd"; // for bytes that are not a character, and for unknown characters
 
-/** One token per character: 0 is unknown, 1 begins a document, then the known characters in code-point order. */
+/** One token per character: 0 is unknown, 1 begins a document, then the characters in the vocabulary's order. */
 class CharTokenizer {
   /** plain: {characters, startId, endId, specialIds}. */
   constructor(plain) {

@@ -59,7 +59,6 @@ def test_the_page_gives_the_numbers_that_the_notebook_stores():
 def executed(tmp_path_factory):
     """The notebook after it ran in docs/ of a copy of the code, without anybody's data."""
     pytest.importorskip("ipykernel")
-    pytest.importorskip("tokenizers")
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     copy = tmp_path_factory.mktemp("repository")
     for folder in ("support", "corpora", "formats", "sampling"):
@@ -97,7 +96,6 @@ def test_the_exercises_print_what_the_page_expects_in_float32(executed):
 @pytest.mark.slow
 @pytest.mark.skipif(not (FEATURES.get("amx_bf16") or FEATURES.get("avx512_bf16")), reason="no bfloat16 in this CPU")
 def test_the_exercises_print_what_the_page_expects_in_bfloat16(capsys):
-    pytest.importorskip("tokenizers")
     names = {}
     for block in BLOCKS:
         exec(block.replace("DTYPE = torch.float32", "DTYPE = torch.bfloat16"), names)

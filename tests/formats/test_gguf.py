@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from corpora.bpe import BPETokenizer
 from formats.checkpoint import Checkpoint, save_model
 from formats.gguf import save_gguf
 from helpers import sampled_ids, shaken
 from support.command import UserError
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import CharTokenizer
+from tokenizer import BPETokenizer, CharTokenizer
 
 gguf = pytest.importorskip("gguf")
-pytest.importorskip("tokenizers")
 
 TEXT = "Hello wörld,  €5 and 12 345 !\n\n  don't  n't , . \U0001d11e\t\u00a0日本\x00語 <bos> of it's\n" * 2
 WINDOW = 64

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from benchmarks.peers import save_for_ctranslate2, token_name
-from corpora.bpe import BPETokenizer
+from corpora.tokenizer_files import bpe_to_json
 from formats.checkpoint import Checkpoint, model_weights, save_model
 from formats.huggingface import load_huggingface, save_huggingface
 from helpers import sampled_ids, shaken
 from sampling.text_stream import suppressed
 from support.command import UserError
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import CharTokenizer
+from tokenizer import BPETokenizer, CharTokenizer
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("tokenizers")
@@ -34,7 +34,7 @@ def a_model(kind="char", tied=False, bias=True, end="<bos>") -> Checkpoint:
         tokenizer = CharTokenizer.from_text(TEXT)
     else:
         tokenizer = BPETokenizer.train([TEXT], 280)
-        tokenizer = BPETokenizer(tokenizer.to_json().replace('"<bos>"', f'"{end}"'))
+        tokenizer = BPETokenizer([end, *tokenizer.tokens[1:]], tokenizer.merges)
     torch.manual_seed(0)
     gelu = "tanh" if tied else "exact"
     config = TinyGPTConfig(tokenizer.vocab_size, 32, 24, 3, 2, bias=bias, gelu=gelu, tie_embeddings=tied)
@@ -116,7 +116,7 @@ def gpt2_folder(tmp_path):
     torch.manual_seed(1)
     model = shaken(transformers.GPT2LMHeadModel(config), 0.1).eval()
     model.save_pretrained(tmp_path / "gpt2")
-    content = {**json.loads(loaded.tokenizer.to_json()), "pre_tokenizer": BYTES}
+    content = {**json.loads(bpe_to_json(loaded.tokenizer)), "pre_tokenizer": BYTES}
     content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]  # as GPT-2's own file
     (tmp_path / "gpt2" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     return tmp_path / "gpt2", model, loaded.tokenizer

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from corpora.bpe import BPETokenizer
+from corpora.tokenizer_files import bpe_to_json
 from formats.checkpoint import load_model
 from formats.nanogpt import load_nanogpt
 from helpers import assert_one_error_line
 from support.command import UserError
+from tokenizer import BPETokenizer
 
 TEXT = "To be, or not to be:\nthat is the question. Zzz\n" * 3
 
@@ -143,9 +144,8 @@ def test_characters_have_the_same_logits(tmp_path, in_process, bias, prefix):
 
 
 def test_bpe_loses_the_padding_of_its_vocabulary(tmp_path):
-    pytest.importorskip("tokenizers")
     tokenizer = BPETokenizer.train([TEXT], 270)
-    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(bpe_to_json(tokenizer), encoding="utf-8")
     theirs = write_nanogpt(tmp_path / "ckpt.pt", vocab_size=tokenizer.vocab_size + 5)
     loaded = load_nanogpt(tmp_path / "ckpt.pt", None, tmp_path / "tokenizer.json")
     ids = torch.tensor([tokenizer.encode(TEXT)[:16]])

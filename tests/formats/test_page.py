@@ -1,6 +1,6 @@
 """The HTML page: what is in the file, and, in Chromium, that it computes what PyTorch computes.
 
-The oracles are the Python side: the model itself with the same rounded weights, sampler.py, corpora/bpe.py and
+The oracles are the Python side: the model itself with the same rounded weights, sampler.py, tokenizer.py and
 sampling/inspect.py. Chromium opens the file itself (file://) and is offline.
 """
 
@@ -26,7 +26,7 @@ from sampler import Sampling, filter_stages
 from sampling.inspect import attention_maps, logit_lens
 from support.command import UserError
 from tiny_decoder import TinyGPT
-from tokenizer import CharTokenizer
+from tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
 HOSTILE = "".join(sorted(set("</script><img onerror=alert(1)>{{data}}&\"'\n`$\\ éß€😀\u2028")))
 TEXT = "the quick brown fox jumps over the lazy dog. THE DOG! "
@@ -266,14 +266,12 @@ def random_texts(count: int) -> list[str]:
 def test_bpe_is_that_of_the_library_and_a_text_ends_at_gpt2s_end_of_text(open_page):
     """JavaScript reads two halves of a surrogate pair side by side as one character, and so must the library here. The
     end token may be sampled, adds nothing, and nothing comes after it: as generate.py without --ignore-eos."""
-    pytest.importorskip("tokenizers")
-    from corpora.bpe import END_OF_TEXT, BPETokenizer
-
     codes = [[ord(c) for c in text] for text in random_texts(300)]  # because half pairs do not travel as strings
     pairs = [text.encode("utf-16-le", "surrogatepass") for text in random_texts(300)]
     texts = [text.decode("utf-16-le", "surrogatepass") for text in pairs]
     sources = [TEXT * 20, *(text.encode("utf-8", "replace").decode() for text in texts[:150])]
-    tokenizer = BPETokenizer(BPETokenizer.train(sources, 600).to_json().replace("<bos>", END_OF_TEXT))
+    learned = BPETokenizer.train(sources, 600)
+    tokenizer = BPETokenizer([END_OF_TEXT, *learned.tokens[1:]], learned.merges)
     loaded, end = checkpoint(tokenizer=tokenizer, max_seq=16, num_layers=1), tokenizer.eos_id
     loaded.model.head.weight.data[end] *= 4
     page = open_page(loaded)

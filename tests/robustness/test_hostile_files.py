@@ -293,15 +293,14 @@ EDITS = {
     "weights that share memory": (with_shared_memory, "fill its memory"),
     "a nested config": (part_of("config", embed_dim=nested(300)), "embed_dim"),
     "a tie that is not there": (part_of("config", tie_embeddings=True), "'head.weight'"),
-    "a reordered vocabulary": (lambda h, t: h["tokenizer"].update(characters=h["tokenizer"]["characters"][::-1]), ""),
+    "a character twice": (lambda h, t: h["tokenizer"].update(characters=2 * h["tokenizer"]["characters"]), "once"),
     "an empty vocabulary": (part_of("tokenizer", characters=""), "vocabulary"),
     "another size of vocabulary": (part_of("tokenizer", characters="abc", start="a"), "5 tokens"),
     "an unknown tokenizer": (part_of("tokenizer", kind="morse"), "kind"),
     "no text in the tokenizer": (part_of("tokenizer", characters=["a"]), "'characters'"),
-    "BPE that is none": (lambda h, t: h.update(tokenizer={"kind": "bpe", "json": "[" * 9999, "start": "\n"}), ""),
-    "a JSON bomb in the tokenizer": (
-        lambda h, t: h.update(tokenizer={"kind": "bpe", "json": "[" + "[]," * 5_000_000 + "[]]", "start": "\n"}),
-        "too large",
+    "BPE that is none": (
+        lambda h, t: h.update(tokenizer={"kind": "bpe", "tokens": [[]], "merges": [5], "start": "\n"}),
+        "byte",
     ),
     "another kind": (lambda h, t: h.update(kind="model\n\x1b[2J"), ""),
 }
@@ -324,8 +323,6 @@ OUTER = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_content_that_does_not_fit_is_refused(refused, command, edit):
     damage, words = EDITS[edit]
-    if edit == "BPE that is none":
-        pytest.importorskip("tokenizers")
     refused(command, edited(damage), words)
 
 
@@ -551,7 +548,6 @@ BOMBS = {
     "a text of nothing": with_pickle(lambda: b"\x80\x02X\xff\xff\xff\x7f."),
     "terabytes from one number": edited(with_terabytes_from_one_number),
     "a config of terabytes": edited(EDITS["a config of terabytes"][0]),
-    "a JSON bomb in the tokenizer": edited(EDITS["a JSON bomb in the tokenizer"][0]),
     "a header of many objects": OUTER["a header of many objects"][0],
     "a vocabulary of one character": edited(many_characters),
     "a tensor with an endless name": edited(EDITS["a tensor with an endless name"][0]),
