@@ -19,7 +19,7 @@ from corpora.bpe import BPETokenizer
 from formats.checkpoint import Checkpoint, Tokenizer, model_from_weights, model_weights
 from formats.describe import describe_model
 from support.command import UserError, one_line, optional_package, user_errors
-from support.durable import write_folder_atomically
+from support.durable import leftovers, write_folder_atomically
 from support.plain import MOST_BYTES, check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, UNK, CharTokenizer
@@ -82,7 +82,7 @@ def check_target(folder: Path, names: set[str], force: bool) -> None:
     """Raise UserError unless the folder is new, or empty, or may be replaced: it holds only files of these names."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and a folder is to be written: give another name")
-    found = {path.name for path in folder.glob("*")}
+    found = {path.name for path in folder.glob("*")} - {path.name for path in leftovers(folder / "new")}
     if found and not force:
         raise UserError(f"{folder} exists: give another name, or --force to overwrite it")
     if other := sorted(found - names):

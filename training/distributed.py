@@ -10,16 +10,13 @@ Rank 0 alone prints and writes files. Started without torchrun there is one rank
 import contextlib
 import dataclasses
 import os
-import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import uuid
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,13 +27,11 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from support.command import Interrupted, UserError, one_line, out_of_memory
+from support.command import Interrupted, UserError, interruptible, one_line, out_of_memory
 
-# How long a rank waits for the others' part of a sum before it takes them for lost, …
-SILENCE = timedelta(seconds=50)
-# … and for their set-up, in which one of them may be downloading a corpus.
-PATIENCE = timedelta(hours=1)
-STOPPED = 20  # seconds after which a stopped process is killed by another one on its machine
+SILENCE = timedelta(seconds=50)  # how long a rank waits for the others' part of a sum before it takes them for lost, …
+PATIENCE = timedelta(hours=1)  # … and for their set-up, in which one of them may be downloading a corpus
+ANSWER = 5.0  # seconds in which torchrun's store has to answer once the run has failed
 EXPECTED = (OSError, UserError, FloatingPointError, Interrupted)  # failures that explain themselves
 
 
@@ -164,20 +159,25 @@ class DistContext:
             if self.size == 1 or isinstance(error, EXPECTED) or out_of_memory(error):
                 raise
             here, text = f"process {self.rank} of {self.size}", one_line(error)
-            if isinstance(error, dist.DistError) or "/gloo/" in text:
-                reason = re.sub(r"^\[\S*/gloo/\S*\] ", "", text).split(". ")[0]
-                raise ConnectionError(f"{here} lost contact with another one ({reason})") from None
+            if isinstance(error, dist.DistError) or "/gloo/" in text:  # gloo raises RuntimeError("[its/gloo/file] …")
+                raise ConnectionError(f"{here} lost contact with another one ({text})") from None
             traceback.print_exc(file=sys.__stderr__)
             raise ChildProcessError(f"{here} failed: {type(error).__name__}: {text}") from None
 
     def reports_failure(self) -> bool:
-        """Whether this rank is the first to report that the run has failed, and so the one to print why."""
-        if not self.store:
-            return self.first
+        """Whether this rank is the one to print why the run has failed: the first to say so in torchrun's store.
+
+        If the store is gone, or this machine is cut off from it, one rank of each machine prints.
+        """
         try:
-            return self.store.add("failures reported", 1) == 1
-        except RuntimeError:  # the launcher, which keeps the store, is gone
-            return self.first
+            return interruptible(lambda: self.store.add("failures reported", 1), ANSWER) == 1
+        except TimeoutError:
+            # torchrun waits for the store too, deaf to signals, until the system gives up the connection (15 minutes).
+            if not self.abandoned and os.environ["TORCHELASTIC_MAX_RESTARTS"] == "0":
+                os.kill(self.launcher, signal.SIGKILL)
+        except (AttributeError, RuntimeError):  # this rank had no store yet; the store is gone
+            pass
+        return not self.local_rank
 
 
 ALONE = DistContext()
@@ -238,46 +238,22 @@ def connect(ranks: DistContext) -> DistContext:
         world_size=ranks.size,
         timeout=SILENCE,
     )
-    threading.Thread(target=end_stopped_neighbours, args=(ranks.launcher,)).start()
     return dataclasses.replace(ranks, store=store)
 
 
-def end_stopped_neighbours(launcher: int) -> None:
-    """Kill every process of a launcher on this machine that has been stopped (SIGSTOP) for STOPPED seconds.
-
-    It would hold up the others until SILENCE, and then the launcher, which waits for it to end. Linux alone tells.
-    """
-    seen = Counter()
-    while threading.main_thread().is_alive():  # Python waits for this thread before it ends
-        time.sleep(1)
-        with contextlib.suppress(OSError):  # no Linux, or a process is gone
-            for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-                seen[pid] = seen[pid] + 1 if state == "T" else 0
-                if seen[pid] == STOPPED:
-                    print(f"WARNING: process {pid} has been stopped for {STOPPED} s: ended", file=sys.__stderr__)
-                    os.kill(int(pid), signal.SIGKILL)
-
-
 def agree_on_name(store: "dist.Store", ranks: DistContext) -> str:
-    """A name for this start of the ranks, the same on all of them: torchrun's store still holds what earlier starts
-    left there, addresses of processes that are gone. (So it is in torch 2.13, whatever its rendezvous.py says.)
+    """A name for this start of the ranks, the same on all of them.
 
-    Each rank leaves a password of its own; rank 0 answers every password it finds, new or old, until all ranks have
-    acknowledged. (torchrun's count of restarts will not do: two machines may have counted differently.)
+    It keeps their values in torchrun's store apart from those of earlier starts, which are still there. (torchrun's
+    count of restarts would not do: a machine does not count those that another one asks for.) The name is made of a
+    random part from each rank, so only ranks of this start can agree on it; until all have written theirs, some read
+    parts of earlier starts and try again.
     """
-    password = uuid.uuid4().hex
-    if not ranks.first:
-        store.set(f"password of {ranks.rank}", password)
-        name = store.get(f"answer to {password}").decode()
-        store.set(f"{name}: rank {ranks.rank} is here", "")
-        return name
-    missing = set(range(1, ranks.size))
-    while missing:
-        for rank in sorted(missing):
-            if store.check([f"password of {rank}"]):
-                store.set(f"answer to {store.get(f'password of {rank}').decode()}", password)
-            if store.check([f"{password}: rank {rank} is here"]):
-                missing.remove(rank)
+    everyone = range(ranks.size)
+    store.set(f"part of {ranks.rank}", uuid.uuid4().hex)
+    while True:
+        name = b"".join(store.multi_get([f"part of {rank}" for rank in everyone])).decode()
+        store.set(f"{name} {ranks.rank}", "")
+        if store.check([f"{name} {rank}" for rank in everyone]):
+            return name
         time.sleep(0.01)
-    return password
