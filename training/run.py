@@ -60,7 +60,7 @@ class Run:
         self.last_line = time.monotonic()  # when the run's user last read something
         self.optimizers = make_optimizers(model, self.settings)
         # The model, compiled and wrapped as needed; the weights are the model's. All ranks have rank 0's from here on.
-        self.network = dist.wrap(torch.compile(model) if self.compiled else model, self.device)
+        self.network = dist.wrap(torch.compile(model) if self.compiled else model)
         self.average = averaged_model(model, settings.ema_decay) if settings.ema_decay else None
 
     @property

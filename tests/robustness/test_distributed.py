@@ -113,7 +113,7 @@ def test_one_rank_alone_does_nothing():
     network = torch.nn.Linear(2, 2)
     assert ALONE.first and not ALONE.abandoned
     assert ALONE.sum(1.5) == 1.5 and ALONE.largest(7) == 7
-    assert ALONE.wrap(network, torch.device("cpu")) is network
+    assert ALONE.wrap(network) is network
     with ALONE.sends_gradients(network, False), ALONE.one_per_machine_first("x"), ALONE.file_of_first(ROOT) as path:
         assert path == ROOT
 
@@ -127,7 +127,7 @@ def test_ranks_share_a_batch_without_overlap():
 
 
 def test_more_processes_than_gpus_is_refused():
-    with pytest.raises(UserError, match="--device mps can train in one process only"):
+    with pytest.raises(UserError, match="0 CUDA GPUs; or use --device cpu"):
         DistContext(size=2).pick_device(torch.device("mps"))
     beyond = torch.cuda.device_count()
     with pytest.raises(UserError, match="--nproc-per-node"):
