@@ -5,7 +5,6 @@ import contextlib
 import importlib
 import io
 import os
-import random
 import re
 import shutil
 import signal
@@ -131,15 +130,18 @@ def run_here(folder: Path, *arguments: object) -> None:
 class Faults:
     """Counts the operations that change files (open, write, fsync, rename, link) and lets number `nth` fail.
 
-    `fail` is called instead of that operation: it raises an OSError, or ends the process.
+    `fail` is called instead of that operation: it raises an OSError, or ends the process. log: a file that gets the
+    operations' names.
     """
 
-    def __init__(self, nth: int, fail: Callable[[], None]):
-        self.nth, self.fail, self.names = nth, fail, []
+    def __init__(self, nth: int, fail: Callable[[], None], log: int | None = None):
+        self.nth, self.fail, self.log, self.count = nth, fail, log, 0
 
     def happens(self, name: str) -> None:
-        self.names.append(name)
-        if len(self.names) == self.nth:
+        self.count += 1
+        if self.log:
+            os.write(self.log, f"{name}\n".encode())
+        if self.count == self.nth:
             self.fail()
 
     def install(self) -> None:
@@ -229,8 +231,3 @@ def flip_a_bit(path: Path) -> None:
     name_size, extra_size = struct.unpack_from("<HH", content, largest.header_offset + 26)
     content[largest.header_offset + 30 + name_size + extra_size + largest.file_size // 2] ^= 1
     path.write_bytes(content)
-
-
-def seeded(*parts: object) -> random.Random:
-    """Random numbers that are the same on every run of the tests."""
-    return random.Random(repr(parts))
