@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from formats.checkpoint import load_model
@@ -114,17 +115,10 @@ def train(folder: Path, *arguments: object, prepare: Callable[[], None] = lambda
 
 def run_here(folder: Path, *arguments: object) -> None:
     """main.py in this process and in `folder`, for fixtures; works without fork."""
-    here, before = os.getcwd(), sys.argv
-    os.chdir(folder)
-    sys.argv = ["main.py", *map(str, arguments)]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
         importlib.import_module("main").main()
-    finally:
-        os.chdir(here)
-        sys.argv = before
-
-
-# --- File operations that fail -----------------------------------------------------------------------------------
 
 
 class Faults:
@@ -180,9 +174,6 @@ def failing(number: int) -> Callable[[], None]:
         raise OSError(number, os.strerror(number))
 
     return fail
-
-
-# --- What must hold ----------------------------------------------------------------------------------------------
 
 
 def announced_step(output: str) -> int:

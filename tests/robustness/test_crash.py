@@ -52,9 +52,6 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-# --- Every operation fails once ----------------------------------------------------------------------------------
-
-
 def count_operations(earlier, tmp_path) -> list[str]:
     """The operations of an undisturbed run, in order."""
     log = tmp_path / "operations.txt"
@@ -110,9 +107,6 @@ def test_a_run_that_died_resumes_to_the_same_bits(uninterrupted, tmp_path, share
     assert not list(folder.rglob("*.tmp"))
 
 
-# --- SIGKILL -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("moments", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_loses_nothing_announced(tmp_path, moments):
     folder, random, reached, output = write_corpus(tmp_path), Random(moments), [], ""
@@ -136,9 +130,6 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-# --- Disks that fail ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("first_that_fails, beyond", [("tiny_decoder.pth", -1), ("tiny_decoder.last.pth", 100)])
 def test_a_full_disk_is_exit_1_with_the_reason(earlier, tmp_path, first_that_fails, beyond):
     """The model does not fit; or it does, and the training state, three times as large, does not."""
@@ -158,9 +149,6 @@ def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
     assert_one_error_line(child.stderr, "tiny_decoder", os.strerror(errno.ENOENT))
 
 
-# --- The order of the calls --------------------------------------------------------------------------------------
-
-
 def test_the_order_is_write_fsync_rename_fsync_folder(earlier, tmp_path):
     names = count_operations(write_corpus(tmp_path / "empty"), tmp_path)
     one_write = [name for i, name in enumerate(names) if name != "write" or names[i - 1] != "write"]
@@ -168,9 +156,6 @@ def test_the_order_is_write_fsync_rename_fsync_folder(earlier, tmp_path):
     last = ["open", "write", "fsync", "replace", "replace", "fsync folder"]  # the old state becomes the previous one
     metrics = ["open", "write", "fsync"]
     assert one_write == [*metrics, *best, *best, *metrics, *best, *last, *metrics, *best, *last]
-
-
-# --- One generation back -----------------------------------------------------------------------------------------
 
 
 def test_a_damaged_state_gives_way_to_the_one_before_with_a_loud_line(uninterrupted, tmp_path):
@@ -187,9 +172,6 @@ def test_a_damaged_state_gives_way_to_the_one_before_with_a_loud_line(uninterrup
     for path in (OUT.last, OUT.previous):
         (folder / path).write_bytes(b"")
     assert_one_error_line(train(folder, "--resume", code=2).stderr, str(OUT.last))
-
-
-# --- An earlier run ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -216,9 +198,6 @@ def test_torn_and_foreign_lines_leave_the_metrics(tmp_path):
     path.write_bytes(b'{"step": 1}\n[1]\n3\n\xff\n{"step": "x"}\n{"step": 3}\n{"step": 2}\n{"step": 2}')
     paths.trim_metrics(step=2)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
-
-
-# --- The lock ----------------------------------------------------------------------------------------------------
 
 
 def test_two_runs_on_one_output_the_second_is_refused(tmp_path):

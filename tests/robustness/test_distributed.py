@@ -20,7 +20,7 @@ from helpers import ROOT, assert_same_state
 from recipe import parse_flags
 from support.command import UserError
 from training.checks import check_split
-from training.distributed import ALONE, DistContext
+from training.distributed import DistContext
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and process groups")
 
@@ -110,22 +110,8 @@ def last_words(errors: str) -> list[str]:
 
 def processes_in(folder: Path) -> list[int]:
     """The other processes whose working folder this is."""
-    numbers = [
-        int(entry.name) for entry in Path("/proc").glob("[0-9]*") if os.path.realpath(entry / "cwd") == str(folder)
-    ]
-    return [number for number in numbers if number != os.getpid()]
-
-
-# --- Without processes -------------------------------------------------------------------------------------------
-
-
-def test_one_rank_alone_does_nothing():
-    network = torch.nn.Linear(2, 2)
-    assert ALONE.first and not ALONE.abandoned
-    assert ALONE.sum(1.5) == 1.5 and ALONE.largest(7) == 7
-    assert ALONE.wrap(network) is network
-    with ALONE.one_per_machine_first("x"), ALONE.file_of_first(ROOT) as path:
-        assert path == ROOT
+    entries = [entry for entry in Path("/proc").glob("[0-9]*") if os.path.realpath(entry / "cwd") == str(folder)]
+    return [int(entry.name) for entry in entries if int(entry.name) != os.getpid()]
 
 
 def test_what_cannot_be_split_is_refused():

@@ -60,9 +60,6 @@ def fetch(folder: Path, *numbers: int):
     return fetch_books(folder, list(numbers), MIRROR, pause=0.0)
 
 
-# --- The text ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "start, end",
     [
@@ -74,9 +71,6 @@ def fetch(folder: Path, *numbers: int):
 def test_licence_and_markers_go_and_nothing_else(start, end):
     text = f"Title: The X\nlicence\n{start}\n\nOnce upon ***\n\na time.\n\n{end}\nlicence\n"
     assert strip_licence(text) == ("The X", "Once upon ***\n\na time.\n")
-
-
-# --- Fetching ----------------------------------------------------------------------------------------------------
 
 
 def test_books_arrive_with_a_manifest_and_are_not_fetched_twice(library, tmp_path, monkeypatch):
@@ -125,9 +119,6 @@ def test_a_title_cannot_steer_the_terminal(library, tmp_path, monkeypatch):
     fetch(tmp_path, 1)
     assert r"A\x1b]52;c;eA==\x07B" in shown.getvalue() and "\x1b" not in shown.getvalue()
     assert read_manifest(tmp_path)[1].title == "A\x1b]52;c;eA==\x07B"
-
-
-# --- The corpus --------------------------------------------------------------------------------------------------
 
 
 def test_the_split_is_by_whole_books(library, tmp_path):

@@ -18,73 +18,51 @@ from support import durable
 BODY = b"Speak, I charge thee, speak!\n" * 400
 
 
+def reply(body: bytes = b"", length: int | None = None, status: int = 200, location: str = "") -> bytes:
+    """What a server sends."""
+    length = len(body) if length is None else length
+    return f"HTTP/1.0 {status} X\r\nContent-Length: {length}\r\nLocation: {location}\r\n\r\n".encode() + body
+
+
+ANSWERS = {"good": reply(BODY), "elsewhere": reply(status=302, location="/good")}
+SLOW = {"stall": 5, "trickle": 0.05}  # seconds after each byte
+FAULTS = {  # what is sent, and what the error says
+    "404": (reply(status=404), "404"),
+    "503": (reply(status=503), "503"),
+    "short": (reply(BODY[:500], len(BODY)), "500 bytes of the expected"),
+    "wrong_length": (reply(BODY, 300), "300 bytes of the expected"),
+    "too_long": (reply(BODY * 3), "too large"),
+    "wrong_hash": (reply(BODY[::-1]), "sha256"),
+    "empty": (reply(), "0 bytes of the expected"),
+    "no_http": (b"220 mail.example.org ESMTP\r\n" * 3, "220 mail"),
+    "hang_up": (b"", "cannot fetch"),
+    "endless_header": (b"HTTP/1.0 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "cannot fetch"),
+    "stall": (reply(length=len(BODY)), "timed out"),
+    "trickle": (reply(length=len(BODY)), "too slow"),
+    "circle": (reply(status=302, location="/circle"), "302"),
+    "to_https": (reply(status=302, location="https://127.0.0.1:1/good"), "cannot fetch"),
+    "to_ftp": (reply(status=302, location="ftp://127.0.0.1:1/good"), "cannot fetch"),
+    "to_file": (reply(status=302, location="file:///etc/passwd"), "not allowed"),
+    "to_nonsense": (reply(status=302, location="http://[::1/"), "cannot fetch"),
+    "to_no_port": (reply(status=302, location="http://127.0.0.1:port/"), "cannot fetch"),
+}
+
+
 class Handler(BaseHTTPRequestHandler):
-    """Answers /NAME with the fault of that name, or with NAME as the answer's status, or with a redirect."""
+    """Answers /NAME with what has that name."""
 
     def do_GET(self):
         assert "TinyGPT" in self.headers["User-Agent"]
-        fault = self.path.strip("/")
+        name = self.path.strip("/")
         with contextlib.suppress(OSError):
-            if fault in REDIRECTS or fault.isdigit():
-                self.send_response(302 if fault in REDIRECTS else int(fault))
-                self.send_header("Location", REDIRECTS.get(fault, ""))
-                self.end_headers()
-            elif fault in BODIES:
-                body, length = BODIES[fault]
-                self.send_response(200)
-                self.send_header("Content-Length", str(length))
-                self.end_headers()
-                self.wfile.write(body)
-            elif fault in RAW:
-                self.wfile.write(RAW[fault])
-            else:
-                self.send_response(200)
-                self.end_headers()
-                for byte in BODY:
-                    self.wfile.write(bytes([byte]))
-                    if self.server.released.wait(5 if fault == "stall" else 0.05):
-                        break
+            self.wfile.write(ANSWERS[name] if name in ANSWERS else FAULTS[name][0])
+            for byte in BODY if name in SLOW else b"":
+                self.wfile.write(bytes([byte]))
+                if self.server.released.wait(SLOW[name]):
+                    break
 
     def log_message(self, *_):
         pass
-
-
-BODIES = {  # what is sent, and its announced length
-    "good": (BODY, len(BODY)),
-    "short": (BODY[:500], len(BODY)),
-    "wrong_length": (BODY, 300),
-    "too_long": (BODY * 3, 3 * len(BODY)),
-    "wrong_hash": (BODY[::-1], len(BODY)),
-    "empty": (b"", 0),
-}
-RAW = {
-    "no_http": b"220 mail.example.org ESMTP\r\n" * 3,
-    "hang_up": b"",
-    "endless_header": b"HTTP/1.0 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
-}
-REDIRECTS = {
-    "elsewhere": "/good",
-    "circle": "/circle",
-    "to_https": "https://127.0.0.1:1/good",
-    "to_ftp": "ftp://127.0.0.1:1/good",
-    "to_file": "file:///etc/passwd",
-    "to_nonsense": "http://[::1/",
-    "to_no_port": "http://127.0.0.1:port/",
-    "to_text": "http://a b\x7f/",
-}
-FAULTS = {
-    "404": "404",
-    "503": "503",
-    "short": "500 bytes of the expected",
-    "wrong_length": "300 bytes of the expected",
-    "too_long": "too large",
-    "empty": "0 bytes of the expected",
-    "wrong_hash": "sha256",
-    "stall": "timed out",
-    "trickle": "too slow",
-    **dict.fromkeys((*RAW, *REDIRECTS), "cannot fetch"),
-}
-del FAULTS["elsewhere"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +83,7 @@ def source(url: str) -> Download:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_an_error_that_leaves_nothing_and_a_retry_starts_clean(url, tmp_path, fault):
-    with pytest.raises(OSError, match=FAULTS[fault]) as failure:
+    with pytest.raises(OSError, match=FAULTS[fault][1]) as failure:
         fetch(source(url + fault), tmp_path, timeout=0.5, whole_time=1.0)
     assert url + fault in str(failure.value) and "\n" not in str(failure.value)
     assert f"{tmp_path / 'text.txt'} by hand (its sha256: {source('').sha256})" in str(failure.value)
