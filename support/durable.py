@@ -51,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
     remove_leftovers(path)
     temporary = temporary_name(path)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

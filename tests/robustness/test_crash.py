@@ -194,10 +194,9 @@ def test_an_earlier_run_is_kept_under_a_number_that_nobody_uses(earlier, tmp_pat
 
 def test_torn_and_foreign_lines_leave_the_metrics(tmp_path):
     paths = RunPaths(tmp_path / "a.pth")
-    path = paths.metrics
-    path.write_bytes(b'{"step": 1}\n[1]\n3\n\xff\n{"step": "x"}\n{"step": 3}\n{"step": 2}\n{"step": 2}')
+    paths.metrics.write_bytes(b'{"step": 1}\n[1]\n3\n\xff\n{"step": "x"}\n{"step": 3}\n{"step": 2}\n{"step": 2}')
     paths.trim_metrics(step=2)
-    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert paths.metrics.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 def test_two_runs_on_one_output_the_second_is_refused(tmp_path):
@@ -258,11 +257,10 @@ def test_only_old_files_with_our_own_names_are_removed(tmp_path):
 def test_two_processes_of_one_id_do_not_write_into_one_file(tmp_path, monkeypatch):
     """In containers, each process may be number 1."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    path = tmp_path / "a"
 
     def write_while_another_writes(file):
         file.write(b"first")
-        durable.write_atomically(path, lambda other: other.write(b"second, longer"))
+        durable.write_atomically(tmp_path / "a", lambda other: other.write(b"second, longer"))
 
-    durable.write_atomically(path, write_while_another_writes)
-    assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["a"]
+    durable.write_atomically(tmp_path / "a", write_while_another_writes)
+    assert (tmp_path / "a").read_bytes() == b"first" and os.listdir(tmp_path) == ["a"]
