@@ -60,7 +60,7 @@ def main() -> None:
         begin(run, start)
         announce(run)
         network = torch.compile(run.model) if wants_compile(run.settings.compile, run.device) else run.model
-        network = dist.wrap(network, run.device)  # with several processes, their gradients are averaged
+        network = dist.wrap(network)  # with several processes, their gradients are averaged
         with StopSignal(shielded=dist.size > 1) as stop, names_what_is_kept(run), dist.faults_named():
             train(run, network, stop)
         finish(run, dist.stop_signal(stop))

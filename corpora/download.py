@@ -2,18 +2,16 @@
 
 import hashlib
 import http.client
-import urllib.error
+import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from support.command import interruptible
-from support.durable import remove_leftovers, write_atomically
+from support.command import one_line
+from support.durable import write_atomically
 
-USER_AGENT = "TinyGPT (a small language model for learners)"
 BAR = {"desc": "downloading", "unit": "B", "unit_scale": True, "leave": False, "disable": None}  # tqdm's
 WHOLE_TIME = 600.0  # seconds that one file may take, however steadily it trickles
 
@@ -28,51 +26,25 @@ class Download:
     sha256: str
 
 
-class SameScheme(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not from https to http or anything else."""
+def receive(url: str, max_bytes: int, timeout: float = 20.0, whole_time: float = WHOLE_TIME) -> bytes:
+    """The bytes behind a URL, at most `max_bytes` of them.
 
-    def redirect_request(self, request, file, code, message, headers, new_url):
-        """The request to follow with; URLError if its scheme is another."""
-        if urlsplit(new_url).scheme != urlsplit(request.full_url).scheme:
-            raise urllib.error.URLError(f"it redirects to another scheme, {new_url}, which is not followed")
-        return super().redirect_request(request, file, code, message, headers, new_url)
-
-
-def receive(url: str, largest: int, timeout: float = 20.0, whole_time: float = WHOLE_TIME) -> bytes:
-    """The bytes behind a URL, at most `largest` of them.
-
-    timeout: seconds for the connection and for each wait on it; whole_time: seconds for all of it, name look-up and
-    headers included, which have no deadline of their own. Raises OSError that names the URL for everything that can go
-    wrong on the way: FileNotFoundError if the server says that it has no such file.
+    timeout: seconds for the connection and for each wait on it; whole_time: seconds for the content. Raises OSError,
+    which does not name the URL, for everything that can go wrong on the way.
     """
+    request = urllib.request.Request(url, headers={"User-Agent": "TinyGPT (a small language model for learners)"})
+    data, deadline = bytearray(), time.monotonic() + whole_time
     try:
-        data = interruptible(lambda: read(url, largest, timeout), whole_time)
-    except TimeoutError:
-        raise OSError(f"{url} is too slow: it was not done after {whole_time:g} seconds") from None
-    if len(data) > largest:
-        raise OSError(f"{url} sent more than {largest:,} bytes")
-    return data
-
-
-def read(url: str, largest: int, timeout: float) -> bytes:
-    """`receive` without a limit for all of it; it stops reading at more than `largest` bytes."""
-    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
-    opener = urllib.request.build_opener(SameScheme)
-    data = bytearray()
-    try:
-        with opener.open(request, timeout=timeout) as response, tqdm(total=response.length, **BAR) as bar:
-            while len(data) <= largest and (piece := response.read1(2**16)):  # what has come, not waiting for more
+        with urllib.request.urlopen(request, timeout=timeout) as response, tqdm(total=response.length, **BAR) as bar:
+            if response.url.partition(":")[0] != url.partition(":")[0]:
+                raise OSError(f"it redirects to another scheme, {response.url}, which is not followed")
+            while piece := response.read1(2**16):  # what has come, not waiting for more
                 data += piece
                 bar.update(len(piece))
-    except urllib.error.HTTPError as error:
-        kind = FileNotFoundError if error.code in (404, 410) else OSError
-        raise kind(f"{url} answered {error.code} {' '.join(error.reason.split())}") from None
-    except urllib.error.URLError as error:
-        raise OSError(f"cannot reach {url}: {error.reason}") from None
-    except TimeoutError:
-        raise OSError(f"{url} sent nothing for {timeout:g} seconds") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"{url} broke off ({type(error).__name__})") from None
+                if len(data) > max_bytes or time.monotonic() > deadline:
+                    raise OSError(f"too large or too slow: {len(data):,} bytes, {max_bytes:,} expected at most")
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: an address that makes no sense
+        raise OSError(one_line(error)) from None
     return bytes(data)
 
 
@@ -90,10 +62,9 @@ def fetch(source: Download, folder: Path, timeout: float = 20.0, whole_time: flo
     try:
         data = receive(source.url, source.size, timeout, whole_time)
         if hashlib.sha256(data).hexdigest() != source.sha256:
-            sent = f"{len(data):,} bytes with another sha256 instead of the expected {source.size:,} bytes"
-            raise OSError(f"{source.url} sent {sent}; nothing was kept")
+            raise OSError(f"{len(data):,} bytes of the expected {source.size:,} came, with another sha256")
     except OSError as error:
-        raise OSError(f"{error}; you can put the file at {path} by hand (its sha256: {source.sha256})") from None
-    remove_leftovers(path, older_than=WHOLE_TIME)  # a younger one may be another process's, alive
+        by_hand = f"you can put the file at {path} by hand (its sha256: {source.sha256})"
+        raise OSError(f"cannot fetch {source.url}: {error}; {by_hand}") from None
     write_atomically(path, lambda file: file.write(data))
     return path

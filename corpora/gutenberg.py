@@ -13,9 +13,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -31,21 +30,17 @@ MIRROR = "https://www.gutenberg.org"
 # Works of William Shakespeare, Treasure Island, Middlemarch, Emma, Sense and Sensibility, The Picture of Dorian Gray,
 # Walden, Dracula, Wuthering Heights, Jane Eyre, Pride and Prejudice, Great Expectations, The Adventures of Sherlock
 # Holmes, Moby Dick.
-BOOKS = (11, 35, 36, 43, 74, 76, 84, 98, 100, 120, 145, 158, 161, 174, 205, 345, 768, 1260, 1342, 1400, 1661, 2701)
-RETRIES = 3  # for each book
-LARGEST = 2**26  # bytes that a book may have
-MARKER = r"^\*\*\* ?{} OF TH(?:E|IS) PROJECT GUTENBERG EBOOK.*\*\*\*[ \t]*$"
-START, END = (re.compile(MARKER.format(word), re.MULTILINE | re.IGNORECASE) for word in ("START", "END"))
+BOOKS = [11, 35, 36, 43, 74, 76, 84, 98, 100, 120, 145, 158, 161, 174, 205, 345, 768, 1260, 1342, 1400, 1661, 2701]
+MAX_BYTES = 2**26  # of a book
+MARKER = r"^\*\*\* ?{} OF TH(?:E|IS) PROJECT GUTENBERG EBOOK[^\n]*\*\*\*[ \t]*$"
+BODY = re.compile(f"(?ims){MARKER.format('START')}(.*?){MARKER.format('END')}")
 
 
-@dataclass(frozen=True)
-class Book:
+class Book(NamedTuple):
     """A line of the manifest; its file is ID.txt."""
 
     id: int
     title: str
-    characters: int
-    bytes: int
     sha256: str  # of the file
 
 
@@ -59,78 +54,48 @@ def mirror_url(value: str) -> str:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `data_setup.py gutenberg`, which are the parameters of `fetch_books`."""
     group = parser.add_argument_group("gutenberg")
-    which = f"the books (without it: {len(BOOKS)} well-known English ones)"
-    group.add_argument("--books", type=whole(1, 10**7), nargs="+", default=(), metavar="ID", help=which)
+    group.add_argument("--books", type=whole(1, 10**7), nargs="+", default=BOOKS, metavar="ID", help="their numbers")
     group.add_argument("--mirror", type=mirror_url, default=MIRROR, help="what comes before /cache/epub/ID/pgID.txt")
     group.add_argument("--pause", type=number(0, 3600), default=2.0, help="seconds between books")
 
 
-def fetch_books(folder: Path, books: Sequence[int] = (), mirror: str = MIRROR, pause: float = 2.0) -> dict:
-    """Fetch what is missing of `books` (none: BOOKS) from `mirror`; return every `Book` that is in the folder, by id.
+def fetch_books(folder: Path, books: list[int], mirror: str, pause: float) -> dict[int, Book]:
+    """Fetch what is missing of `books` from `mirror`; return every `Book` that is in the folder, by id.
 
-    pause: seconds between two books, and before the first retry. Raises OSError if a book cannot be fetched or has no
-    licence markers; the books before it stay.
+    pause: seconds between two books. Raises OSError if a book cannot be fetched or has no licence markers; the books
+    before it stay.
     """
-    found = read_manifest(folder) if (folder / "manifest.json").exists() else {}
-    missing = [book_id for book_id in dict.fromkeys(books or BOOKS) if not is_intact(found.get(book_id), folder)]
-    for i, book_id in enumerate(tqdm(missing, desc="Project Gutenberg", unit="book", disable=None)):
-        if i:
-            time.sleep(pause)
-        title, text = fetch_book(f"{mirror}/cache/epub/{book_id}/pg{book_id}.txt", pause)
+    here = read_manifest(folder) if (folder / "manifest.json").exists() else {}
+    missing = [i for i in dict.fromkeys(books) if i not in here or not (folder / f"{i}.txt").exists()]
+    for count, i in enumerate(tqdm(missing, desc="Project Gutenberg", unit="book", disable=None)):
+        time.sleep(pause if count else 0)
+        url, path = f"{mirror}/cache/epub/{i}/pg{i}.txt", folder / f"{i}.txt"
+        try:
+            title, text = strip_licence(receive(url, MAX_BYTES).decode("utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise OSError(f"cannot fetch {url}: {one_line(error)}; the same command goes on from there") from None
         data = text.encode("utf-8")
-        book = Book(book_id, title, len(text), len(data), hashlib.sha256(data).hexdigest())
-        path = folder / f"{book_id}.txt"
-        if path.exists() and book_id not in found and path.read_bytes() != data:
+        if path.exists() and path.read_bytes() != data:
             raise UserError(f"{path} is not a book that this command fetched: move it away")
         write_atomically(path, lambda file, data=data: file.write(data))
-        found[book_id] = book
-        lines = json.dumps([asdict(found[i]) for i in sorted(found)], indent=1, ensure_ascii=False).encode("utf-8")
+        here[i] = Book(i, title, hashlib.sha256(data).hexdigest())
+        lines = json.dumps([here[i]._asdict() for i in sorted(here)], indent=1, ensure_ascii=False).encode("utf-8")
         write_atomically(folder / "manifest.json", lambda file, lines=lines: file.write(lines))
-        tqdm.write(f"{book_id:6d}  {len(text):10,} characters  {visible(title, sys.stdout)}")
-    return found
+        tqdm.write(f"{i:6d}  {len(text):10,} characters  {visible(title, sys.stdout)}")
+    return here
 
 
-def is_intact(book: Book | None, folder: Path) -> bool:
-    """Whether the book's file is there and as the manifest says."""
-    path = folder / f"{book.id}.txt" if book else folder
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == book.sha256
+def strip_licence(text: str) -> tuple[str, str]:
+    """Title and bare text of a book: what stands between the start and the end marker, line ends as LF.
 
-
-def fetch_book(url: str, pause: float) -> tuple[str, str]:
-    """Title and text of a book. A fault that may pass (no answer, a busy server, a text cut short) is tried again, each
-    time after twice the pause. Raises OSError after the last retry, or at once if the server has no such book.
+    Raises ValueError if the text has not both markers, in this order.
     """
-    for retry in range(RETRIES + 1):
-        try:
-            return strip_licence(read_whole(url), url)
-        except OSError as error:
-            if retry == RETRIES or isinstance(error, FileNotFoundError):
-                raise
-            tqdm.write(f"{one_line(error)}: trying again")
-            time.sleep(pause * 2**retry)
-
-
-def read_whole(url: str) -> str:
-    """The UTF-8 text behind a URL, line ends as LF. Raises OSError if there is none, or more than LARGEST bytes."""
-    data = receive(url, LARGEST)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise OSError(f"{url} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def strip_licence(text: str, url: str) -> tuple[str, str]:
-    """Title and bare text of a book: what stands between the start and the end marker.
-
-    Raises OSError if the text has not both markers, in this order.
-    """
-    start = START.search(text)
-    end = END.search(text, start.end()) if start else None
-    if not end:
-        raise OSError(f"{url} has no Project Gutenberg {'end' if start else 'start'} marker: it is no whole book")
-    title = re.search(r"^Title: *(.+)$", text[: start.start()], re.MULTILINE)
-    return (title[1].strip() if title else "untitled"), text[start.end() : end.start()].strip() + "\n"
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    body = BODY.search(text)
+    if not body:
+        raise ValueError("it has no Project Gutenberg start and end markers: it is not a whole book")
+    title = re.search(r"^Title: *(.+)$", text[: body.start()], re.MULTILINE)
+    return (title[1].strip() if title else "untitled"), body[1].strip() + "\n"
 
 
 def read_manifest(folder: Path) -> dict[int, Book]:
@@ -139,9 +104,8 @@ def read_manifest(folder: Path) -> dict[int, Book]:
     if not path.is_file():
         raise UserError("--data gutenberg: no books yet; fetch them with: python data_setup.py gutenberg")
     try:
-        books = [Book(**line) for line in parse_json(path.read_text(encoding="utf-8"))]
-        return {book.id: book for book in sorted(books, key=lambda book: book.id)}
-    except (TypeError, ValueError) as error:
+        return {line["id"]: Book(**line) for line in parse_json(path.read_text(encoding="utf-8"))}
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): delete it and fetch the books again") from None
 
 

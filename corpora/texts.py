@@ -6,12 +6,13 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 """
 
 import hashlib
+import itertools
 import json
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +24,6 @@ from tokenizer import UNK, Tokenizer, UnknownCharacterWarning
 
 BLOCK = 2**20  # characters or bytes that are looked at in one go
 IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
-DIGEST_SIZE = 32  # bytes of a sha256
 
 
 def read_blocks(source: Path | str) -> Iterator[str]:
@@ -204,35 +204,26 @@ def count_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> int:
 
 
 def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memmap:
-    """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer."""
-    key = hashlib.sha256(f"{split.identity} {json.dumps(tokenizer.to_plain())}".encode()).hexdigest()
-    path = cache / f"{key[:32]}.ids"
-    if not is_token_file(path):
+    """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer.
+
+    The same sha256 stands behind the ids, as a sign that the file is whole.
+    """
+    key = hashlib.sha256(f"{split.identity} {json.dumps(tokenizer.to_plain())}".encode()).digest()
+    path = cache / f"{key.hex()[:32]}.ids"
+    if not ends_with(path, key):
         blocks = tqdm(token_blocks(tokenizer, split), desc="encoding", unit=" blocks", disable=None, leave=False)
-        write_atomically(path, lambda file: write_tokens(file, blocks))
-    count = (path.stat().st_size - DIGEST_SIZE) // tokenizer.id_dtype.itemsize
+        write_atomically(path, lambda file: file.writelines(itertools.chain(blocks, [key])))
+    count = (path.stat().st_size - len(key)) // tokenizer.id_dtype.itemsize
     return np.memmap(path, tokenizer.id_dtype, "r", shape=(count,))
 
 
-def write_tokens(file: BinaryIO, blocks: Iterable[np.ndarray]) -> None:
-    """Write the bytes of the ids, and their sha256 behind them."""
-    digest = hashlib.sha256()
-    for ids in blocks:
-        file.write(ids)
-        digest.update(ids)
-    file.write(digest.digest())
-
-
-def is_token_file(path: Path) -> bool:
-    """Whether `path` is a whole file of ids, as `write_tokens` left it."""
-    if not path.is_file():
+def ends_with(path: Path, end: bytes) -> bool:
+    """Whether there is a file at `path` whose last bytes are `end`."""
+    if not path.is_file() or path.stat().st_size < len(end):
         return False
-    digest, left = hashlib.sha256(), path.stat().st_size - DIGEST_SIZE
     with open(path, "rb") as file:
-        while block := file.read(max(0, min(left, BLOCK))):
-            digest.update(block)
-            left -= len(block)
-        return digest.digest() == file.read()
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
 
 
 def bigram_entropy(tokens: np.ndarray) -> float:

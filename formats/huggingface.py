@@ -20,7 +20,7 @@ from formats.checkpoint import Checkpoint, model_from_weights, model_weights
 from formats.describe import describe_model
 from formats.twin import check_twin
 from support.command import UserError, one_line, optional_package, user_errors
-from support.durable import write_folder_atomically
+from support.durable import leftovers, write_folder_atomically
 from support.plain import MOST_BYTES, check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, SYMBOLS, UNK, BPETokenizer, CharTokenizer, Tokenizer
@@ -86,7 +86,7 @@ def check_target(folder: Path, names: set[str], force: bool) -> None:
     """Raise UserError unless the folder is new, or empty, or may be replaced: it holds only files of these names."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and a folder is to be written: give another name")
-    files = {path.name for path in folder.glob("*")}
+    files = {path.name for path in folder.glob("*")} - {path.name for path in leftovers(folder / "new")}
     if files and not force:
         raise UserError(f"{folder} exists: give another name, or --force to overwrite it")
     if other := sorted(files - names):

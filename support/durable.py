@@ -4,19 +4,40 @@ import contextlib
 import errno
 import glob
 import os
+import secrets
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from support.command import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
+ABANDONED = 3600.0  # seconds without a write after which the writer of a temporary file counts as dead
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` for what will take its name. It is random: in containers, every process may be number 1."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What has a `temporary_name` of `path`: a killed writer left it, or a living one is at work."""
+    return list(path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"))
+
+
+def remove_leftovers(path: Path, older_than: float = ABANDONED) -> None:
+    """Delete the `leftovers` of `path` that nobody has written to for so many seconds.
+
+    With an age that a living writer may reach, such as 0, hold a lock that keeps others from writing `path`.
+    """
+    for leftover in leftovers(path):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime >= older_than:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Path | None = None) -> None:
@@ -27,7 +48,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
     the old file is there, as `previous`. Raises OSError that names `path`, the temporary file removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    remove_leftovers(path)
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -48,10 +70,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, which takes the name `path`, and the place of an earlier folder, once it is whole
-    and on the disk. Raises what `write` raises, the new folder removed and the earlier one in its place."""
-    path = path.absolute()
-    temporary, earlier = (path.with_name(f"{path.name}.{os.getpid()}.{role}.tmp") for role in ("new", "old"))
+    """Let `write` fill a new folder with files, which takes the name `path` once it is whole and on the disk.
+
+    A folder that is there already stays, because a shell may be in it, or a disk mounted on it: its files give way to
+    the new ones. Raises what `write` raises, the earlier files in their place and the new ones removed.
+    """
+    path = path.resolve()  # a link stays a link
+    remove_leftovers(path)
+    temporary = temporary_name(path / "new" if path.is_dir() else path)
     temporary.mkdir(parents=True)
     try:
         write(temporary)
@@ -59,16 +85,31 @@ def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
         sync_folder(temporary)
-        if path.exists():
-            os.replace(path, earlier)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        if earlier.exists() and not path.exists():
-            os.replace(earlier, path)
+        if temporary.parent == path:
+            replace_files(path, temporary)
+            sync_folder(path)
+        else:
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_files(folder: Path, new: Path) -> None:
+    """Move all in `folder` into a folder in `new`, and the files in `new` into `folder`, or nothing if a move fails."""
+    earlier = new / "earlier"
+    moves = [(path, earlier / path.name) for path in folder.iterdir() if path != new]
+    moves += [(path, folder / path.name) for path in new.iterdir()]
+    earlier.mkdir()
+    done = []
+    try:
+        for source, target in moves:
+            os.replace(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.replace(target, source)
         raise
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def check_overwrite(path: Path, is_ours: Callable[[Path], object] | None = None, force: bool = False) -> None:
@@ -103,51 +144,31 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(path: Path, older_than: float = 0.0) -> None:
-    """Delete the temporary files, untouched for so many seconds, that a killed writer of `path` left in its folder.
-
-    Hold the lock meanwhile, or give an age that no living writer's file reaches.
-    """
-    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime >= older_than:
-                leftover.unlink()
-
-
 @contextlib.contextmanager
 def locked(path: Path, refusal: str) -> Iterator[None]:
     """Hold the lock file at `path`, made if need be; UserError(refusal) if another process holds it.
 
-    The system itself frees the lock when the process ends, however it ends, so no stale lock can be left behind. The
-    file stays, unless what is done within ends in a UserError and there was none before. Raises OSError that says what
-    to do if the lock cannot be made.
+    The operating system frees the lock when the process ends, however it ends, so no stale lock can be left behind.
+    The file stays, unless what is done within ends in a UserError and there was none before. Raises OSError that says
+    what to do if the lock cannot be made.
     """
-    new = not path.exists()
-    with contextlib.ExitStack() as held:
-        try:
-            lock(held.enter_context(open(path, "ab")), path, refusal)
-        except OSError as error:
-            advice = "choose another --out, on a disk of this machine"
-            raise OSError(f"cannot make the lock file {path}: {error.strerror}; {advice}") from None
-        try:
-            yield
-        except UserError:
-            if new:
-                with contextlib.suppress(OSError):  # Windows deletes no open file
-                    path.unlink()
-            raise
-
-
-def lock(file: BinaryIO, path: Path, refusal: str) -> None:
-    """Take the lock of an open file; UserError(refusal) if another process has it, or has just removed the file."""
+    new, lock = not path.exists(), FileLock(path)
     try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            raise UserError(refusal) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # where there are no locks: a marker file, which would outlive a kill
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(refusal) from None
+    except (OSError, NotImplementedError, UserWarning) as error:
+        reason = getattr(error, "strerror", None) or error
+        advice = "choose another --out, on a disk of this machine"
+        raise OSError(f"cannot make the lock file {path}: {reason}; {advice}") from None
+    try:
+        yield
+    except UserError:
+        if new:
+            with contextlib.suppress(OSError):  # Windows deletes no open file
+                path.unlink()
         raise
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-        raise UserError(refusal)
+    finally:
+        lock.release()

@@ -5,7 +5,6 @@ import contextlib
 import importlib
 import io
 import os
-import random
 import re
 import shutil
 import signal
@@ -17,6 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from formats.checkpoint import load_model
@@ -29,16 +29,10 @@ NETWORK = ["--max-seq", 8, "--embed-dim", 8, "--num-heads", 2, "--num-layers", 1
 SMALL_RUN = ["--data", "text.txt", *NETWORK, "--device", "cpu", "--dtype", "float32"]
 SMALL_RUN += ["--dropout", "0.1", "--ema-decay", "0.5"]
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 8
-
-
-def warm_up() -> None:
-    """Let this process import what the first optimizer step does (over a second), before children are forked."""
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.ones(2)
-    torch.optim.AdamW([parameter]).step()
-
-
-warm_up()
+# This process imports what the first optimizer step does (over a second), before children are forked.
+PARAMETER = torch.nn.Parameter(torch.zeros(2))
+PARAMETER.grad = torch.ones(2)
+torch.optim.AdamW([PARAMETER]).step()
 
 
 def write_corpus(folder: Path) -> Path:
@@ -52,6 +46,7 @@ class Child:
     """A command in a forked copy of this process, which has torch imported already; its output goes to files."""
 
     def __init__(self, folder: Path, script: str, *arguments: object, prepare: Callable[[], None] = lambda: None):
+        self.output, self.errors = folder / "stdout.txt", folder / "stderr.txt"
         self.folder = folder
         sys.stdout.flush()
         sys.stderr.flush()
@@ -65,8 +60,8 @@ class Child:
 
     def child(self, script: str, arguments: tuple, prepare: Callable[[], None]) -> int:
         os.chdir(self.folder)
-        sys.stdout = open("stdout.txt", "w", buffering=1, encoding="utf-8")
-        sys.stderr = open("stderr.txt", "w", buffering=1, encoding="utf-8")
+        sys.stdout = open(self.output, "w", buffering=1, encoding="utf-8")
+        sys.stderr = open(self.errors, "w", buffering=1, encoding="utf-8")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = [script, *map(str, arguments)]
         torch.set_num_threads(1)
@@ -95,15 +90,11 @@ class Child:
 
     @property
     def stdout(self) -> str:
-        return self.read("stdout.txt")
+        return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
 
     @property
     def stderr(self) -> str:
-        return self.read("stderr.txt")
-
-    def read(self, name: str) -> str:
-        path = self.folder / name
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return self.errors.read_text(encoding="utf-8") if self.errors.exists() else ""
 
 
 def train(folder: Path, *arguments: object, prepare: Callable[[], None] = lambda: None, code: int = 0) -> Child:
@@ -115,31 +106,27 @@ def train(folder: Path, *arguments: object, prepare: Callable[[], None] = lambda
 
 def run_here(folder: Path, *arguments: object) -> None:
     """main.py in this process and in `folder`, for fixtures; works without fork."""
-    here, before = os.getcwd(), sys.argv
-    os.chdir(folder)
-    sys.argv = ["main.py", *map(str, arguments)]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
         importlib.import_module("main").main()
-    finally:
-        os.chdir(here)
-        sys.argv = before
-
-
-# --- File operations that fail -----------------------------------------------------------------------------------
 
 
 class Faults:
     """Counts the operations that change files (open, write, fsync, rename, link) and lets number `nth` fail.
 
-    `fail` is called instead of that operation: it raises an OSError, or ends the process.
+    `fail` is called instead of that operation: it raises an OSError, or ends the process. log: a file that gets the
+    operations' names.
     """
 
-    def __init__(self, nth: int, fail: Callable[[], None]):
-        self.nth, self.fail, self.names = nth, fail, []
+    def __init__(self, nth: int, fail: Callable[[], None], log: int | None = None):
+        self.nth, self.fail, self.log, self.count = nth, fail, log, 0
 
     def happens(self, name: str) -> None:
-        self.names.append(name)
-        if len(self.names) == self.nth:
+        self.count += 1
+        if self.log:
+            os.write(self.log, f"{name}\n".encode())
+        if self.count == self.nth:
             self.fail()
 
     def install(self) -> None:
@@ -180,9 +167,6 @@ def failing(number: int) -> Callable[[], None]:
     return fail
 
 
-# --- What must hold ----------------------------------------------------------------------------------------------
-
-
 def announced_step(output: str) -> int:
     """The last step that a run's stdout reports as saved; 0 if none."""
     steps = re.findall(r"^(?:step +|saved at step )(\d+)", output, re.MULTILINE)
@@ -210,9 +194,8 @@ def assert_nothing_lost(folder: Path, output: str, earlier: dict[str, bytes] | N
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Name -> content of a run's files."""
-    return {path.name: path.read_bytes() for path in (folder / "checkpoints").glob("*.pth")} | {
-        path.name: path.read_bytes() for path in (folder / "checkpoints").glob("*.jsonl")
-    }
+    files = [path for path in (folder / "checkpoints").glob("*") if path.suffix in (".pth", ".jsonl")]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def copy_of(template: Path, folder: Path) -> Path:
@@ -229,8 +212,3 @@ def flip_a_bit(path: Path) -> None:
     name_size, extra_size = struct.unpack_from("<HH", content, largest.header_offset + 26)
     content[largest.header_offset + 30 + name_size + extra_size + largest.file_size // 2] ^= 1
     path.write_bytes(content)
-
-
-def seeded(*parts: object) -> random.Random:
-    """Random numbers that are the same on every run of the tests."""
-    return random.Random(repr(parts))

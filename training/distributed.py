@@ -8,20 +8,16 @@ Rank 0 alone prints and writes files. Started without torchrun there is one rank
 """
 
 import contextlib
-import dataclasses
 import os
-import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import uuid
 import warnings
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,14 +26,12 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from support.command import Interrupted, StopSignal, UserError, one_line, out_of_memory
+from support.command import Interrupted, StopSignal, UserError, interruptible, one_line, out_of_memory
 
-# How long a rank waits for the others' part of a sum before it takes them for lost, …
-SILENCE = timedelta(seconds=50)
-# … and for their set-up, in which one of them may be downloading a corpus.
-PATIENCE = timedelta(hours=1)
-STOPPED = 20  # seconds after which a stopped process is killed by another one on its machine
-EXPECTED = (OSError, UserError, FloatingPointError, Interrupted)  # failures that explain themselves
+SILENCE = timedelta(seconds=50)  # how long a rank waits for the others' part of a sum before it takes them for lost, …
+PATIENCE = timedelta(hours=1)  # … and for their set-up, in which one of them may be downloading a corpus
+ANSWER = 5.0  # seconds in which torchrun's store has to answer once the run has failed
+EXPLAINED = (OSError, UserError, FloatingPointError, Interrupted)  # failures whose message is enough
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,6 @@ class DistContext:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # which of the ranks on its machine
-    machine: int = 0
     launcher: int = 0  # the process id of torchrun; 0 without torchrun
     launch: str = ""  # names what torchrun runs, the same after it has restarted the ranks
     store: "dist.Store | None" = None  # small values that all ranks can read and write
@@ -65,35 +58,31 @@ class DistContext:
         """Whether the launcher has died, so that nobody would end this process if the others were lost."""
         return bool(self.launcher) and os.getppid() != self.launcher
 
-    def sum(self, values: float | np.ndarray) -> float | np.ndarray:
+    def combined(self, values: torch.Tensor, how: dist.ReduceOp) -> torch.Tensor:
+        """What the ranks give, combined element by element."""
+        if self.size > 1:
+            dist.all_reduce(values, how)
+        return values
+
+    def sum(self, values: float | np.ndarray) -> np.ndarray:
         """The element-wise sum, in float64, of what the ranks give."""
-        if self.size == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
-        return total.numpy()
+        return self.combined(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.SUM).numpy()
 
     def largest(self, value: int) -> int:
         """The largest of what the ranks give."""
-        if self.size == 1:
-            return value
-        largest = torch.tensor(value)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        return int(largest)
+        return int(self.combined(torch.tensor(value), dist.ReduceOp.MAX))
 
     def require_same(self, what: str, value: str) -> None:
-        """Wait until every rank has come here, and raise UserError if this one's value is not rank 0's."""
-        if self.size == 1:
-            return
-        self.store.set(f"{what}/{self.rank}", value)
-        self.store.wait([f"{what}/{rank}" for rank in range(self.size)])
-        if self.store.get(f"{what}/0").decode() != value:
-            raise UserError(f"process {self.rank} has another {what} than process 0: start all of them alike")
+        """Wait until every rank has come here; UserError if this one's value is not rank 0's."""
+        if self.size > 1:
+            self.store.set(f"{what}/{self.rank}", value)
+            if self.store.multi_get([f"{what}/{rank}" for rank in range(self.size)])[0].decode() != value:
+                raise UserError(f"process {self.rank} has another {what} than process 0: start all of them alike")
 
     @contextlib.contextmanager
     def one_per_machine_first(self, what: str) -> Iterator[None]:
         """One rank of each machine runs the block before the others, which then find what it has fetched."""
-        key = f"{what}/machine {self.machine}"
+        key = f"{what} on machine {os.environ.get('GROUP_RANK')}"
         if self.local_rank:
             self.store.wait([key])
         yield
@@ -110,36 +99,31 @@ class DistContext:
         content = np.resize(content, self.largest(len(content)))
         dist.broadcast(torch.from_numpy(content), src=0)
         with tempfile.TemporaryDirectory() as folder:
-            copy = path if self.first else Path(folder, path.name)
             if not self.first:
-                content.tofile(copy)
-            yield copy
+                path = Path(folder, path.name)
+                content.tofile(path)
+            yield path
 
     def pick_device(self, device: torch.device) -> torch.device:
         """The device for this rank: the CPU for all, or a GPU each. Raises UserError if there are too few."""
         if self.size == 1 or device.type == "cpu":
             return device
-        if device.type != "cuda":
-            raise UserError(f"--device {device.type} can train in one process only: use --device cpu, or one process")
         if self.local_rank >= torch.cuda.device_count():
-            raise UserError(f"--nproc-per-node: one process for each GPU; here are {torch.cuda.device_count()}")
+            raise UserError(f"--nproc-per-node: here are {torch.cuda.device_count()} CUDA GPUs; or use --device cpu")
+        torch.cuda.set_device(self.local_rank)  # before anything takes memory on the first GPU
         return torch.device("cuda", self.local_rank)
 
-    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+    def wrap(self, network: nn.Module) -> nn.Module:
         """The network such that backward leaves every rank with the mean of the ranks' gradients.
 
-        All ranks start from rank 0's weights. The network has no buffers that change, so none are sent around.
+        All ranks start from rank 0's weights. The network has no buffers that change, so none are sent around; the
+        gradients live in the buffers that are sent, so they are not copied.
         """
         if self.size == 1:
             return network
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch 2.13 renames broadcast_buffers, which older ones know alone
-            return nn.parallel.DistributedDataParallel(
-                network,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,  # the gradients live in the buffers that are sent: no copies
-            )
+            return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def stop_signal(self, stop: StopSignal) -> int:
         """The signal that ends the run, on whichever process it came, or 0; all processes agree on it."""
@@ -151,23 +135,27 @@ class DistContext:
         try:
             yield
         except Exception as error:
-            if self.size == 1 or isinstance(error, EXPECTED) or out_of_memory(error):
+            if self.size == 1 or isinstance(error, EXPLAINED) or out_of_memory(error):
                 raise
             here, text = f"process {self.rank} of {self.size}", one_line(error)
-            if isinstance(error, dist.DistError) or "/gloo/" in text:
-                reason = re.sub(r"^\[\S*/gloo/\S*\] ", "", text).split(". ")[0]
-                raise ConnectionError(f"{here} lost contact with another one ({reason})") from None
+            if isinstance(error, dist.DistError) or "/gloo/" in text:  # gloo raises RuntimeError("[its/gloo/file] …")
+                raise ConnectionError(f"{here} lost contact with another one ({text})") from None
             traceback.print_exc(file=sys.__stderr__)
             raise ChildProcessError(f"{here} failed: {type(error).__name__}: {text}") from None
 
     def reports_failure(self) -> bool:
-        """Whether this rank is the first to report that the run has failed, and so the one to print why."""
-        if not self.store:
-            return self.first
+        """Whether this rank is the one to print why the run has failed: the first to say so in torchrun's store.
+
+        If the store is gone, or this machine is cut off from it, one rank of each machine prints.
+        """
         try:
-            return self.store.add("failures reported", 1) == 1
-        except RuntimeError:  # the launcher, which keeps the store, is gone
-            return self.first
+            return interruptible(lambda: self.store.add("failures reported", 1), ANSWER) == 1
+        except (AttributeError, RuntimeError, TimeoutError) as error:  # no store yet; it is gone; out of reach
+            once = os.environ["TORCHELASTIC_MAX_RESTARTS"] == "0"
+            if once and isinstance(error, TimeoutError) and not self.abandoned:
+                # torchrun waits for the store too, for 15 minutes (until Linux gives up), and notices no signal.
+                os.kill(self.launcher, signal.SIGKILL)
+            return not self.local_rank
 
 
 ALONE = DistContext()
@@ -179,11 +167,12 @@ def joined() -> Iterator[DistContext]:
 
     Only rank 0's output is seen. If the run fails, the first rank to fail prints why, and the others leave silently.
     """
-    if not dist.is_torchelastic_launched():
+    if not os.environ.keys() >= {"TORCHELASTIC_RUN_ID", "RANK"}:
         yield ALONE
         return
-    ranks = from_environment()
-    stdout, stderr, nowhere = sys.stdout, sys.stderr, open(os.devnull, "w", encoding="utf-8")
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    ranks = DistContext(rank, size, local_rank, launcher=os.getppid())
+    stderr, nowhere = sys.stderr, open(os.devnull, "w", encoding="utf-8")
     if not ranks.first:
         sys.stdout = sys.stderr = nowhere
     try:
@@ -195,79 +184,33 @@ def joined() -> Iterator[DistContext]:
         sys.stderr = stderr if ranks.reports_failure() else nowhere
         raise
     finally:
-        sys.stdout = stdout
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def from_environment() -> DistContext:
-    """This process's place, as torchrun tells it."""
-    return DistContext(
-        rank=int(os.environ["RANK"]),
-        size=int(os.environ["WORLD_SIZE"]),
-        local_rank=int(os.environ["LOCAL_RANK"]),
-        machine=int(os.environ["GROUP_RANK"]),
-        launcher=os.getppid(),
-    )
-
-
 def connect(ranks: DistContext) -> DistContext:
     """Meet the other ranks where torchrun says. CPU tensors travel by gloo, GPU tensors by nccl."""
-    everything, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
     # The store is torchrun's and as old as it is. Its process id would not do as a name: ids are used again.
-    ranks = dataclasses.replace(ranks, launch=everything.compare_set("launch", "", uuid.uuid4().hex).decode())
-    if ranks.size == 1:
-        return ranks
-    if ranks.local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(ranks.local_rank)  # before anything takes memory on the first GPU
-    store = dist.PrefixStore(agree_on_name(everything, ranks), everything)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("collectives", store),
-        rank=ranks.rank,
-        world_size=ranks.size,
-        timeout=SILENCE,
-    )
-    threading.Thread(target=end_stopped_neighbours, args=(ranks.launcher,)).start()
-    return dataclasses.replace(ranks, store=store)
-
-
-def end_stopped_neighbours(launcher: int) -> None:
-    """Kill every process of a launcher on this machine that has been stopped (SIGSTOP) for STOPPED seconds.
-
-    It would hold up the others until SILENCE, and then the launcher, which waits for it to end. Linux alone tells.
-    """
-    seen = Counter()
-    while threading.main_thread().is_alive():  # Python waits for this thread before it ends
-        time.sleep(1)
-        with contextlib.suppress(OSError):  # no Linux, or a process is gone
-            for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-                seen[pid] = seen[pid] + 1 if state == "T" else 0
-                if seen[pid] == STOPPED:
-                    print(f"WARNING: process {pid} has been stopped for {STOPPED} s: ended", file=sys.__stderr__)
-                    os.kill(int(pid), signal.SIGKILL)
+    launch = store.compare_set("launch", "", uuid.uuid4().hex).decode()
+    store = dist.PrefixStore(agree_on_name(store, ranks), store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=SILENCE)
+    return replace(ranks, launch=launch, store=store)
 
 
 def agree_on_name(store: "dist.Store", ranks: DistContext) -> str:
-    """A name for this start of the ranks, the same on all of them: torchrun's store still holds what earlier starts
-    left there, addresses of processes that are gone. (So it is in torch 2.13, whatever its rendezvous.py says.)
+    """A name for this start of the ranks, the same on all of them.
 
-    Each rank leaves a password of its own; rank 0 answers every password it finds, new or old, until all ranks have
-    acknowledged. (torchrun's count of restarts will not do: two machines may have counted differently.)
+    It keeps their values in torchrun's store apart from those of earlier starts, which are still there. (torchrun's
+    count of restarts would not do: a machine does not count those that another one asks for.) The name is made of a
+    random part from each rank, so only ranks of this start can agree on it; until all have written theirs, some read
+    parts of earlier starts and try again.
     """
-    password = uuid.uuid4().hex
-    if not ranks.first:
-        store.set(f"password of {ranks.rank}", password)
-        name = store.get(f"answer to {password}").decode()
-        store.set(f"{name}: rank {ranks.rank} is here", "")
-        return name
-    missing = set(range(1, ranks.size))
-    while missing:
-        for rank in sorted(missing):
-            if store.check([f"password of {rank}"]):
-                store.set(f"answer to {store.get(f'password of {rank}').decode()}", password)
-            if store.check([f"{password}: rank {rank} is here"]):
-                missing.remove(rank)
+    store.set(f"part of {ranks.rank}", uuid.uuid4().hex)
+    while True:
+        name = b"".join(store.multi_get([f"part of {rank}" for rank in range(ranks.size)])).decode()
+        store.set(f"{name} {ranks.rank}", "")
+        if store.check([f"{name} {rank}" for rank in range(ranks.size)]):
+            return name
         time.sleep(0.01)
-    return password

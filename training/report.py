@@ -103,7 +103,7 @@ def log_tensorboard(run: Run, line: dict[str, float]) -> None:
     """Add a line of the metrics to the event files in NAME.tensorboard/."""
     from torch.utils.tensorboard import SummaryWriter  # only here: it needs an optional package
 
-    with SummaryWriter(str(run.files.best.with_suffix(".tensorboard"))) as writer:
+    with SummaryWriter(str(run.files.tensorboard)) as writer:
         for name, value in line.items():
             if name != "step":
                 writer.add_scalar(name, value, line["step"])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from formats.checkpoint import TRAINING, read_checkpoint
 from support.command import UserError, user_errors
-from support.durable import locked, remove_leftovers, sync_folder, write_atomically
+from support.durable import locked, remove_leftovers, sync_folder, temporary_name, write_atomically
 from support.plain import check_fields
 from training.distributed import DistContext
 
@@ -75,6 +75,8 @@ class RunPaths:
         self.last = Path(f"{name}.last.pth")  # the training state, to resume from
         self.previous = Path(f"{name}.previous.pth")  # the one before that, should the last one be damaged
         self.metrics = Path(f"{name}.metrics.jsonl")  # one JSON line per evaluation
+        self.tensorboard = Path(f"{name}.tensorboard")  # a folder
+        self.lock = Path(f"{name}.lock")
         self.all = (self.best, self.last, self.previous, self.metrics)
 
     def check_name(self) -> None:
@@ -85,7 +87,7 @@ class RunPaths:
             raise UserError(f"--out {self.best} is a folder: name a file in it, such as {self.best / 'model.pth'}")
         folder = next(parent for parent in self.best.absolute().parents if parent.is_dir())
         most = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-        most -= len(f".9999.metrics.jsonl.{os.getpid()}.tmp")  # while an earlier run's metrics are copied
+        most -= len(temporary_name(Path(".9999.metrics.jsonl")).name)  # while an earlier run's metrics are copied
         if len(os.fsencode(self.best.stem)) > most:
             raise UserError(f"--out {self.best}: the name is too long: choose one of at most {most} bytes before .pth")
 
@@ -104,32 +106,43 @@ class RunPaths:
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"--out: cannot write into {folder}")
         refusal = f"--out {self.best}: another process trains into it; wait for it, stop it, or choose another --out"
-        with locked(self.best.with_suffix(".lock"), refusal):
+        with locked(self.lock, refusal):
             for path in self.all:
-                remove_leftovers(path)
+                remove_leftovers(path, older_than=0.0)
             yield
 
     def existing(self) -> list[Path]:
-        """The files that are there."""
-        return [path for path in self.all if path.exists()]
+        """Those that are there, the folder of TensorBoard among them."""
+        return [path for path in (*self.all, self.tensorboard) if path.exists()]
 
     def keep_earlier_run(self) -> None:
         """Give the files of an earlier run under this name the first free number: NAME.1.pth, NAME.1.last.pth, …
 
-        They are linked (copied, where the file system has no links), not moved: NAME.pth stays loadable until the new
-        run's first save replaces it, and a kill at any moment loses nothing.
+        Free is a number without files, whose lock can be had: without it, a run that has yet to save has that name.
+        The files are linked (copied, where the file system has no links), not moved: NAME.pth stays loadable until the
+        new run's first save replaces it, and a kill at any moment loses nothing.
         """
         if not self.existing():
             return
-        numbered = (RunPaths(self.best.with_suffix(f".{number}.pth")) for number in itertools.count(1))
-        kept = next(paths for paths in numbered if not paths.existing())
-        for path, copy in zip(self.all, kept.all, strict=True):
+        for number in itertools.count(1):
+            copies = RunPaths(self.best.with_suffix(f".{number}.pth"))
+            if copies.existing():
+                continue
+            with contextlib.suppress(UserError), locked(copies.lock, "another run has this name"):
+                self.link_as(copies)
+                break
+        print(f"the earlier run in {self.best} is kept as {copies.best}")
+
+    def link_as(self, copies: "RunPaths") -> None:
+        """Give these files the names `copies`, and remove the own names of all but the best model."""
+        for path, copy in zip(self.all, copies.all, strict=True):
             if path.exists():
                 link_or_copy(path, copy)
+        if self.tensorboard.exists():
+            os.replace(self.tensorboard, copies.tensorboard)
         sync_folder(self.best.parent)
         for path in (self.previous, self.last, self.metrics):
             path.unlink(missing_ok=True)
-        print(f"the earlier run in {self.best} is kept as {kept.best}")
 
     def read_newest(self) -> tuple[dict, dict[str, Tensor], Path]:
         """Header and tensors of the newest training state that is whole, and its file: `last`, or with a warning the

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import environment
 from corpora import texts
-from corpora.texts import Split, TextSpan, encode_split, is_token_file, measure, read_blocks
+from corpora.texts import Split, TextSpan, encode_split, measure, read_blocks
 from data_setup import ShiftedWindowDataset, consecutive_windows, load_corpus, split_documents
 from helpers import ROOT, SMALL_NETWORK, assert_one_error_line
 from support.command import UserError
@@ -183,26 +183,16 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
         encode_split(tokenizer, changed, cache)
     encode_split(CharTokenizer.from_text(text + "é"), corpus.train, cache)
     assert len(list(cache.iterdir())) == 4  # another text, another part, another tokenizer: another file
-    file.write_bytes(file.read_bytes()[:-1])  # cut short by whatever
-    assert not is_token_file(file)
-    assert np.array_equal(encode_split(tokenizer, corpus.train, cache), ids)
 
 
-@pytest.mark.parametrize("damage", ["other ids", "one bit", "other type", "empty", "no digest"])
-def test_a_token_file_that_changed_is_made_anew(tmp_path, large, damage):
-    """The name alone does not say that the ids are still those of the text."""
+@pytest.mark.parametrize("damage", ["another file", "empty", "cut short"])
+def test_a_token_file_that_is_not_whole_is_made_anew(tmp_path, large, damage):
     text = "0123456789" * 100
     corpus, tokenizer = split_documents("x", [text]), CharTokenizer.from_text(text)
     ids = encode_split(tokenizer, corpus.train, tmp_path).tolist()
     (file,) = tmp_path.iterdir()
     data = file.read_bytes()
-    if damage == "other ids":
-        np.save(file, np.zeros(len(ids), np.uint16))
-    elif damage == "other type":
-        np.save(file, np.zeros(len(ids), np.float64))
-    else:
-        changed = {"one bit": data[:-100] + bytes([data[-100] ^ 1]) + data[-99:], "empty": b"", "no digest": data[:-32]}
-        file.write_bytes(changed[damage])
+    file.write_bytes({"another file": b"x" * len(data), "empty": b"", "cut short": data[:-2]}[damage])
     assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == ids
     assert file.read_bytes() == data
 

@@ -2,10 +2,7 @@
 
 import hashlib
 import math
-import threading
 from collections import Counter
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ import torch
 
 import data_setup
 from corpora import synthetic
-from corpora.download import Download, fetch
+from corpora.download import Download
 from corpora.synthetic import Choice, synthetic_text
 from corpora.texts import read_blocks
 from data_setup import ShiftedWindowDataset, add_token_noise, batch_starts, load_corpus
@@ -151,75 +148,8 @@ def test_an_explicit_name_never_falls_back(tmp_path):
 # --- Downloads ---------------------------------------------------------------------------------------------------
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Serves TEXT, or the fault that the path asks for."""
-
-    release = threading.Event()
-
-    def do_GET(self):
-        if self.path == "/missing":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(TEXT)))
-        self.end_headers()
-        if self.path == "/good":
-            self.wfile.write(TEXT)
-        elif self.path == "/short":
-            self.wfile.write(TEXT[:100])
-        elif self.path == "/wrong":
-            self.wfile.write(TEXT[::-1])
-        elif self.path == "/stall":
-            self.wfile.write(TEXT[:100])
-            self.wfile.flush()
-            self.release.wait(10)
-
-    def log_message(self, *args):
-        pass
-
-
-@contextmanager
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{running.server_port}"
-        finally:
-            Handler.release.set()
-            running.shutdown()
-            thread.join()
-            Handler.release.clear()
-
-
 def source(url: str) -> Download:
     return Download(url, "text.txt", len(TEXT), hashlib.sha256(TEXT).hexdigest())
-
-
-def test_a_good_download_arrives_whole_and_is_kept(tmp_path):
-    with server() as url:
-        path = fetch(source(url + "/good"), tmp_path)
-        assert path == tmp_path / "text.txt" and path.read_bytes() == TEXT
-        assert fetch(source(url + "/missing"), tmp_path) == path, "what is there is not fetched again"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    "fault, words",
-    [("missing", "404"), ("short", "instead of"), ("wrong", "sha256"), ("stall", "nothing for 0.5 seconds")],
-)
-def test_a_broken_download_leaves_nothing_behind(tmp_path, fault, words):
-    with server() as url:
-        with pytest.raises(OSError, match=words):
-            fetch(source(f"{url}/{fault}"), tmp_path, timeout=0.5)
-        assert list(tmp_path.iterdir()) == []
-        fetch(source(url + "/good"), tmp_path)  # a retry starts clean
-
-
-def test_a_damaged_copy_is_refused_by_name(tmp_path):
-    (tmp_path / "text.txt").write_bytes(TEXT[:-1])
-    with pytest.raises(OSError, match="text.txt is not the expected file.*delete it"):
-        fetch(source("http://127.0.0.1:9/never"), tmp_path)
 
 
 def test_auto_falls_back_loudly(tmp_path, capsys):

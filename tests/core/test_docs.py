@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 SCRIPTS = ("main", "generate", "train_tokenizer", "convert", "data_setup", "bench")
 COMMAND = re.compile(r"\b(?:python|torchrun\b.*?) (?:\.\./)?(\w+)\.py\b(.*)")
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-OF_OTHERS = {"--standalone", "--nproc-per-node", "--local-addr", "--max-restarts"}  # torchrun's
+OF_OTHERS = {"--standalone", "--nproc-per-node", "--local-addr", "--max-restarts", "--rdzv-conf"}  # torchrun's
 
 
 def fenced_lines(markdown: str) -> list[str]:

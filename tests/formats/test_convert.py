@@ -93,18 +93,36 @@ def test_force_replaces_a_model(model, tmp_path, in_process):
     assert (tmp_path / "b.pth").read_bytes() == (tmp_path / "a.pth").read_bytes()
 
 
-def test_a_folder_that_cannot_take_its_name_leaves_the_earlier_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["the shell's own", "a link", "earlier files"])
+def test_a_folder_that_is_there_is_filled_and_stays(model, tmp_path, in_process, monkeypatch, way):
     folder = tmp_path / "out"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    if way == "earlier files":
+        assert in_process("convert.py", "a.pth", "out/")[0] == 0
+        (folder / "new.0123abcd.tmp").mkdir()  # a killed command's
+    before = folder.stat().st_ino
+    monkeypatch.chdir(folder)
+    target = {"the shell's own": "./", "a link": "../link/", "earlier files": "./"}[way]
+    assert in_process("convert.py", "../a.pth", target, "--force")[0] == 0
+    assert folder.stat().st_ino == before and len(os.listdir(".")) == 6 and (folder / "config.json").is_file()
+    assert sorted(os.listdir(tmp_path)) == ["a.pth", "link", "out"] and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("failing_move", [1, 2])
+def test_a_folder_whose_files_cannot_be_replaced_keeps_the_earlier_ones(tmp_path, monkeypatch, failing_move):
+    folder, moves = tmp_path / "out", []
     write_folder_atomically(folder, lambda place: (place / "a").write_text("first"))
     real = os.replace
 
-    def fail_at_the_last(source, target):
-        if str(source).endswith("new.tmp"):
+    def fail_once(source, target):
+        moves.append(source)
+        if len(moves) == failing_move:
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr(os, "replace", fail_at_the_last)
+    monkeypatch.setattr(os, "replace", fail_once)
     with pytest.raises(OSError, match="No space"):
         write_folder_atomically(folder, lambda place: (place / "a").write_text("second"))
     assert (folder / "a").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [os.listdir(path) for path in (tmp_path, folder)] == [["out"], ["a"]]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,42 +14,39 @@ from pathlib import Path
 import pytest
 import torch
 
-import data_setup
 from conftest import environment
 from corpora.synthetic import synthetic_text
 from formats.checkpoint import TRAINING, load_model, read_checkpoint
 from helpers import ROOT, assert_same_state
-from main import evaluate
 from recipe import parse_flags
 from support.command import UserError
 from training.checks import check_split
-from training.distributed import ALONE, DistContext
-from training.run import open_run
+from training.distributed import DistContext
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and process groups")
 
 NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--dtype", "float32"]
 PLAIN = ["--data", "text.txt", *NETWORK, "--batch-size", "12", "--optimizer", "adamw", "--lr", "1e-3"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-# main.py, in which one rank meets a fault before one step, in torchrun's first attempt.
+# main.py, in which one rank meets a fault before its sixth update, in torchrun's first attempt.
 FAULTY_MAIN = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import main
-from support import command
-real = main.train_step
-def train_step(run):
-    if run.state.step == 5 and os.environ["RANK"] == {rank!r} and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+import os, runpy, signal, sys
+import torch
+real, updates = torch.optim.AdamW.step, 0
+def step(self, *arguments, **options):
+    global updates
+    updates += 1
+    if updates == 6 and os.environ["RANK"] == {rank!r} and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         {fault}
-    return real(run)
-main.train_step = train_step
-command.run(main.main)
+    return real(self, *arguments, **options)
+torch.optim.AdamW.step = step
+sys.path.insert(0, {root!r})
+runpy.run_path({root!r} + "/main.py", run_name="__main__")
 """
 FAULTS = {
     "dies": "os.kill(os.getpid(), signal.SIGKILL)",
     "raises": "raise RuntimeError('a bug')",
     "gets SIGTERM": "os.kill(os.getpid(), signal.SIGTERM)",
-    "meets a NaN": "main.next_token_loss = lambda logits, targets: logits.mean() * float('nan')",
+    "meets a NaN": "self.param_groups[0]['params'][0].data.fill_(float('nan'))",
     "loses its disk": "raise OSError('the disk is gone')",
     "is stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
 }
@@ -62,17 +60,34 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def torchrun(folder: Path, *arguments: object, ranks: int = 2, script: object = ROOT / "main.py", launch=()):
-    """`torchrun --standalone --nproc-per-node RANKS main.py ARGUMENTS`, to its end."""
-    return subprocess.run(
-        [*TORCHRUN, str(ranks), *launch, str(script), *map(str, arguments)],
+def start(folder: Path, *arguments: object, launch=(), script: object = ROOT / "main.py", inside=(), **variables: str):
+    """`torchrun LAUNCH main.py ARGUMENTS`, at work; inside: a command that runs another one somewhere else."""
+    return subprocess.Popen(
+        [*inside, sys.executable, "-m", "torch.distributed.run", *map(str, (*launch, script, *arguments))],
         cwd=folder,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
+        env=environment(PYTHONUNBUFFERED="1", **variables),
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
     )
+
+
+STANDALONE = ("--standalone", "--nproc-per-node", "2")
+
+
+def torchrun(folder: Path, *arguments: object, launch=STANDALONE, **options) -> subprocess.CompletedProcess:
+    """The same, to its end."""
+    with start(folder, *arguments, launch=launch, **options) as launcher:
+        output, errors = launcher.communicate(timeout=150)
+    return subprocess.CompletedProcess("torchrun", launcher.returncode, output, errors)
+
+
+def faulty_main(folder: Path, fault: str, rank: str) -> Path:
+    """The path of a main.py with this fault."""
+    script = folder / "faulty.py"
+    script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank=rank, fault=FAULTS[fault]), encoding="utf-8")
+    return script
 
 
 def free_port() -> int:
@@ -90,48 +105,27 @@ def saved_step(folder: Path) -> int:
     return read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["step"]
 
 
-def error_lines(done: subprocess.CompletedProcess) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith("error:")]
+def last_words(errors: str) -> list[str]:
+    return [line for line in errors.splitlines() if line.startswith(("error:", "interrupted:"))]
 
 
-def processes_in(folder: Path) -> list[int]:
+def processes_in(folder: Path) -> list[str]:
     """The other processes whose working folder this is."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if Path(os.readlink(entry / "cwd")) == folder and int(entry.name) != os.getpid():
-                found.append(int(entry.name))
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):  # it has just ended, or is another user's
+            if os.readlink(entry / "cwd") == str(folder) and entry.name != str(os.getpid()):
+                found.append(entry.name)
     return found
 
 
-# --- Without processes -------------------------------------------------------------------------------------------
-
-
-def test_one_rank_alone_does_nothing():
-    network = torch.nn.Linear(2, 2)
-    assert ALONE.first and not ALONE.abandoned
-    assert ALONE.sum(1.5) == 1.5 and ALONE.largest(7) == 7
-    assert ALONE.wrap(network, torch.device("cpu")) is network
-    with ALONE.sends_gradients(network, False), ALONE.one_per_machine_first("x"), ALONE.file_of_first(ROOT) as path:
-        assert path == ROOT
-
-
-def test_ranks_share_a_batch_without_overlap():
-    dataset = data_setup.ShiftedWindowDataset(torch.arange(500).numpy(), 8)
-    whole = data_setup.batch_starts(dataset, 12, seed=3, step=5)
-    parts = [data_setup.batch_starts(dataset, 12, 3, 5, rank, 3) for rank in range(3)]
-    assert [len(part) for part in parts] == [4, 4, 4]
-    assert torch.cat([torch.from_numpy(part) for part in parts]).tolist() == whole.tolist()
-
-
-def test_more_processes_than_gpus_is_refused():
-    with pytest.raises(UserError, match="--device mps can train in one process only"):
-        DistContext(size=2).pick_device(torch.device("mps"))
+def test_what_cannot_be_split_is_refused():
     beyond = torch.cuda.device_count()
-    with pytest.raises(UserError, match="--nproc-per-node"):
-        DistContext(size=beyond + 2, rank=beyond, local_rank=beyond).pick_device(torch.device("cuda"))
+    for device in ("mps", "cuda"):
+        with pytest.raises(UserError, match=f"--nproc-per-node: here are {beyond} CUDA GPUs"):
+            DistContext(size=beyond + 2, rank=beyond, local_rank=beyond).pick_device(torch.device(device))
+    with pytest.raises(UserError, match="--batch-size 10 .* 3 .processes. x 2 .*: --batch-size 12 can"):
+        check_split(parse_flags(["--batch-size", "10", "--grad-accum", "2"])[0], DistContext(size=3))
 
 
 # --- With processes ----------------------------------------------------------------------------------------------
@@ -152,9 +146,6 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=2e-5)
     for kind in ("one", "two"):
         load_model(folder / f"{kind}.pth")
-    with contextlib.ExitStack() as held:
-        alone = open_run(*parse_flags(["--resume", "--out", "two.pth", "--steps", "60"]), held, ALONE)
-        assert evaluate(alone) == two[-1]["val_loss"]  # shared or not, to the last bit
     _, resumed, _ = in_process("main.py", "--resume", "--steps", 60, "--out", "two.pth")
     assert "the run used 2 processes, now 1" in resumed and "resuming at step 50" in resumed
     assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
@@ -163,40 +154,22 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
 def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
     """With --max-restarts the run goes on by itself and ends with the bits of an undisturbed one."""
     steps = [*PLAIN, "--dropout", "0.1", "--ema-decay", "0.5", "--steps", "8", "--eval-every", "4"]
-    script = folder / "faulty.py"
-    script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank="1", fault=FAULTS["dies"]), encoding="utf-8")
-    done = torchrun(folder, *steps, "--out", "killed.pth", script=script, launch=("--max-restarts", "3"))
+    restarts = (*STANDALONE, "--max-restarts", "3")
+    done = torchrun(folder, *steps, "--out", "killed.pth", launch=restarts, script=faulty_main(folder, "dies", "1"))
     assert done.returncode == 0, done.stderr
-    assert "resuming at step 4" in done.stdout and len(error_lines(done)) == 1
+    assert "resuming at step 4" in done.stdout and len(last_words(done.stderr)) == 1
     assert "lost contact" in done.stderr and [line["step"] for line in metrics(folder, "killed")] == [4, 8]
     assert torchrun(folder, *steps, "--out", "whole.pth").returncode == 0
     assert_same_state(folder / "killed.last.pth", folder / "whole.last.pth")
 
 
-# torchrun twice in one process, as if the second had got the first one's process id.
-TWO_LAUNCHES = """
-import sys
-from torch.distributed.run import main
-for _ in range(2):
-    main(sys.argv[1:])
-"""
-
-
-def test_another_torchrun_with_the_same_process_id_starts_a_new_run(folder):
-    (folder / "twice.py").write_text(TWO_LAUNCHES, encoding="utf-8")
-    flags = [*PLAIN, "--steps", "4", "--eval-every", "2", "--out", "a.pth"]
-    launch = ["--nproc-per-node", "1", "--master-port", str(free_port()), str(ROOT / "main.py")]
-    done = subprocess.run(
-        [sys.executable, "twice.py", *launch, *flags],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "the earlier run in a.pth is kept" in done.stdout and "resuming" not in done.stdout
-    assert read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["launch"]
+def test_another_torchrun_starts_a_new_run(folder):
+    """Even one with the same --rdzv-id, which is "none" if it is not given, and with one process."""
+    launch = ("--nproc-per-node", "1", "--master-port", free_port())
+    for kept in (False, True):
+        done = torchrun(folder, *PLAIN, "--steps", 4, "--eval-every", 2, "--out", "a.pth", launch=launch)
+        assert done.returncode == 0, done.stderr
+        assert ("the earlier run in a.pth is kept" in done.stdout) == kept and "resuming" not in done.stdout
 
 
 # --- Faults ------------------------------------------------------------------------------------------------------
@@ -206,11 +179,11 @@ def test_another_torchrun_with_the_same_process_id_starts_a_new_run(folder):
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
-    script = folder / "faulty.py"
-    script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank=rank, fault=FAULTS[fault]), encoding="utf-8")
+    script = faulty_main(folder, fault, rank)
     done = torchrun(folder, *PLAIN, "--steps", 500, "--eval-every", 4, "--out", "a.pth", script=script)
     assert done.returncode != 0
-    assert len(error_lines(done)) == 1 and "saved at step" in error_lines(done)[0], done.stderr
+    (line,) = last_words(done.stderr)
+    assert "saved at step" in line
     assert processes_in(folder) == []
     assert saved_step(folder) in (4, 6)  # 6: saved after the SIGTERM
 
@@ -218,14 +191,8 @@ def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_to_torchrun_stops_all_ranks_after_saving(folder, signum):
-    with subprocess.Popen(
-        [*TORCHRUN, "2", str(ROOT / "main.py"), *PLAIN, "--steps", "5000", "--eval-every", "10", "--out", "a.pth"],
-        cwd=folder,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as launcher:
+    flags = [*PLAIN, "--steps", "5000", "--eval-every", "10", "--out", "a.pth"]
+    with start(folder, *flags, launch=STANDALONE) as launcher:
         for line in launcher.stdout:
             if line.startswith("step"):
                 launcher.send_signal(signum)
@@ -235,59 +202,89 @@ def test_a_signal_to_torchrun_stops_all_ranks_after_saving(folder, signum):
     while processes_in(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert launcher.returncode != 0 and processes_in(folder) == []
-    told = [line for line in errors.splitlines() if line.startswith(("interrupted:", "error:"))]
-    assert len(told) == 1 and "interrupted: saved at step" in told[0], errors
+    (line,) = last_words(errors)
+    assert "interrupted: saved at step" in line
     assert saved_step(folder) >= 10
+
+
+# --- Two machines ------------------------------------------------------------------------------------------------
+
+
+def joint_launch(number: int, addresses: list[str], port: int, restarts: str = "0") -> list[str]:
+    """torchrun's flags on one of two machines."""
+    meeting = ["--rdzv-id", "test", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{addresses[0]}:{port}"]
+    meeting += ["--rdzv-conf", f"is_host={number == 0},read_timeout=300", "--local-addr", addresses[number]]
+    return ["--nnodes", "2", "--nproc-per-node", "1", *meeting, "--max-restarts", restarts]
+
+
+@pytest.fixture
+def folders(folder) -> list[Path]:
+    """The working folders of two machines, the same text in both."""
+    other = folder / "other"
+    other.mkdir()
+    shutil.copy(folder / "text.txt", other)
+    return [folder, other]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has every 127.x.x.x address without set-up")
-def test_two_launchers_on_two_addresses_train_as_one(folder):
-    """Two machines: each launcher has its own folder and address; the first one's rank 0 writes; then both resume,
-    though the second machine has no file to resume from."""
-    other = folder / "other"
-    other.mkdir()
-    (other / "text.txt").write_bytes((folder / "text.txt").read_bytes())
+def test_two_launchers_on_two_addresses_train_as_one(folders):
+    """The first one's rank 0 writes; then both resume, though the second machine has no file to resume from."""
     flags = [*PLAIN, "--steps", "8", "--eval-every", "4", "--out", "a.pth"]
-    port = free_port()
+    addresses, port = ["127.0.0.1", "127.0.0.2"], free_port()
     for more in (["--stop-at", "4"], ["--resume"]):
-        launchers = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--nnodes",
-                    "2",
-                    "--nproc-per-node",
-                    "1",
-                    "--rdzv-backend",
-                    "c10d",
-                    "--rdzv-id",
-                    "test",
-                    "--rdzv-endpoint",
-                    f"127.0.0.1:{port}",
-                    "--local-addr",
-                    address,
-                    str(ROOT / "main.py"),
-                    *flags,
-                    *more,
-                ],
-                cwd=place,
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for address, place in (("127.0.0.1", folder), ("127.0.0.2", other))
-        ]
+        launches = [joint_launch(number, addresses, port) for number in range(2)]
+        launchers = [start(folders[number], *flags, *more, launch=launches[number]) for number in range(2)]
         ends = [launcher.communicate(timeout=60) for launcher in launchers]
         assert [launcher.returncode for launcher in launchers] == [0, 0], ends
         assert "ranks    2 processes" in ends[0][0] and ends[1][0] == ""
-    assert sorted(path.name for path in other.iterdir()) == ["text.txt"]
-    assert [line["step"] for line in metrics(folder, "a")] == [4, 8]
+    assert [path.name for path in folders[1].iterdir()] == ["text.txt"]
+    assert [line["step"] for line in metrics(folders[0], "a")] == [4, 8]
 
 
-def test_a_batch_that_cannot_be_split_names_one_that_can():
-    with pytest.raises(UserError, match="--batch-size 10 .* 3 .processes. x 2 .*: --batch-size 12 can"):
-        check_split(parse_flags(["--batch-size", "10", "--grad-accum", "2"])[0], DistContext(size=3))
+def ip(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces with a cable between them: 10.77.0.1 and .2. Their names are those of its ends, too."""
+    names = [f"tinygpt{os.getpid() % 10**6}{side}" for side in "ab"]
+    if not shutil.which("ip") or ip("netns", "add", names[0]).returncode:
+        pytest.skip("network namespaces need Linux, iproute2 and root")
+    ip("netns", "add", names[1])
+    ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+    for number, name in enumerate(names):
+        ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", name)
+        ip("-n", name, "link", "set", name, "up")
+        ip("-n", name, "link", "set", "lo", "up")
+    yield names
+    for name in names:
+        for pid in ip("netns", "pids", name).stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        ip("netns", "del", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut, restarts", [(0, "0"), (1, "0"), (1, "3")])
+def test_a_machine_that_is_cut_off_ends_by_itself_or_goes_on(folders, machines, cut, restarts):
+    """The cable is cut for ever: both machines end within two minutes. Or for a minute: torchrun starts them again."""
+    flags = [*PLAIN, "--eval-every", "100", "--out", "a.pth", "--steps", "1000000" if restarts == "0" else "3000"]
+    addresses, launchers = ["10.77.0.1", "10.77.0.2"], []
+    for number, name in enumerate(machines):
+        options = {"launch": joint_launch(number, addresses, 29500, restarts), "GLOO_SOCKET_IFNAME": name}
+        launchers.append(start(folders[number], *flags, inside=["ip", "netns", "exec", name], **options))
+    while not (folders[0] / "a.last.pth").exists():
+        assert [launcher.poll() for launcher in launchers] == [None, None]
+        time.sleep(0.1)
+    ip("-n", machines[cut], "link", "set", machines[cut], "down")
+    if restarts == "0":
+        ends = [launcher.communicate(timeout=120)[1] for launcher in launchers]
+        assert all(launcher.returncode for launcher in launchers)
+    else:
+        time.sleep(60)
+        ip("-n", machines[cut], "link", "set", machines[cut], "up")
+        ends = [launcher.communicate(timeout=300)[1] for launcher in launchers]
+        assert [launcher.returncode for launcher in launchers] == [0, 0]
+        assert metrics(folders[0], "a")[-1]["step"] == 3000
+    assert ["lost contact" in line for errors in ends for line in last_words(errors)] == [True, True]
