@@ -1,7 +1,8 @@
-"""Fixtures: every test in an empty folder, and the commands run as a user runs them."""
+"""Fixtures: every test in an empty folder, and the commands run as a user runs them; what pytest says at its end."""
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -18,11 +19,27 @@ from tiny_decoder import TinyGPT
 torch.set_num_threads(1)
 
 
+def state_of_folders(*folders: Path) -> dict[str, int]:
+    """The modification time of these folders and of all that is in them, by path."""
+    paths = [path for folder in folders if folder.exists() for path in (folder, *folder.rglob("*"))]
+    return {str(path): path.stat().st_mtime_ns for path in paths}
+
+
+def changes(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    """The paths that came, went or were written between two `state_of_folders`."""
+    return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def away_from_home(tmp_path_factory):
-    """Commands use data/ and checkpoints/ of the working folder: the tests leave the repository, where a person has
-    data and models of their own."""
+    """The tests leave the repository's data/ and checkpoints/ as they are: a person has data and models there."""
+    folders = (ROOT / "data", ROOT / "checkpoints")
+    before = state_of_folders(*folders)
     os.chdir(tmp_path_factory.mktemp("session"))
+    yield
+    if changed := changes(before, state_of_folders(*folders)):
+        words = "a test wrote into the repository's own folders (or you did, meanwhile)"
+        pytest.fail(f"{words}: {', '.join(changed)}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +103,52 @@ def in_process(monkeypatch, capsys):
         return (stop.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def output_of(in_process):
+    """The stdout of a command that ends well, or with another code its stderr: `output_of("main.py", …, code=2)`."""
+
+    def run(script: str, *arguments: object, code: int = 0) -> str:
+        left, output, errors = in_process(script, *arguments)
+        assert left == code, f"{script} {arguments} left with {left}:\n{errors}"
+        return errors if code else output
+
+    return run
+
+
+# --- What was skipped --------------------------------------------------------------------------------------------
+
+# A word of the reason -> what is missing, and how to get it.
+MISSING = {
+    "Chromium": "Chromium or playwright is not installed: apt-get install chromium; pip install -r requirements-dev.txt",
+    "tinyshakespeare": "data/tinyshakespeare.txt is not there: python data_setup.py tinyshakespeare",
+    "GPU": "this machine has no NVIDIA GPU",
+}
+
+
+def skip_sentences(reasons: list[str]) -> list[str]:
+    """One sentence per missing thing, for a newcomer: how many tests were skipped, and what to do about it."""
+    counts, packages = {}, set()
+    for reason in reasons:
+        package = re.search(r"could not import '(\w+)", reason)
+        if package and package[1] not in sys.stdlib_module_names:
+            packages.add(package[1])
+            why = "packages of requirements-dev.txt are not installed (pip install -r requirements-dev.txt)"
+        else:
+            found = [why for word, why in MISSING.items() if word in reason]
+            why = found[0] if found else "this system cannot run them (pytest -rs lists them)"
+        counts[why] = counts.get(why, 0) + 1
+    sentences = []
+    for why, count in counts.items():
+        names = f": {', '.join(sorted(packages))}" if "packages" in why else ""
+        what = "1 test or test file was" if count == 1 else f"{count} tests or test files were"
+        sentences.append(f"{what} skipped because {why}{names}")
+    return sentences
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was not tested, and why; nothing if nothing was skipped."""
+    reports = terminalreporter.stats.get("skipped", [])
+    for sentence in skip_sentences([report.longrepr[2] for report in reports if isinstance(report.longrepr, tuple)]):
+        terminalreporter.write_line(sentence)
