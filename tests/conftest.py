@@ -121,7 +121,7 @@ def output_of(in_process):
 
 # A word of the reason -> what is missing, and how to get it.
 MISSING = {
-    "Chromium": "Chromium or playwright is not installed: apt-get install chromium; pip install -r requirements-dev.txt",
+    "Chromium": "Chromium is not installed (apt-get install chromium), or playwright of requirements-dev.txt",
     "tinyshakespeare": "data/tinyshakespeare.txt is not there: python data_setup.py tinyshakespeare",
     "GPU": "this machine has no NVIDIA GPU",
 }
