@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,25 +20,20 @@ from tiny_decoder import TinyGPT
 torch.set_num_threads(1)
 
 
-def state_of_folders(*folders: Path) -> dict[str, int]:
-    """The modification time of these folders and of all that is in them, by path."""
+def modified(*folders: Path) -> set[tuple[str, int]]:
+    """Path and modification time of these folders and of all that is in them."""
     paths = [path for folder in folders if folder.exists() for path in (folder, *folder.rglob("*"))]
-    return {str(path): path.stat().st_mtime_ns for path in paths}
-
-
-def changes(before: dict[str, int], after: dict[str, int]) -> list[str]:
-    """The paths that came, went or were written between two `state_of_folders`."""
-    return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    return {(str(path), path.stat().st_mtime_ns) for path in paths}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def away_from_home(tmp_path_factory):
     """The tests leave the repository's data/ and checkpoints/ as they are: a person has data and models there."""
     folders = (ROOT / "data", ROOT / "checkpoints")
-    before = state_of_folders(*folders)
+    before = modified(*folders)
     os.chdir(tmp_path_factory.mktemp("session"))
     yield
-    if changed := changes(before, state_of_folders(*folders)):
+    if changed := sorted({path for path, _ in before ^ modified(*folders)}):
         words = "a test wrote into the repository's own folders (or you did, meanwhile)"
         pytest.fail(f"{words}: {', '.join(changed)}", pytrace=False)
 
@@ -129,22 +125,17 @@ MISSING = {
 
 def skip_sentences(reasons: list[str]) -> list[str]:
     """One sentence per missing thing, for a newcomer: how many tests were skipped, and what to do about it."""
-    counts, packages = {}, set()
+    causes, packages = Counter(), set()
     for reason in reasons:
         package = re.search(r"could not import '(\w+)", reason)
         if package and package[1] not in sys.stdlib_module_names:
             packages.add(package[1])
-            why = "packages of requirements-dev.txt are not installed (pip install -r requirements-dev.txt)"
+            causes["packages"] += 1
         else:
-            found = [why for word, why in MISSING.items() if word in reason]
-            why = found[0] if found else "this system cannot run them (pytest -rs lists them)"
-        counts[why] = counts.get(why, 0) + 1
-    sentences = []
-    for why, count in counts.items():
-        names = f": {', '.join(sorted(packages))}" if "packages" in why else ""
-        what = "1 test or test file was" if count == 1 else f"{count} tests or test files were"
-        sentences.append(f"{what} skipped because {why}{names}")
-    return sentences
+            known = [cause for word, cause in MISSING.items() if word in reason]
+            causes[known[0] if known else "this system cannot run them (pytest -rs lists them)"] += 1
+    install = f"packages of requirements-dev.txt are not installed: {', '.join(sorted(packages))}"
+    return [f"skipped, {n} tests or test files: {install if c == 'packages' else c}" for c, n in causes.items()]
 
 
 def pytest_terminal_summary(terminalreporter):

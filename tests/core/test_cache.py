@@ -45,17 +45,6 @@ def test_text_read_in_pieces_gives_the_logits_of_the_whole(model, padding, cuts,
         assert cache.length == 5
 
 
-@pytest.mark.parametrize("length", range(1, 13))
-def test_every_prompt_length_up_to_two_windows(model, length):
-    """Then on past the window: with stride 1 the logits of the plain forward pass on the last max_seq tokens."""
-    prompts = random_ids(3, length).tolist()
-    window = SlidingWindow(model, prompts, stride=1)
-    for step in range(8):
-        assert_close(window.next_logits(), uncached(model, *window.rows))
-        window.append(random_ids(3, seed=step).tolist())
-    assert [row[:length] for row in window.rows] == prompts
-
-
 @pytest.mark.parametrize("stride", [1, 2, 5, None])
 def test_ragged_batch_equals_single_rows(model, stride):
     """Rows whose windows fill at different steps: each gets the logits that it gets alone."""
@@ -71,17 +60,22 @@ def test_ragged_batch_equals_single_rows(model, stride):
 
 
 @pytest.mark.parametrize("max_seq, stride", [(6, 1), (6, 2), (6, 4), (6, 6), (6, None), (1, None)])
-def test_a_full_window_moves_by_stride_tokens(max_seq, stride):
-    """By its definition: a token that does not fit makes the first `stride` leave (default: half, at least one)."""
-    model, tokens = shaken_model(num_layers=3, max_seq=max_seq), random_ids(max_seq).tolist()
-    window, seen = SlidingWindow(model, [tokens], stride=stride), list(tokens)
-    for step in range(20):
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 11, 12, 13])
+def test_a_full_window_moves_by_stride_tokens(max_seq, stride, length):
+    """By its definition: a token that does not fit makes the first `stride` leave (default: half, at least one).
+
+    Of a prompt of any length, the last max_seq tokens are read.
+    """
+    model, tokens = shaken_model(num_layers=3, max_seq=max_seq), random_ids(length).tolist()
+    window, seen = SlidingWindow(model, [tokens], stride=stride), tokens[-max_seq:]
+    for step in range(15):
         assert_close(window.next_logits(), uncached(model, seen))
         token = random_ids(1, seed=step).tolist()
         window.append(token)
-        seen += token
+        tokens, seen = tokens + token, seen + token
         if len(seen) > max_seq:
             del seen[: stride or max(1, max_seq // 2)]
+    assert window.rows == [tokens]
 
 
 @pytest.mark.parametrize(

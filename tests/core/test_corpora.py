@@ -11,7 +11,7 @@ from conftest import environment
 from corpora import texts
 from corpora.texts import Split, TextSpan, encode_split, is_token_file, measure, read_blocks
 from data_setup import load_corpus, split_documents
-from helpers import ROOT, SMALL_NETWORK, assert_one_error_line, written
+from helpers import ROOT, assert_one_error_line, written
 from support.command import UserError
 from tokenizer import CharTokenizer
 
@@ -128,15 +128,6 @@ def test_what_holds_too_little_text_is_refused(tmp_path, output_of):
     written(tmp_path / "a.txt", "0123456789" * 2)
     error = output_of("main.py", "--data", "a.txt", "--max-seq", 19, "--steps", 1, "--out", "a.pth", code=2)
     assert_one_error_line(error, "18 tokens", "window of 19", "--max-seq")
-
-
-def test_a_folder_trains_and_samples_through_the_commands(output_of, tmp_path):
-    (tmp_path / "docs").mkdir()
-    for name in "xyz":
-        written(tmp_path / f"docs/{name}.txt", "\ufeff" + f"I am {name}.\r\n" * 30)
-    output_of("main.py", *SMALL_NETWORK, "--data", "docs", "--steps", 2, "--out", "a.pth")
-    text = output_of("generate.py", "--checkpoint", "a.pth", "--max-new-tokens", 20, "--seed", 3)
-    assert set(text) <= set("I am xyz.\n")
 
 
 # --- Token files -------------------------------------------------------------------------------------------------

@@ -2,17 +2,15 @@
 
 import hashlib
 import math
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 import torch
 
 import data_setup
-from corpora import synthetic
 from corpora.download import Download
-from corpora.synthetic import Choice, synthetic_text
+from corpora.synthetic import SENTENCES, SPEAKERS, WORDS, Choice, synthetic_text
 from data_setup import ShiftedWindowDataset, add_token_noise, batch_starts, consecutive_windows, load_corpus
 from helpers import ROOT, written
 from support.command import UserError
@@ -167,47 +165,27 @@ def test_the_corpus_is_seeded_and_its_floor_is_that_of_its_validation_targets():
     assert corpus.floor == pytest.approx(nats[45_001:].sum() / 4_999)
 
 
-def test_the_floor_agrees_with_counted_frequencies():
-    """What follows "The " has one distribution whatever came before: its entropy, counted, is what the nats report."""
+def test_the_floor_is_the_entropy_of_counted_choices():
+    """Read back by a parser that shares no code with the generator and knows no weights: it counts who chose what."""
     text, nats = synthetic_text(400_000, seed=9)
-    words = list(re.finditer(r"\nThe ([^ ]* )", text))
-    shares = [n / len(words) for n in Counter(word[1] for word in words).values()]
-    counted = -sum(share * math.log(share) for share in shares)
-    reported = float(np.mean([nats[slice(*word.span(1))].sum() for word in words]))
-    assert reported == pytest.approx(counted, rel=0.01)
+    counts, position, previous = defaultdict(Counter), 0, None
 
-
-def test_the_floor_is_a_probability_of_the_text():
-    """Scored by a parser that shares no code with the generator: it reads the text back, choice by choice."""
-    text, nats = synthetic_text(20_000, seed=2)
-    weights = {kind: [rank**-0.5 for rank in range(1, len(words) + 1)] for kind, words in synthetic.WORDS.items()}
-    cue_weights = [rank**-0.5 for rank in range(1, len(synthetic.SPEAKERS) + 1)]
-    sentence_total = sum(weight for weight, _ in synthetic.SENTENCES)
-    position, total, previous = 0, 0.0, None
-
-    def read(options, masses):
-        nonlocal position, total
+    def read(*options: str) -> int:
+        nonlocal position
         (index,) = [i for i, option in enumerate(options) if text.startswith(option, position)]
         position += len(options[index])
-        total -= math.log(masses[index] / sum(masses))
+        counts[options][index] += 1
         return index
 
-    while position < 19_000:
-        names = [i for i in range(len(cue_weights)) if i != previous]
-        previous = names[read([synthetic.SPEAKERS[i] + ":\n" for i in names], [cue_weights[i] for i in names])]
-        first = True
-        while True:
-            if not first and text.startswith("\n", position):
-                total -= math.log(synthetic.SPEECH_ENDS / (sentence_total + synthetic.SPEECH_ENDS))
-                position += 1
-                break
-            openings = [template.split("{")[0] for _, template in synthetic.SENTENCES]
-            index = read(openings, [weight for weight, _ in synthetic.SENTENCES])
-            if not first:  # beside the sentences there was the end of the speech to choose
-                total -= math.log(sentence_total / (sentence_total + synthetic.SPEECH_ENDS))
-            for slot in synthetic.SENTENCES[index][1].split("{")[1:]:
+    openings = [template.split("{")[0] for _, template in SENTENCES]
+    while position < len(text) - 10_000:
+        others = [name for name in SPEAKERS if name != previous]
+        previous = others[read(*[name + ":\n" for name in others])]
+        sentence = read(*openings)
+        while sentence < len(SENTENCES):
+            for slot in SENTENCES[sentence][1].split("{")[1:]:
                 kind, literal = slot.split("}")
-                read([word + literal for word in synthetic.WORDS[kind]], weights[kind])
-            first = False
-    assert nats[:position].sum() == pytest.approx(total, rel=1e-9)
-    assert nats.min() >= 0
+                read(*[word + literal for word in WORDS[kind]])
+            sentence = read(*openings, "\n")  # an empty line ends the speech
+    entropy = -sum(n * math.log(n / count.total()) for count in counts.values() for n in count.values())
+    assert nats[:position].sum() == pytest.approx(entropy, rel=0.005) and nats.min() >= 0

@@ -73,14 +73,12 @@ def test_threads_sleep_while_they_wait(processors, chosen, expected):
     [
         ("1", 4, 1, "", False),  # it counts ourselves
         ("2", 4, 1, "", True),
-        ("2", 3, 1, "", False),
         ("9", 1, 1, "", True),
         ("2", 4, 2, "", False),  # PyTorch uses a thread a core, and there is room for one
         ("4", 4, 2, "", True),
         ("3", 4, 1, "2", False),
         ("4", 4, 1, "2", True),
-        ("1 2", 1, 1, "", False),  # a system that tells nothing is taken as quiet
-        ("a b c d", 1, 1, "", False),
+        ("a b c d", 1, 1, "", False),  # a system that tells nothing is taken as quiet
         (None, 1, 1, "", False),
     ],
 )

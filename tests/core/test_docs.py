@@ -10,7 +10,7 @@ import pytest
 
 import generate
 import recipe
-from conftest import changes, skip_sentences, state_of_folders
+from conftest import skip_sentences
 from helpers import ROOT, SMALL_NETWORK, written
 from support.command import Parser
 
@@ -152,8 +152,9 @@ def names_in(path) -> set[str]:
 
 
 def test_promises_name_functions_and_tests_that_exist():
-    """`- promise — `file`: `name`, … — `test_file.py`: `test_name`, …`; files by their path, tests anywhere in tests/."""
+    """Files are named by their path, those of tests by their name alone."""
     assert len(promises()) > 20
+    assert max(map(len, PROMISES.read_text(encoding="utf-8").splitlines())) <= 120
     for item in promises():
         assert len(item) == 3, f"not of three parts: {item}"
         for part, folder in zip(item[1:], (ROOT, ROOT / "tests"), strict=True):
@@ -165,23 +166,11 @@ def test_promises_name_functions_and_tests_that_exist():
                 assert not missing, f"{file} does not define {missing}"
 
 
-def test_lines_of_the_promises_are_not_too_long():
-    assert max(map(len, PROMISES.read_text(encoding="utf-8").splitlines())) <= 120
-
-
 # --- What pytest says at its end -----------------------------------------------------------------------------------
 
 
 def test_what_was_skipped_is_said_in_a_sentence_each():
     absent = "could not import 'peft': No module named 'peft'"
-    sentences = skip_sentences([absent, absent, "needs an NVIDIA GPU", "could not import 'resource'"])
-    assert len(sentences) == 3 and skip_sentences([]) == []
-    for sentence, words in zip(sentences, ("2 tests.*requirements-dev.txt.*: peft", "GPU", "this system"), strict=True):
-        assert re.search(words, sentence)
-
-
-def test_a_file_that_comes_goes_or_is_written_is_noticed(tmp_path):
-    before = state_of_folders(tmp_path)
-    assert changes(before, state_of_folders(tmp_path)) == []
-    path = written(tmp_path / "a.pth", "x")
-    assert str(path) in changes(before, state_of_folders(tmp_path))
+    packages, gpu, other = skip_sentences([absent, absent, "needs an NVIDIA GPU", "could not import 'resource'"])
+    assert re.search("2 tests.*requirements-dev.txt.*: peft", packages) and "GPU" in gpu and "this system" in other
+    assert skip_sentences([]) == []
