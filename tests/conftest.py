@@ -135,7 +135,10 @@ def skip_sentences(reasons: list[str]) -> list[str]:
             known = [cause for word, cause in MISSING.items() if word in reason]
             causes[known[0] if known else "this system cannot run them (pytest -rs lists them)"] += 1
     install = f"packages of requirements-dev.txt are not installed: {', '.join(sorted(packages))}"
-    return [f"skipped, {n} tests or test files: {install if c == 'packages' else c}" for c, n in causes.items()]
+    return [
+        f"{count} skipped, tests or whole test files: {install if cause == 'packages' else cause}"
+        for cause, count in causes.items()
+    ]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -188,4 +188,6 @@ def test_the_floor_is_the_entropy_of_counted_choices():
                 read(*[word + literal for word in WORDS[kind]])
             sentence = read(*openings, "\n")  # an empty line ends the speech
     entropy = -sum(n * math.log(n / count.total()) for count in counts.values() for n in count.values())
-    assert nats[:position].sum() == pytest.approx(entropy, rel=0.005) and nats.min() >= 0
+    # Counted shares fit the text better than the true ones, by half a nat per free one (Wilks 1938), and never worse.
+    free = sum(len(options) - 1 for options in counts)
+    assert 0 < nats[:position].sum() - entropy < 0.75 * free and nats.min() >= 0

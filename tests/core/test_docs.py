@@ -172,5 +172,5 @@ def test_promises_name_functions_and_tests_that_exist():
 def test_what_was_skipped_is_said_in_a_sentence_each():
     absent = "could not import 'peft': No module named 'peft'"
     packages, gpu, other = skip_sentences([absent, absent, "needs an NVIDIA GPU", "could not import 'resource'"])
-    assert re.search("2 tests.*requirements-dev.txt.*: peft", packages) and "GPU" in gpu and "this system" in other
+    assert re.search("2 skipped.*requirements-dev.txt.*: peft", packages) and "GPU" in gpu and "this system" in other
     assert skip_sentences([]) == []
