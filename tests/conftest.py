@@ -1,10 +1,12 @@
-"""Fixtures: every test in an empty folder, and the commands run as a user runs them."""
+"""Fixtures: every test in an empty folder, and the commands run as a user runs them; what pytest says at its end."""
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,22 @@ from tiny_decoder import TinyGPT
 torch.set_num_threads(1)
 
 
+def modified(*folders: Path) -> set[tuple[str, int]]:
+    """Path and modification time of these folders and of all that is in them."""
+    paths = [path for folder in folders if folder.exists() for path in (folder, *folder.rglob("*"))]
+    return {(str(path), path.stat().st_mtime_ns) for path in paths}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def away_from_home(tmp_path_factory):
-    """Commands use data/ and checkpoints/ of the working folder: the tests leave the repository, where a person has
-    data and models of their own."""
+    """The tests leave the repository's data/ and checkpoints/ as they are: a person has data and models there."""
+    folders = (ROOT / "data", ROOT / "checkpoints")
+    before = modified(*folders)
     os.chdir(tmp_path_factory.mktemp("session"))
+    yield
+    if changed := sorted({path for path, _ in before ^ modified(*folders)}):
+        words = "a test wrote into the repository's own folders (or you did, meanwhile)"
+        pytest.fail(f"{words}: {', '.join(changed)}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +99,50 @@ def in_process(monkeypatch, capsys):
         return (stop.value.code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def output_of(in_process):
+    """The stdout of a command that ends well, or with another code its stderr: `output_of("main.py", …, code=2)`."""
+
+    def run(script: str, *arguments: object, code: int = 0) -> str:
+        left, output, errors = in_process(script, *arguments)
+        assert left == code, f"{script} {arguments} left with {left}:\n{errors}"
+        return errors if code else output
+
+    return run
+
+
+# --- What was skipped --------------------------------------------------------------------------------------------
+
+# A word of the reason -> what is missing, and how to get it.
+MISSING = {
+    "Chromium": "Chromium is not installed (apt-get install chromium), or playwright of requirements-dev.txt",
+    "tinyshakespeare": "data/tinyshakespeare.txt is not there: python data_setup.py tinyshakespeare",
+    "GPU": "this machine has no NVIDIA GPU",
+}
+
+
+def skip_sentences(reasons: list[str]) -> list[str]:
+    """One sentence per missing thing, for a newcomer: how many tests were skipped, and what to do about it."""
+    causes, packages = Counter(), set()
+    for reason in reasons:
+        package = re.search(r"could not import '(\w+)", reason)
+        if package and package[1] not in sys.stdlib_module_names:
+            packages.add(package[1])
+            causes["packages"] += 1
+        else:
+            known = [cause for word, cause in MISSING.items() if word in reason]
+            causes[known[0] if known else "this system cannot run them (pytest -rs lists them)"] += 1
+    install = f"packages of requirements-dev.txt are not installed: {', '.join(sorted(packages))}"
+    return [
+        f"{count} skipped, tests or whole test files: {install if cause == 'packages' else cause}"
+        for cause, count in causes.items()
+    ]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was not tested, and why; nothing if nothing was skipped."""
+    reports = terminalreporter.stats.get("skipped", [])
+    for sentence in skip_sentences([report.longrepr[2] for report in reports if isinstance(report.longrepr, tuple)]):
+        terminalreporter.write_line(sentence)

@@ -1,5 +1,6 @@
-"""What several test files need: small networks, random ids, commands in this process, comparisons of states."""
+"""What several test files need: small networks, random ids, small texts, runs, comparisons of states."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -42,6 +43,17 @@ def shaken_model(seed: int = 0, scale: float = 0.3, **changes) -> TinyGPT:
     """A shaken model of `tiny_config(**changes)`, for evaluation."""
     torch.manual_seed(seed)
     return shaken(TinyGPT(tiny_config(**changes)), scale).eval()
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    """The path, after a file with this content was written there; text goes in as it is, in UTF-8."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a `NAME.metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def new_run(*flags: object) -> Run:

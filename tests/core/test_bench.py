@@ -12,11 +12,9 @@ RUN = [
 ]
 
 
-def test_seconds_to_a_loss_are_those_of_the_first_evaluation_at_or_below_it():
+def test_seconds_to_a_loss_and_seconds_of_a_step():
+    """Those of the first evaluation at or below the loss; the first steps, which are slow, are left out."""
     assert [seconds_to(RUN, loss) for loss in (2.1, 2.0, 1.99, 1.5, 1.4)] == [9.0, 9.0, 11.0, 11.0, math.inf]
-
-
-def test_the_slow_first_steps_are_left_out_of_a_steps_seconds():
     assert seconds_per_step(RUN) == (15 - 9) / 30
 
 

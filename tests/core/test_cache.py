@@ -5,105 +5,44 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from helpers import tiny_config
+from helpers import random_ids, shaken_model
 from sampler import SlidingWindow
 from tiny_decoder import KVCache, TinyGPT
 
 
-def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def uncached(model: TinyGPT, tokens: list[int]) -> torch.Tensor:
-    """The logits (V,) after a text by the model's plain forward pass on its last window: the oracle of this file."""
-    with torch.no_grad():
-        return model(torch.tensor([tokens[-model.config.max_seq :]]))[0, -1]
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def spread_weights(model: TinyGPT) -> TinyGPT:
-    """Larger random weights, biases and norms included, so that every term of the network matters."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.3 * torch.randn(p.shape, generator=generator)
-    return model
-
-
 @pytest.fixture
 def model() -> TinyGPT:
-    return spread_weights(TinyGPT(tiny_config(num_layers=3))).eval()
+    return shaken_model(num_layers=3)
 
 
-@pytest.mark.parametrize("cuts", [(6,), (1, 1, 1, 1, 1, 1), (3, 3), (1, 4, 1), (2, 1, 3)])
-def test_text_read_in_pieces_gives_the_logits_of_the_whole(model, cuts):
-    ids = random_ids(2, 6)
-    cache = KVCache(model, 2)
+def uncached(model: TinyGPT, *texts: list[int]) -> torch.Tensor:
+    """The logits (B, V) after each text by the model's plain forward pass on its last window: the oracle."""
     with torch.no_grad():
-        pieces = [model(piece, cache) for piece in ids.split(cuts, dim=1)]
-        assert_close(torch.cat(pieces, dim=1), model(ids))
+        return torch.stack([model(torch.tensor([text[-model.config.max_seq :]]))[0, -1] for text in texts])
 
 
+def assert_close(result: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("last_only", [False, True])
 @pytest.mark.parametrize("cuts", [(4,), (1, 1, 1, 1), (2, 2), (3, 1)])
-def test_rows_padded_on_the_left_give_the_logits_of_single_rows(model, cuts):
-    """Rows of 4, 1 and 3 tokens: whatever stands in the padding, and however the text is cut."""
-    padding, ids = [0, 3, 1], random_ids(3, 4)
-    for filler in (0, 10):
+@pytest.mark.parametrize("padding", [[0, 0, 0], [0, 3, 1]])
+def test_text_read_in_pieces_gives_the_logits_of_the_whole(model, padding, cuts, last_only):
+    """Rows padded on the left, the longest not: each gets its own logits, whatever stands in its padding."""
+    cache, ids = KVCache(model, 3), random_ids(3, 5)
+    for filler in (0, 10):  # the second time, the cache has forgotten the first
         for row, width in enumerate(padding):
             ids[row, :width] = filler
-        cache = KVCache(model, 3)
         cache.clear(padding)
         with torch.no_grad():
-            found = torch.cat([model(piece, cache) for piece in ids.split(cuts, dim=1)], dim=1)
-            more = model(torch.tensor([[5], [6], [7]]), cache)
-        assert torch.isfinite(found).all(), "a position of padding sees itself: nothing would be NaN"
+            pieces = [model(piece, cache, last_only) for piece in ids.split([*cuts, 1], dim=1)]
+            expected = [model(ids[row : row + 1, width:])[0] for row, width in enumerate(padding)]
+        assert torch.isfinite(torch.cat(pieces, dim=1)).all(), "a position of padding sees itself: nothing is NaN"
         for row, width in enumerate(padding):
-            text = torch.cat([ids[row, width:], torch.tensor([5 + row])])[None]
-            with torch.no_grad():
-                assert_close(torch.cat([found[row, width:], more[row]]), model(text)[0])
-
-
-def test_a_cleared_cache_has_forgotten(model):
-    cache, ids = KVCache(model, 2), random_ids(2, 5)
-    with torch.no_grad():
-        cache.clear([0, 2])
-        model(random_ids(2, 6, seed=3), cache)
-        cache.clear([0, 0])
-        assert_close(model(ids, cache), model(ids))
-    assert cache.length == 5
-
-
-@pytest.mark.parametrize("padding", [None, [0, 2, 4]])
-def test_last_only_is_the_last_of_all(model, padding):
-    """With a cache, padded or not, and without one."""
-    ids, logits = random_ids(3, 5), []
-    for last_only in (False, True):
-        cache = None
-        if padding is not None:
-            cache = KVCache(model, 3)
-            cache.clear(padding)
-        with torch.no_grad():
-            logits.append(model(ids, cache, last_only))
-    assert logits[1].shape == (3, 1, 11)
-    assert_close(logits[1], logits[0][:, -1:])
-
-
-@pytest.mark.parametrize("length", range(1, 13))
-@pytest.mark.parametrize("batch", [1, 3])
-def test_every_prompt_length_up_to_two_windows(model, length, batch):
-    """Prompts from one token to 2 x max_seq, then on past the window: with stride 1 the logits of the plain forward
-    pass on the last max_seq tokens."""
-    prompts = random_ids(batch, length).tolist()
-    window = SlidingWindow(model, prompts, stride=1)
-    for step in range(8):
-        expected = torch.stack([uncached(model, row) for row in window.rows])
-        assert_close(window.next_logits(), expected)
-        window.append(random_ids(batch, seed=step).tolist())
-    assert [row[:length] for row in window.rows] == prompts
+            result = pieces[-1][row] if last_only else torch.cat(pieces, dim=1)[row, width:]
+            assert_close(result, expected[row][-len(result) :])
+        assert cache.length == 5
 
 
 @pytest.mark.parametrize("stride", [1, 2, 5, None])
@@ -120,44 +59,40 @@ def test_ragged_batch_equals_single_rows(model, stride):
             window.append([token])
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4, 6, None])
-def test_full_window_moves_by_stride_tokens(model, stride):
-    """The window as the words define it: a token that finds no room makes the first `stride` leave (default: half)."""
-    tokens = random_ids(2).tolist()
-    window, seen = SlidingWindow(model, [tokens], stride=stride), list(tokens)
-    for step in range(20):
-        assert_close(window.next_logits()[0], uncached(model, seen))
+@pytest.mark.parametrize("max_seq, stride", [(6, 1), (6, 2), (6, 4), (6, 6), (6, None), (1, None)])
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 11, 12, 13])
+def test_a_full_window_moves_by_stride_tokens(max_seq, stride, length):
+    """By its definition: a token that does not fit makes the first `stride` leave (default: half, at least one).
+
+    Of a prompt of any length, the last max_seq tokens are read.
+    """
+    model, tokens = shaken_model(num_layers=3, max_seq=max_seq), random_ids(length).tolist()
+    window, seen = SlidingWindow(model, [tokens], stride=stride), tokens[-max_seq:]
+    for step in range(15):
+        assert_close(window.next_logits(), uncached(model, seen))
         token = random_ids(1, seed=step).tolist()
         window.append(token)
-        seen += token
-        if len(seen) > 6:
-            del seen[: stride or 3]
+        tokens, seen = tokens + token, seen + token
+        if len(seen) > max_seq:
+            del seen[: stride or max(1, max_seq // 2)]
+    assert window.rows == [tokens]
 
 
-@pytest.mark.parametrize("stride", [0, 7])
-def test_stride_outside_the_window_is_an_error(model, stride):
-    with pytest.raises(ValueError, match="--stride must be from 1 to .* 6"):
-        SlidingWindow(model, [[1]], stride=stride)
-
-
-def test_a_window_of_one_token_works():
-    model = spread_weights(TinyGPT(tiny_config(max_seq=1))).eval()
-    window = SlidingWindow(model, [[3, 4]])
-    for token in (5, 6):
-        assert_close(window.next_logits()[0], uncached(model, window.rows[0]))
-        window.append([token])
-
-
-@pytest.mark.parametrize("token", [11, -1])
-def test_ids_outside_the_vocabulary_are_refused(model, token):
-    with pytest.raises(ValueError, match="outside the vocabulary of 11"):
-        SlidingWindow(model, [[1, 2], [3, token]])
-
-
-@pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
-def test_prompt_without_tokens_is_an_error(model, prompts):
-    with pytest.raises(ValueError, match="at least one token"):
-        SlidingWindow(model, prompts)
+@pytest.mark.parametrize(
+    "prompts, stride, words",
+    [
+        ([[1]], 0, "--stride"),
+        ([[1]], 7, "--stride"),
+        ([[1, 2], [3, 11]], 1, "vocabulary"),
+        ([[1, 2], [3, -1]], 1, "vocabulary"),
+        ([], 1, "one token"),
+        ([[]], 1, "one token"),
+        ([[1], []], 1, "one token"),
+    ],
+)
+def test_what_a_window_refuses(model, prompts, stride, words):
+    with pytest.raises(ValueError, match=words):
+        SlidingWindow(model, prompts, stride=stride)
 
 
 def test_reordered_rows_go_on_as_the_rows_they_were(model):
@@ -168,7 +103,7 @@ def test_reordered_rows_go_on_as_the_rows_they_were(model):
     window.append([7, 8, 9])
     rows = [[*prompts[2], 7], [*prompts[2], 8], [*prompts[0], 9]]
     assert window.rows == rows
-    assert_close(window.next_logits(), torch.stack([uncached(model, row) for row in rows]))
+    assert_close(window.next_logits(), uncached(model, *rows))
 
 
 def test_cache_that_is_too_short_is_an_error(model):
@@ -188,9 +123,11 @@ def test_cache_sees_parametrized_weights(model):
             return 2 * weight
 
     attention = model.blocks[0].attention
+    before = uncached(model, [3, 1])
     parametrize.register_parametrization(attention, "in_proj_weight", Doubled())
     parametrize.register_parametrization(attention.out_proj, "weight", Doubled())
     window = SlidingWindow(model, [[3, 1]])
+    assert not torch.allclose(uncached(model, [3, 1]), before)
     for token in (4, 5, 6):
-        assert_close(window.next_logits()[0], uncached(model, window.rows[0]))
+        assert_close(window.next_logits(), uncached(model, *window.rows))
         window.append([token])

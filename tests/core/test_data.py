@@ -1,23 +1,54 @@
-"""Corpora, the verified download, the grammar's entropy floor, and windows."""
+"""Which corpus a name stands for, the windows and batches that training reads, the grammar's entropy floor."""
 
 import hashlib
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 import torch
 
 import data_setup
-from corpora import synthetic
 from corpora.download import Download
-from corpora.synthetic import Choice, synthetic_text
-from corpora.texts import read_blocks
-from data_setup import ShiftedWindowDataset, add_token_noise, batch_starts, load_corpus
-from helpers import ROOT
+from corpora.synthetic import SENTENCES, SPEAKERS, WORDS, Choice, synthetic_text
+from data_setup import ShiftedWindowDataset, add_token_noise, batch_starts, consecutive_windows, load_corpus
+from helpers import ROOT, written
 from support.command import UserError
 
-TEXT = b"Speak, I charge thee, speak!\n" * 40
+# --- Corpora -----------------------------------------------------------------------------------------------------
+
+
+def source(text: bytes) -> Download:
+    """Where nothing answers; with the right text in the folder, nothing is asked."""
+    return Download("http://127.0.0.1:9/x", "text.txt", len(text), hashlib.sha256(text).hexdigest())
+
+
+def test_auto_takes_the_file_that_is_there_and_else_falls_back_loudly(tmp_path, capsys):
+    text = b"Speak, I charge thee, speak!\n" * 40
+    assert load_corpus("auto", tmp_path, source(text)).name == "synthetic"
+    assert "SYNTHETIC" in capsys.readouterr().err
+    written(tmp_path / "text.txt", text)
+    corpus = load_corpus("auto", tmp_path, source(text))
+    assert corpus.train.text() + corpus.val.text() == text.decode() and not capsys.readouterr().err
+    written(tmp_path / "text.txt", text[:-1])
+    with pytest.raises(OSError, match="text.txt"):  # a damaged copy is no reason to train on something else
+        load_corpus("auto", tmp_path, source(text))
+
+
+def test_an_explicit_name_never_falls_back(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_corpus("tiny_shakespeare", tmp_path)
+    with pytest.raises(OSError):
+        load_corpus("tinyshakespeare", tmp_path, source(b"x"))
+
+
+@pytest.mark.tinyshakespeare
+@pytest.mark.skipif(not (ROOT / "data/tinyshakespeare.txt").exists(), reason="needs data/tinyshakespeare.txt")
+def test_the_real_tinyshakespeare():
+    corpus = load_corpus("tinyshakespeare", ROOT / "data")
+    assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
+    assert corpus.sha256 == data_setup.TINYSHAKESPEARE.sha256
+    assert corpus.train.text().startswith("First Citizen:")
 
 
 # --- Windows -----------------------------------------------------------------------------------------------------
@@ -32,20 +63,19 @@ def test_targets_are_the_inputs_shifted_by_one():
         assert inputs.dtype == targets.dtype == torch.int64
     with pytest.raises(IndexError):
         windows[6]
-
-
-def test_the_batched_path_equals_single_items():
-    windows = ShiftedWindowDataset(np.random.default_rng(0).integers(50, size=100), max_seq=7)
-    starts = np.array([0, 92, 13, 13])
-    inputs, targets = windows.batch(starts)
-    for row, start in enumerate(starts):
-        assert torch.equal(inputs[row], windows[start][0]) and torch.equal(targets[row], windows[start][1])
-
-
-def test_it_works_with_a_data_loader():
-    loader = torch.utils.data.DataLoader(ShiftedWindowDataset(np.arange(9), 4), batch_size=5)
-    inputs, targets = next(iter(loader))
+    inputs, targets = next(iter(torch.utils.data.DataLoader(windows, batch_size=5)))
     assert inputs.shape == (5, 4) and torch.equal(inputs + 1, targets)
+
+
+def test_batches_of_a_file_and_of_memory_are_the_single_windows(tmp_path):
+    ids = np.random.default_rng(0).integers(50, size=1000).astype(np.uint16)
+    np.save(tmp_path / "ids.npy", ids)
+    starts = np.array([0, 985, 13, 13])
+    for tokens in (ids, np.load(tmp_path / "ids.npy", mmap_mode="r")):
+        inputs, targets = ShiftedWindowDataset(tokens, 14).batch(starts)
+        for row, start in enumerate(starts):
+            assert inputs[row].tolist() == ids[start : start + 14].tolist()
+            assert targets[row].tolist() == ids[start + 1 : start + 15].tolist()
 
 
 def test_a_text_shorter_than_a_window_is_refused():
@@ -65,6 +95,12 @@ def test_batches_are_a_pure_function_of_seed_step_and_rank(order):
     assert np.array_equal(np.concatenate(shares), whole)
 
 
+def test_random_windows_begin_anywhere():
+    windows = ShiftedWindowDataset(np.arange(20), 8)
+    starts = [batch_starts(windows, 4, seed=0, step=step, windows="random") for step in range(100)]
+    assert set(np.concatenate(starts)) == set(range(len(windows)))
+
+
 def test_noise_takes_its_share_and_is_sampled_for_the_whole_batch():
     """Tokens of the text in its own proportions; a rank's part is a part of the whole."""
     tokens, inputs = np.repeat([7, 9], [900, 100]), torch.zeros(1000, 8, dtype=torch.int64)
@@ -77,187 +113,81 @@ def test_noise_takes_its_share_and_is_sampled_for_the_whole_batch():
     assert not np.array_equal(whole, add_token_noise(inputs, tokens, 0.2, 1000, 3, 6, 0, 1).numpy())
 
 
-def test_random_windows_begin_anywhere():
-    windows = ShiftedWindowDataset(np.arange(20), 8)
-    starts = [batch_starts(windows, 4, seed=0, step=step, windows="random") for step in range(100)]
-    assert set(np.concatenate(starts)) == set(range(len(windows)))
-
-
-@pytest.mark.parametrize("tokens, max_seq", [(1000, 8), (1003, 8), (9, 8), (20, 8), (17, 16)])
-def test_an_epoch_reads_every_window_once(tokens, max_seq):
-    """Side by side, in range, none twice; and the next epoch cuts the text at other places."""
-    windows = ShiftedWindowDataset(np.arange(tokens), max_seq)
-    per_epoch = max(1, (tokens - max_seq) // max_seq)
-    starts = np.concatenate([batch_starts(windows, 3, seed=0, step=step) for step in range(2 * per_epoch)])
-    first, second = starts[:per_epoch], starts[per_epoch : 2 * per_epoch]
-    for epoch in (first, second):
-        assert np.array_equal(np.sort(epoch), np.sort(epoch)[0] + max_seq * np.arange(per_epoch))
-    assert starts.min() >= 0 and starts.max() < len(windows)
-    assert per_epoch < 10 or not np.array_equal(first, second)
-
-
 @pytest.mark.parametrize("tokens, max_seq", [(190, 64), (1000, 8), (1003, 8), (9, 8), (20, 8), (17, 16)])
-def test_every_token_gets_its_turn(tokens, max_seq):
-    """With 190 tokens and a window of 64, 62 of the 189 targets never came, in 300 epochs."""
+def test_an_epoch_reads_every_window_once_and_in_time_every_token_comes(tokens, max_seq):
+    """Windows lie side by side. Once, with 190 tokens and a window of 64, 62 targets never came, in 300 epochs."""
     windows = ShiftedWindowDataset(np.arange(tokens), max_seq)
     per_epoch = max(1, len(windows) // max_seq)
-    starts = [batch_starts(windows, per_epoch, seed=0, step=epoch) for epoch in range(1000)]
-    targets = set(windows.batch(np.unique(np.concatenate(starts)))[1].flatten().tolist())
+    epochs = [batch_starts(windows, per_epoch, seed=0, step=epoch) for epoch in range(1000)]
+    for starts in epochs:
+        assert np.array_equal(np.sort(starts), starts.min() + max_seq * np.arange(per_epoch))
+    targets = set(windows.batch(np.unique(np.concatenate(epochs)))[1].flatten().tolist())
     assert targets == set(range(1, tokens))
+    pieces = [batch_starts(windows, 3, seed=0, step=step) for step in range(2 * per_epoch)]  # across the seams
+    assert np.array_equal(np.concatenate(pieces), np.concatenate(epochs[:6])[: 6 * per_epoch])
 
 
-# --- Texts -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("count", [2, 5, 6, 7, 50, 51, 52])
+@pytest.mark.parametrize("eval_tokens", [None, 51, 1000])
+def test_an_evaluation_goes_once_through_everything(count, eval_tokens):
+    windows = list(consecutive_windows(np.arange(count), 5, batch_tokens=15, eval_tokens=eval_tokens))
+    assert [i for x, _ in windows for i in x.flatten().tolist()] == list(range(count - 1))
+    assert [i for _, y in windows for i in y.flatten().tolist()] == list(range(1, count))
+    assert all(x.shape[1] == 5 for x, _ in windows[:-1]) and all(x.shape[0] <= 3 for x, _ in windows)
 
 
-def test_a_file_is_split_by_position(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"0123456789" * 10)
-    corpus = load_corpus(str(path))
-    assert corpus.train.text() + corpus.val.text() == "0123456789" * 10
-    assert len(corpus.train) == 90 and corpus.floor is None
-
-
-def test_byte_order_marks_and_line_ends(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes("\ufeffé\r\nb\rc\n".encode() * 1)
-    assert "".join(read_blocks(path)) == "é\nb\nc\n"
-
-
-def test_other_encodings_name_file_and_byte(tmp_path):
-    path = tmp_path / "latin.txt"
-    path.write_bytes("café".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin.txt is not UTF-8 text: byte 3 is 0xe9"):
-        list(read_blocks(path))
-
-
-@pytest.mark.parametrize("content", [b"", b"abc"])
-def test_texts_too_short_to_split_are_refused(tmp_path, content):
-    path = tmp_path / "short.txt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="short.txt"):
-        load_corpus(str(path))
-
-
-def test_an_explicit_name_never_falls_back(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        load_corpus("tiny_shakespeare", tmp_path)
-    with pytest.raises(OSError):
-        load_corpus("tinyshakespeare", tmp_path, Download("http://127.0.0.1:9/x", "x.txt", 5, "0" * 64))
-
-
-# --- Downloads ---------------------------------------------------------------------------------------------------
-
-
-def source(url: str) -> Download:
-    return Download(url, "text.txt", len(TEXT), hashlib.sha256(TEXT).hexdigest())
-
-
-def test_auto_falls_back_loudly(tmp_path, capsys):
-    nowhere = Download("http://127.0.0.1:9/x", "x.txt", 5, "0" * 64)
-    assert load_corpus("auto", tmp_path, nowhere).name == "synthetic"
-    assert "SYNTHETIC" in capsys.readouterr().err
-
-
-def test_auto_takes_the_file_that_is_there(tmp_path):
-    (tmp_path / "text.txt").write_bytes(TEXT)
-    corpus = load_corpus("auto", tmp_path, source("http://127.0.0.1:9/never"))
-    assert corpus.train.text() + corpus.val.text() == TEXT.decode()
-
-
-@pytest.mark.tinyshakespeare
-@pytest.mark.skipif(not (ROOT / "data/tinyshakespeare.txt").exists(), reason="needs data/tinyshakespeare.txt")
-def test_the_real_tinyshakespeare():
-    corpus = load_corpus("tinyshakespeare", ROOT / "data")
-    assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
-    assert corpus.sha256 == data_setup.TINYSHAKESPEARE.sha256
-    assert corpus.train.text().startswith("First Citizen:")
+@pytest.mark.parametrize(
+    "count, eval_tokens, starts",
+    [(51, 20, [0, 10, 25, 35]), (52, 10, [0, 25]), (52, 3, [0]), (5, 3, [0]), (101, 50, list(range(0, 100, 10)))],
+)
+def test_an_evaluation_of_a_part_takes_windows_from_all_of_it(count, eval_tokens, starts):
+    windows = list(consecutive_windows(np.arange(count), 5, batch_tokens=12, eval_tokens=eval_tokens))
+    assert [start for x, _ in windows for start in x[:, 0].tolist()] == starts
+    assert all(y.equal(x + 1) for x, y in windows)
+    assert all(x.shape == (x.shape[0], min(5, count - 1)) and x.numel() <= 12 for x, _ in windows)
 
 
 # --- The grammar -------------------------------------------------------------------------------------------------
 
 
 def test_a_choice_scores_each_character_exactly():
-    choice = Choice(["cat ", "car ", "dog "], [1, 1, 2])
-    assert [[round(x, 6) for x in option] for option in choice.nats] == [
-        [round(math.log(2), 6), 0, round(math.log(2), 6), 0],
-        [round(math.log(2), 6), 0, round(math.log(2), 6), 0],
-        [round(math.log(2), 6), 0, 0, 0],
-    ]
-
-
-def test_an_ambiguous_choice_is_refused():
+    half = pytest.approx(math.log(2))
+    assert Choice(["cat ", "car ", "dog "], [1, 1, 2]).nats == [[half, 0, half, 0], [half, 0, half, 0], [half, 0, 0, 0]]
     with pytest.raises(ValueError, match="ambiguous"):
         Choice(["king", "kingdom"], [1, 1])
 
 
-def test_synthetic_text_is_seeded_and_of_any_length():
-    for length in (1, 7, 12_345):
-        text, nats = synthetic_text(length)
-        assert len(text) == len(nats) == length
-    assert synthetic_text(500)[0] == synthetic_text(12_345)[0][:500]
-    assert synthetic_text(500, seed=1)[0] != synthetic_text(500)[0]
-
-
-def test_the_floor_agrees_with_counted_frequencies():
-    """An independent estimate: the entropy of what follows each long context, counted in another sample.
-
-    Words behind "The " have one distribution whatever came before, so its counted entropy must match the nats that
-    the generator reports for those very characters.
-    """
-    text, nats = synthetic_text(400_000, seed=9)
-    spans = []
-    start = text.find("\nThe ")
-    while 0 <= start:
-        begin = start + len("\nThe ")
-        end = text.find(" ", begin) + 1
-        if 0 < end:
-            spans.append((begin, end))
-        start = text.find("\nThe ", begin)
-    counts = Counter(text[begin:end] for begin, end in spans)
-    total = sum(counts.values())
-    counted = -sum(n / total * math.log(n / total) for n in counts.values())
-    reported = float(np.mean([nats[begin:end].sum() for begin, end in spans]))
-    assert reported == pytest.approx(counted, rel=0.01)
-
-
-def test_the_floor_is_a_probability_of_the_text():
-    """Scored by a parser that shares no code with the generator: it reads the text back, choice by choice."""
-    text, nats = synthetic_text(20_000, seed=2)
-    weights = {kind: [rank**-0.5 for rank in range(1, len(words) + 1)] for kind, words in synthetic.WORDS.items()}
-    cue_weights = [rank**-0.5 for rank in range(1, len(synthetic.SPEAKERS) + 1)]
-    sentence_total = sum(weight for weight, _ in synthetic.SENTENCES)
-    position, total, previous = 0, 0.0, None
-
-    def read(options, masses):
-        nonlocal position, total
-        (index,) = [i for i, option in enumerate(options) if text.startswith(option, position)]
-        position += len(options[index])
-        total -= math.log(masses[index] / sum(masses))
-        return index
-
-    while position < 19_000:
-        names = [i for i in range(len(cue_weights)) if i != previous]
-        previous = names[read([synthetic.SPEAKERS[i] + ":\n" for i in names], [cue_weights[i] for i in names])]
-        first = True
-        while True:
-            if not first and text.startswith("\n", position):
-                total -= math.log(synthetic.SPEECH_ENDS / (sentence_total + synthetic.SPEECH_ENDS))
-                position += 1
-                break
-            openings = [template.split("{")[0] for _, template in synthetic.SENTENCES]
-            index = read(openings, [weight for weight, _ in synthetic.SENTENCES])
-            if not first:  # beside the sentences there was the end of the speech to choose
-                total -= math.log(sentence_total / (sentence_total + synthetic.SPEECH_ENDS))
-            for slot in synthetic.SENTENCES[index][1].split("{")[1:]:
-                kind, literal = slot.split("}")
-                read([word + literal for word in synthetic.WORDS[kind]], weights[kind])
-            first = False
-    assert nats[:position].sum() == pytest.approx(total, rel=1e-9)
-    assert nats.min() >= 0
-
-
-def test_the_corpus_floor_is_that_of_its_validation_targets():
+def test_the_corpus_is_seeded_and_its_floor_is_that_of_its_validation_targets():
     text, nats = synthetic_text(50_000)
+    assert text[:500] == synthetic_text(500)[0] != synthetic_text(500, seed=1)[0]
     corpus = data_setup.synthetic_corpus(50_000)
     assert corpus.train.text() + corpus.val.text() == text
     assert corpus.floor == pytest.approx(nats[45_001:].sum() / 4_999)
+
+
+def test_the_floor_is_the_entropy_of_counted_choices():
+    """Read back by a parser that shares no code with the generator and knows no weights: it counts who chose what."""
+    text, nats = synthetic_text(400_000, seed=9)
+    counts, position, previous = defaultdict(Counter), 0, None
+
+    def read(*options: str) -> int:
+        nonlocal position
+        (index,) = [i for i, option in enumerate(options) if text.startswith(option, position)]
+        position += len(options[index])
+        counts[options][index] += 1
+        return index
+
+    openings = [template.split("{")[0] for _, template in SENTENCES]
+    while position < len(text) - 10_000:
+        others = [name for name in SPEAKERS if name != previous]
+        previous = others[read(*[name + ":\n" for name in others])]
+        sentence = read(*openings)
+        while sentence < len(SENTENCES):
+            for slot in SENTENCES[sentence][1].split("{")[1:]:
+                kind, literal = slot.split("}")
+                read(*[word + literal for word in WORDS[kind]])
+            sentence = read(*openings, "\n")  # an empty line ends the speech
+    entropy = -sum(n * math.log(n / count.total()) for count in counts.values() for n in count.values())
+    # Counted shares fit the text better than the true ones, by half a nat per free one (Wilks 1938), and never worse.
+    free = sum(len(options) - 1 for options in counts)
+    assert 0 < nats[:position].sum() - entropy < 0.75 * free and nats.min() >= 0

@@ -1,6 +1,7 @@
-"""What README and docs tell people to type: every command parses, every flag and linked file exists."""
+"""What README and docs say: every command parses; every flag, linked file, promised function and test exists."""
 
 import argparse
+import ast
 import importlib
 import re
 import shlex
@@ -9,7 +10,8 @@ import pytest
 
 import generate
 import recipe
-from helpers import ROOT, SMALL_NETWORK
+from conftest import skip_sentences
+from helpers import ROOT, SMALL_NETWORK, written
 from support.command import Parser
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -55,6 +57,7 @@ def parse(script: str, arguments: list[str], monkeypatch) -> None:
     elif script == "generate":
         generate.parse_settings(arguments)
     else:
+        module = importlib.import_module(script)
 
         def parse_and_leave(parser, *_):
             argparse.ArgumentParser.parse_args(parser, arguments)
@@ -62,7 +65,7 @@ def parse(script: str, arguments: list[str], monkeypatch) -> None:
 
         monkeypatch.setattr(Parser, "parse_args", parse_and_leave)
         with pytest.raises(Parsed):
-            importlib.import_module(script).main()
+            module.main()
 
 
 def test_the_pages_hold_commands_of_every_script():
@@ -109,7 +112,7 @@ def test_links_lead_somewhere():
 
 
 def test_the_first_four_commands_of_the_readme_run(in_process, tmp_path):
-    (tmp_path / "my.txt").write_text("ROMEO:\nIs the day so young?\n\n" * 40, encoding="utf-8")
+    written(tmp_path / "my.txt", "ROMEO:\nIs the day so young?\n\n" * 40)
     four = commands(fenced_lines((ROOT / "README.md").read_text(encoding="utf-8")))[:4]
     kinds = [(script, "--resume" in arguments) for script, arguments in four]
     assert kinds == [("main", False), ("generate", False), ("main", True), ("main", False)]
@@ -121,3 +124,53 @@ def test_the_first_four_commands_of_the_readme_run(in_process, tmp_path):
         assert code == 0, err
         assert words in out
     assert (tmp_path / "checkpoints" / "tiny_decoder.1.pth").exists()  # the earlier run, kept by the fourth
+
+
+# --- Promises ----------------------------------------------------------------------------------------------------
+
+PROMISES = ROOT / "docs" / "promises.md"
+NAMED = re.compile(r"`([\w./]+)`:((?: `[\w.]+`,?)+)")  # `file`: `name`, `name`
+
+
+def promises() -> list[list[str]]:
+    """The parts of each list item: the promise, where it is kept, its tests."""
+    items = re.findall(r"^- (.*(?:\n  .*)*)", PROMISES.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.split(r"\s+— ", " ".join(item.split())) for item in items]
+
+
+def names_in(path) -> set[str]:
+    """The functions, classes, methods (`Class.method`) and constants that a Python file defines."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_promises_name_functions_and_tests_that_exist():
+    """Files are named by their path, those of tests by their name alone."""
+    assert len(promises()) > 20
+    assert max(map(len, PROMISES.read_text(encoding="utf-8").splitlines())) <= 120
+    for item in promises():
+        assert len(item) == 3, f"not of three parts: {item}"
+        for part, folder in zip(item[1:], (ROOT, ROOT / "tests"), strict=True):
+            named = NAMED.findall(part)
+            assert named and not NAMED.sub("", part).strip("; "), f"not a list of files and names: {part}"
+            for file, names in named:
+                paths = list(folder.rglob(file)) if folder.name == "tests" else [folder / file]
+                missing = set(re.findall(r"`([\w.]+)`", names)) - names_in(*paths)
+                assert not missing, f"{file} does not define {missing}"
+
+
+# --- What pytest says at its end -----------------------------------------------------------------------------------
+
+
+def test_what_was_skipped_is_said_in_a_sentence_each():
+    absent = "could not import 'peft': No module named 'peft'"
+    packages, gpu, other = skip_sentences([absent, absent, "needs an NVIDIA GPU", "could not import 'resource'"])
+    assert re.search("2 skipped.*requirements-dev.txt.*: peft", packages) and "GPU" in gpu and "this system" in other
+    assert skip_sentences([]) == []

@@ -1,17 +1,14 @@
 """The same on a GPU as on the CPU: each test runs on the CPU too, so that it is known to work where there is no GPU."""
 
-import json
-
 import pytest
 import torch
 
 from corpora.synthetic import synthetic_text
-from helpers import SMALL_NETWORK
+from helpers import SMALL_NETWORK, random_ids, read_metrics, shaken_model, written
 from sampler import Sampling, SlidingWindow, generate, row_generators
-from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
+from tiny_decoder import KVCache, TinyGPT
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
-CONFIG = TinyGPTConfig(vocab_size=31, max_seq=24, embed_dim=64, num_heads=4, num_layers=3)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA)])
@@ -21,17 +18,14 @@ def device(request) -> str:
 
 def models(device: str) -> tuple[TinyGPT, TinyGPT]:
     """A model on the CPU, and the same weights on the device."""
-    torch.manual_seed(0)
-    ours = TinyGPT(CONFIG, "sinusoid").eval()
-    twin = TinyGPT(CONFIG).eval()
-    twin.load_state_dict(ours.state_dict())
-    return ours, twin.to(device)
+    shape = dict(vocab_size=31, max_seq=24, embed_dim=64, num_heads=4, num_layers=3, scale=0.1)
+    return shaken_model(**shape), shaken_model(**shape).to(device)
 
 
 @torch.inference_mode()
 def test_logits_are_the_cpus_with_and_without_a_cache(device):
     ours, twin = models(device)
-    ids = torch.randint(CONFIG.vocab_size, (3, 24))
+    ids = random_ids(3, 24, vocab_size=31)
     expected = ours(ids)
     torch.testing.assert_close(twin(ids.to(device)).cpu(), expected, atol=1e-3, rtol=1e-3)
     cache = KVCache(twin, 3)
@@ -40,23 +34,19 @@ def test_logits_are_the_cpus_with_and_without_a_cache(device):
 
 
 def test_greedy_texts_are_the_cpus_past_the_window(device):
-    prompts = [[3, 4, 5], [6]]  # of unequal length: padded
     texts = []
     for model in models(device):
-        window = SlidingWindow(model, prompts)
+        window = SlidingWindow(model, [[3, 4, 5], [6]])  # of unequal length: padded
         texts.append(list(generate(window, 40, row_generators(0, 2), Sampling(temperature=0))))
     assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_run_trains_resumes_and_samples(device, dtype, tmp_path, in_process):
-    (tmp_path / "text.txt").write_text(synthetic_text(6000)[0], encoding="utf-8")
+def test_a_run_trains_resumes_and_samples(device, dtype, tmp_path, output_of):
+    written(tmp_path / "text.txt", synthetic_text(6000)[0])
     flags = ["--data", "text.txt", "--device", device, "--dtype", dtype, "--no-compile", *SMALL_NETWORK]
-    schedule = ["--steps", "60", "--eval-every", "20", "--out", "a.pth"]
-    code, _, errors = in_process("main.py", *flags, *schedule, "--stop-at", "40")
-    assert code == 0, errors
-    assert in_process("main.py", "--resume", "--out", "a.pth", "--device", device)[0] == 0
-    losses = [json.loads(line)["val_loss"] for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()]
+    output_of("main.py", *flags, "--steps", 60, "--eval-every", 20, "--out", "a.pth", "--stop-at", 40)
+    output_of("main.py", "--resume", "--out", "a.pth", "--device", device)
+    losses = [line["val_loss"] for line in read_metrics(tmp_path / "a.metrics.jsonl")]
     assert len(losses) == 3 and losses[2] < losses[0] - 0.1
-    code, text, errors = in_process("generate.py", "--checkpoint", "a.pth", "--device", device, "--seed", "1")
-    assert code == 0 and len(text) > 400, errors
+    assert len(output_of("generate.py", "--checkpoint", "a.pth", "--device", device, "--seed", 1)) > 400

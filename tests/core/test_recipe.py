@@ -32,32 +32,21 @@ def flags_of(**changes) -> list[str]:
 # --- The schedule ------------------------------------------------------------------------------------------------
 
 
-def test_the_learning_rate_rises_then_falls_to_zero():
-    settings = recipe(steps=100, warmup=10)
-    factors = [lr_factor(step, settings) for step in range(100)]
-    assert factors[0] == pytest.approx(1 / 11) and factors[9] == pytest.approx(10 / 11) and factors[10] == 1
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
-    assert factors[-1] == pytest.approx(1 / 90)
-
-
-def test_the_cosine_falls_to_a_tenth():
-    settings = recipe(steps=100, warmup=10, schedule="cosine")
-    assert lr_factor(10, settings) == 1 and lr_factor(55, settings) == pytest.approx(0.55)
-    assert lr_factor(100, settings) == pytest.approx(0.1)
-
-
-def test_the_noise_falls_to_nothing():
-    settings = recipe(steps=101, warmup=0, token_noise=0.2)
-    assert [noise_share(step, settings) for step in (0, 1, 51, 101)] == [0.2, 0.2, 0.1, 0.0]
-
-
-def test_learning_rate_and_noise_fall_during_the_cooldown_only():
-    settings = recipe(steps=100, warmup=10, cooldown=0.2, token_noise=0.2)
-    expected = [1 / 11, 10 / 11, 1, 1, 0.5, 0]
-    assert [lr_factor(step, settings) for step in (0, 9, 50, 80, 90, 100)] == pytest.approx(expected)
-    assert [noise_share(step, settings) for step in (0, 50, 80, 90, 100)] == pytest.approx([0.2, 0.2, 0.2, 0.1, 0])
-    settings = recipe(steps=100, cooldown=0.0, token_noise=0.2)  # never: the run may go on for as long as one likes
-    assert [lr_factor(step, settings) for step in (50, 99)] == [1, 1] and noise_share(99, settings) == 0.2
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, {0: 1 / 11, 9: 10 / 11, 10: 1, 55: 0.5, 99: 1 / 90, 100: 0}),
+        ({"schedule": "cosine"}, {0: 1 / 11, 10: 1, 55: 0.55, 100: 0.1}),
+        ({"cooldown": 0.2}, {0: 1 / 11, 9: 10 / 11, 10: 1, 50: 1, 80: 1, 90: 0.5, 100: 0}),
+        ({"cooldown": 0.0}, {10: 1, 50: 1, 99: 1}),  # never: the run may go on for as long as one likes
+    ],
+)
+def test_the_learning_rate_rises_stays_and_falls_and_the_noise_falls_with_it(changes, expected):
+    settings = recipe(steps=100, warmup=10, token_noise=0.2, **changes)
+    assert {step: lr_factor(step, settings) for step in expected} == pytest.approx(expected)
+    if settings.schedule == "linear":
+        noise = {step: 0.2 * (share if step > 9 else 1) for step, share in expected.items()}
+        assert {step: noise_share(step, settings) for step in expected} == pytest.approx(noise)
 
 
 # --- The average of the weights ----------------------------------------------------------------------------------
@@ -101,21 +90,14 @@ def test_validation_and_the_best_model_are_of_the_average(tmp_path):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_valid_and_comes_back_from_a_file(preset):
-    settings = recipe(preset=preset)
+def test_every_preset_is_valid_shown_by_help_and_comes_back_from_a_file(output_of, preset):
+    settings, page = recipe(preset=preset), output_of("main.py", "--preset", preset, "--help")
     for name, value in PRESETS[preset].items():
         assert getattr(settings, name) == value
+        if type(value) is not bool:
+            entry = re.search(rf"^  {flag_of(name)} .*?(?=^  -|^$)", page, re.MULTILINE | re.DOTALL)[0]
+            assert f"(default: {value})" in " ".join(entry.split())
     assert saved_settings(vars(settings)) == settings
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_help_shows_the_values_of_the_preset(in_process, preset):
-    code, output, _ = in_process("main.py", "--preset", preset, "--help")
-    assert code == 0
-    settings = recipe(preset=preset)
-    for name in ("steps", "max_seq", "embed_dim", "batch_size", "lr", "warmup", "optimizer"):
-        entry = re.search(rf"^  {flag_of(name)} .*?(?=^  -)", output, re.MULTILINE | re.DOTALL)[0]
-        assert f"(default: {getattr(settings, name)})" in " ".join(entry.split())
 
 
 # config/train_shakespeare_char.py and train.py of nanoGPT; the second, the flags for a CPU in its README.
@@ -144,50 +126,37 @@ def test_the_references_are_nanogpts_to_the_letter(preset, theirs):
     assert (s.grad_clip, s.eval_every) == (1.0, 250)
     for step in (0, 1, 99, 100, 101, 777, s.steps // 2, s.steps - 1):
         assert s.lr * lr_factor(step, s) == pytest.approx(nanogpt_lr(step, s.steps))
-
-    model = TinyGPT(tiny_config(bias=s.bias, tie_embeddings=s.tie_embeddings))
-    (adamw,) = make_optimizers(model, s)
-    for group in adamw.param_groups:
-        assert group["betas"] == (0.9, 0.99) and group["eps"] == 1e-8 and not group["amsgrad"]
-        for p in group["params"]:
-            assert group["weight_decay"] == (0.1 if p.ndim >= 2 else 0)
+    (adamw,) = make_optimizers(TinyGPT(tiny_config(bias=s.bias, tie_embeddings=s.tie_embeddings)), s)
+    for group, decay in zip(adamw.param_groups, (0.1, 0), strict=True):
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.99), 1e-8, decay)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"init": "sinusoid"},
-        {"windows": "random"},
-        {"token_noise": 0.5},
-        {"attention_dropout": 0.5},
-        {"dropout": 0.5},
-        {"optimizer": "adamw"},
-        {"muon_lr": 0.1},
-        {"muon_momentum": 0.5},
-        {"weight_decay": 9.0},
-        {"lr": 0.1},
-        {"warmup": 4},
-        {"schedule": "cosine"},
-        {"cooldown": 0.5},
-        {"grad_clip": 0.01},
-        {"dtype": "bfloat16"},
-        {"seed": 1},
-        {"gelu": "tanh"},
-        {"num_heads": 4},
-    ],
-)
-def test_every_choice_of_the_recipe_reaches_the_training(change):
-    """Three steps with the choice changed leave other weights than three without; three without leave the same."""
+CHOICES = {"init": "sinusoid", "windows": "random", "token_noise": 0.5, "attention_dropout": 0.5, "dropout": 0.5}
+CHOICES |= {"optimizer": "adamw", "muon_lr": 0.1, "muon_momentum": 0.5, "weight_decay": 9.0, "lr": 0.1, "warmup": 4}
+CHOICES |= {"schedule": "cosine", "cooldown": 0.5, "grad_clip": 0.01, "dtype": "bfloat16", "seed": 1, "gelu": "tanh"}
+CHOICES |= {"num_heads": 4}
 
-    def weights(**changes) -> torch.Tensor:
-        plain = {"data": "synthetic", "dtype": "float32", "steps": 8, "warmup": 0, **SHAPE}
-        run = new_run(*flags_of(**{**plain, **changes}))
-        for _ in range(3):
-            train_step(run, run.model)
-        return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
-    assert torch.equal(weights(), weights())
-    assert not torch.equal(weights(**change), weights())
+def weights_after_three_steps(**changes) -> torch.Tensor:
+    plain = {"data": "synthetic", "dtype": "float32", "steps": 8, "warmup": 0, **SHAPE}
+    run = new_run(*flags_of(**{**plain, **changes}))
+    for _ in range(3):
+        train_step(run, run.model)
+    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def usual_weights() -> torch.Tensor:
+    return weights_after_three_steps()
+
+
+def test_the_same_choices_train_the_same_weights(usual_weights):
+    assert torch.equal(weights_after_three_steps(), usual_weights)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_of_the_recipe_reaches_the_training(name, usual_weights):
+    assert not torch.equal(weights_after_three_steps(**{name: CHOICES[name]}), usual_weights)
 
 
 @pytest.mark.slow
@@ -208,20 +177,15 @@ def test_ten_seeds_learn_and_none_diverges(preset, steps):
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
-def test_orthogonalize_evens_out_the_singular_values(shape):
+def test_orthogonalize_keeps_the_singular_vectors_and_evens_out_the_values(shape):
+    """By algebra: for m = u s v', the result is u s' v', so u' r v is diagonal, with s' on it."""
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    before = torch.linalg.svdvals(matrices)
-    after = torch.linalg.svdvals(orthogonalize(matrices).float())
-    assert before.max() / before.min() > 2
-    assert after.max() < 1.3 and after.min() > 0.3
-
-
-def test_orthogonalize_keeps_the_singular_vectors():
-    """By algebra: for m = u s v', the result is u s' v', so u' r v is diagonal."""
-    m = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
-    u, _, vt = torch.linalg.svd(m, full_matrices=False)
-    core = u.T @ orthogonalize(m[None])[0] @ vt.T
-    assert (core - core.diag().diag()).abs().max() < 0.1
+    for m, result in zip(matrices, orthogonalize(matrices), strict=True):
+        u, before, vt = torch.linalg.svd(m, full_matrices=False)
+        core = u.T @ result @ vt.T
+        assert (core - core.diag().diag()).abs().max() < 0.1
+        assert before.max() / before.min() > 2
+        assert core.diag().max() < 1.3 and core.diag().min() > 0.3
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
@@ -260,13 +224,11 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
     model = TinyGPT(tiny_config(tie_embeddings=tie_embeddings))
     optimizers = make_optimizers(model, recipe(optimizer=optimizer, weight_decay=0.5))
     groups = [group for o in optimizers for group in o.param_groups]
-    held = [id(p) for group in groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
     decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     matrices = model.parameters() if optimizer == "adamw" else model.blocks.parameters()
     assert decaying == {id(p) for p in matrices if p.ndim >= 2}
-    assert [type(o) for o in optimizers] == [torch.optim.AdamW, Muon][: len(optimizers)]
-    assert len(optimizers) == (2 if optimizer == "muon" else 1)
+    assert [type(o) for o in optimizers] == ([torch.optim.AdamW, Muon] if optimizer == "muon" else [torch.optim.AdamW])
 
 
 @pytest.mark.parametrize(
@@ -285,12 +247,8 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
     ],
 )
 def test_a_slow_machine_trains_a_smaller_network(monkeypatch, arguments, rate, expected):
+    """But not as one of several processes, which must agree and might measure different speeds."""
     monkeypatch.setattr("recipe.product_rate", lambda *_: rate)
     assert parse_flags(["--device", "cpu", *arguments])[0].preset == expected
-
-
-def test_several_processes_train_the_same_network_at_any_speed(monkeypatch):
-    monkeypatch.setattr("recipe.product_rate", lambda *_: 0.001)
     monkeypatch.setenv("RANK", "0")
-    settings, _given = parse_flags(["--device", "cpu"])
-    assert (settings.preset, settings.embed_dim) == ("small", 192)
+    assert parse_flags(["--device", "cpu", *arguments])[0].preset == "small"

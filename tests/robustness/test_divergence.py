@@ -11,57 +11,52 @@ from helpers import assert_one_error_line, assert_same_state
 from tiny_decoder import next_token_loss
 
 RUN = [*SMALL_RUN, "--steps", 6, "--eval-every", 2, "--lr", 0.01, "--schedule", "linear", "--warmup", 0]
+RUN += ["--out", OUT.best]
+RESUME = ["--resume", "--out", OUT.best]
+TRUE_GRADIENTS = main.compute_gradients
 
 
-def infinite_gradient(run) -> float:
+def no_loss(run, network) -> float:
+    return TRUE_GRADIENTS(run, network) if run.state.step < 3 else math.nan
+
+
+def infinite_gradient(run, network) -> float:
+    loss = TRUE_GRADIENTS(run, network)
     for p in run.model.parameters():
-        p.grad.fill_(math.inf)
-    return 1.0
-
-
-def loss_of(value: float):
-    """Stands in place of `next_token_loss`, in evaluations only."""
-
-    def loss(logits, targets):
-        return torch.tensor(value) if torch.is_inference(logits) else next_token_loss(logits, targets)
-
+        p.grad.fill_(math.inf if run.state.step == 3 else 0)
     return loss
 
 
+def no_validation_loss(logits, targets) -> torch.Tensor:
+    return torch.tensor(-math.inf) if torch.is_inference(logits) else next_token_loss(logits, targets)
+
+
 @pytest.mark.parametrize(
-    "value, spoil", [("nan", lambda run: math.nan), ("inf", lambda run: math.inf), ("inf", infinite_gradient)]
+    "name, replacement, words",
+    [
+        ("compute_gradients", no_loss, ["step 3", "nan"]),
+        ("compute_gradients", infinite_gradient, ["step 3", "inf"]),
+        ("next_token_loss", no_validation_loss, ["step 4", "-inf"]),
+    ],
 )
-def test_a_step_that_is_not_finite_stops_before_the_update(in_process, tmp_path, monkeypatch, value, spoil):
-    original, calls = main.compute_gradients, []
-
-    def diverging(run, network):
-        calls.append(run.state.step)
-        loss = original(run, network)
-        return spoil(run) if len(calls) == 2 else loss
-
+def test_what_is_not_finite_stops_a_run_that_can_be_resumed(output_of, tmp_path, monkeypatch, name, replacement, words):
+    """With one of main.py's functions replaced, a run stops with code 3; resumed without, it ends as an undisturbed
+    one."""
+    run_here(write_corpus(tmp_path), *RUN, "--stop-at", 2)
+    before = files_of(tmp_path)
     with monkeypatch.context() as patched:
-        stop_and_go_on(in_process, tmp_path, patched, "compute_gradients", diverging, "step 3", value)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_validation_loss_that_is_not_finite_stops_before_anything_is_saved(in_process, tmp_path, monkeypatch, value):
-    with monkeypatch.context() as patched:
-        stop_and_go_on(in_process, tmp_path, patched, "next_token_loss", loss_of(value), "step 4", str(value))
-
-
-def stop_and_go_on(in_process, folder, patched, name, replacement, *words) -> None:
-    """A resumed run with one of main.py's functions replaced stops with code 3; without, it ends as one that never
-    stopped."""
-    write_corpus(folder)
-    run_here(folder, *RUN, "--stop-at", 2)
-    before = files_of(folder)
-    patched.setattr(main, name, replacement)
-    code, _, errors = in_process("main.py", "--resume")
-    patched.undo()
-    assert code == 3
+        patched.setattr(main, name, replacement)
+        errors = output_of("main.py", *RESUME, code=3)
     assert_one_error_line(errors, *words, "--lr", "saved at step 2 of 6", "--resume")
-    assert files_of(folder) == before
-    assert in_process("main.py", "--resume")[0] == 0  # and nothing stands in the way of going on
-    (folder / "whole").mkdir()
-    run_here(write_corpus(folder / "whole"), *RUN)
-    assert_same_state(folder / OUT.last, folder / "whole" / OUT.last)
+    assert files_of(tmp_path) == before
+    output_of("main.py", *RESUME)
+    run_here(write_corpus(tmp_path / "whole"), *RUN)
+    assert_same_state(tmp_path / OUT.last, tmp_path / "whole" / OUT.last)
+
+
+def test_weights_that_overflow_are_one_line(output_of, tmp_path):
+    wild = ["--optimizer", "adamw", "--lr", 100, "--grad-clip", 1e30, "--weight-decay", 100, "--eval-every", 1000]
+    write_corpus(tmp_path)
+    errors = output_of("main.py", *SMALL_RUN, "--steps", 50, *wild, "--out", OUT.best, code=3)
+    assert_one_error_line(errors, "nothing was updated", "--lr")
+    assert not files_of(tmp_path)

@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import re
 import time
 from pathlib import Path
 
 import pytest
 
 from faults import OUT, SMALL_RUN, Child, announced_step, train, write_corpus
+from helpers import read_metrics
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,46 +18,32 @@ SAVES, RESUMES = 500, 20
 GROWTH = 20 * 2**20  # bytes; a leak of one training state per save would be a hundred times as much
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def descriptors(pid: int) -> int:
-    """How many files a process has open; none if it has just ended."""
+def observe(pid: int, folder: Path) -> tuple[int, int, int] | None:
+    """Bytes of memory and open files of a process, and the files of its run; None if it has just ended."""
     with contextlib.suppress(OSError):
-        return len(os.listdir(f"/proc/{pid}/fd"))
-    return 0
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        opened, files = len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(folder))
+        return (pages * os.sysconf("SC_PAGE_SIZE"), opened, files) if pages else None
 
 
 def test_five_hundred_saves_in_flat_memory_and_flat_files(tmp_path, capsys):
-    folder = write_corpus(tmp_path)
-    child = Child(folder, "main.py", *SMALL_RUN, "--steps", SAVES, "--eval-every", 1)
-    memory, files, opened = {}, {}, {}
+    folder, out = write_corpus(tmp_path), ["--out", OUT.best]
+    child = Child(folder, "main.py", *SMALL_RUN, *out, "--steps", SAVES, "--eval-every", 1)
+    seen = {}
     while os.waitpid(child.pid, os.WNOHANG)[0] == 0:
-        step = announced_step(child.stdout)
-        if step:
-            memory[step] = resident(child.pid)
-            files[step] = len(list((folder / "checkpoints").iterdir()))
-            opened[step] = descriptors(child.pid)
+        if announced_step(child.stdout) > SAVES // 10:  # the first steps fill caches
+            seen[announced_step(child.stdout)] = observe(child.pid, folder / "checkpoints")
         time.sleep(0.1)
     assert announced_step(child.stdout) == SAVES, child.stderr
-    # The first steps fill caches; a process that has just ended holds nothing.
-    settled = [memory[step] for step in memory if step > SAVES // 10 and memory[step]]
-    assert len(settled) > 20
-    assert max(settled) - min(settled) < GROWTH
-    assert max(files.values()) <= 6, "best, last, previous, metrics, lock, and one being written"
-    opened = [opened[step] for step in opened if step > SAVES // 10 and opened[step]]
+    memory, opened, files = zip(*filter(None, seen.values()), strict=True)
+    assert len(memory) > 20
+    assert max(memory) - min(memory) < GROWTH
     assert max(opened) - min(opened) < 4, "a file or two is being written"
+    assert max(files) <= 6, "best, last, previous, metrics, lock, and one being written"
     for turn in range(1, RESUMES + 1):
-        train(folder, "--resume", "--steps", SAVES + turn)
+        train(folder, "--resume", *out, "--steps", SAVES + turn)
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names == [f"tiny_decoder.{end}" for end in ("last.pth", "lock", "metrics.jsonl", "previous.pth", "pth")]
-    lines = (folder / OUT.metrics).read_text().splitlines()
-    assert [int(re.search(r'"step": (\d+)', line)[1]) for line in lines] == list(range(1, SAVES + RESUMES + 1))
+    assert [line["step"] for line in read_metrics(folder / OUT.metrics)] == list(range(1, SAVES + RESUMES + 1))
     with capsys.disabled():
-        megabytes = [bytes_ / 2**20 for bytes_ in (min(settled), max(settled))]
-        print(
-            f"\nsoak: {SAVES} saves and evaluations, {RESUMES} resumes: resident {megabytes[0]:.1f} to "
-            f"{megabytes[1]:.1f} MiB, {max(files.values())} files, {max(opened)} descriptors at most"
-        )
+        print(f"\nsoak: {min(memory) / 2**20:.1f} to {max(memory) / 2**20:.1f} MiB, {max(opened)} open files at most")
