@@ -117,7 +117,7 @@ def deviation(model: TinyGPT, weights: dict[str, Tensor]) -> float:
     if model.config.gelu == "tanh" and all(tensor.dtype == torch.float32 for tensor in weights.values()):
         return 0.0
     config = dataclasses.replace(model.config, gelu="tanh", bias=True)
-    twin = model_from_weights(config, {name: tensor.float() for name, tensor in weights.items()})
+    twin = model_from_weights(config, {name: tensor.float() for name, tensor in weights.items()}, large_window=True)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, min(model.config.max_seq, 64)), generator=generator)
     ours, theirs = (one.eval()(ids).log_softmax(-1) for one in (model, twin))

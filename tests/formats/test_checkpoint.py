@@ -135,7 +135,7 @@ def edited(path, tmp_path, edit):
 @pytest.mark.parametrize(
     "edit, words",
     [
-        (lambda h, t: h.update(format=FORMAT + 1), f"format {FORMAT + 1}, and only {FORMAT} .* newer TinyGPT"),
+        (lambda h, t: h.update(format=FORMAT + 1), f"another version of TinyGPT .format {FORMAT + 1}"),
         (lambda h, t: h.pop("format"), "'format' is missing or wrong"),
         (lambda h, t: h.pop("config"), "'config' is missing or wrong"),
         (lambda h, t: h.update(origin=[]), "'origin' is missing or wrong"),
