@@ -85,7 +85,8 @@ class BPETokenizer:
             self.merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
             self.bos = BOS if BOS in vocabulary else END_OF_TEXT
             self.tokens = sorted(vocabulary, key=vocabulary.get)
-            if [vocabulary[token] for token in self.tokens] != list(range(len(self.tokens))):
+            ids = [vocabulary[token] for token in self.tokens]
+            if ids != list(range(len(ids))) or any(type(i) is not int for i in ids):  # JSON's false is Python's 0
                 raise ValueError("its ids are not 0, 1, 2, …")
             self._bytes = [b"" if token == self.bos else bytes(BYTE_OF[c] for c in token) for token in self.tokens]
         except (KeyError, TypeError, AttributeError) as error:

@@ -252,7 +252,8 @@ def read_tokenizer(folder: Path, start_id: object) -> Tokenizer:
 def characters_from(vocabulary: dict, start_id: object) -> CharTokenizer:
     """The character tokenizer with this vocabulary. Raises ValueError if it is not one of ours."""
     characters = "".join(sorted(vocabulary.keys() - {UNK, BOS}))
-    if vocabulary != {token: number for number, token in enumerate((UNK, BOS, *characters))}:
+    ids_are_whole = all(type(number) is int for number in vocabulary.values())  # JSON's false is Python's 0
+    if not ids_are_whole or vocabulary != {token: number for number, token in enumerate((UNK, BOS, *characters))}:
         raise ValueError("its vocabulary is not <unk>, <bos> and single characters, in their order")
     known = type(start_id) is int and 2 <= start_id < len(vocabulary)
     return CharTokenizer(characters, characters[start_id - 2] if known else BOS)
@@ -262,9 +263,6 @@ def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[s
     """The weights under our names in float32, and the model's origin. rows: how many tokens the embedding has there."""
     if rows < config.vocab_size:
         raise ValueError(f"its tokenizer has {config.vocab_size} tokens, the model {rows}")
-    if rows > config.vocab_size:
-        message = f"{folder}: {rows - config.vocab_size} tokens of the model that its tokenizer lacks are left out"
-        warnings.warn(message, stacklevel=2)
     weights, origin = {}, {}
     for name, tensor, metadata in stored_tensors(folder):
         if ORIGIN in metadata and not origin:
@@ -277,9 +275,14 @@ def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[s
             raise ValueError(f"tensor {name[:60]!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
         if ".c_" in name and tensor.ndim == 2:
             tensor = tensor.T
-        if name in ("wte.weight", "lm_head.weight") and tensor.shape[:1] == (rows,):
+        if name in ("wte.weight", "lm_head.weight"):
+            if tensor.shape[:1] != (rows,):
+                raise ValueError(f"tensor {name!r} has not the {rows} rows that config.json promises (vocab_size)")
             tensor = tensor[: config.vocab_size]
         weights[rename(name, GPT2_NAMES, back=True)] = torch.empty(tensor.shape).copy_(tensor)
+    if rows > config.vocab_size:
+        message = f"{folder}: {rows - config.vocab_size} tokens of the model that its tokenizer lacks are left out"
+        warnings.warn(message, stacklevel=2)
     return weights, origin or {"converted_from": folder.absolute().name}
 
 
