@@ -115,13 +115,13 @@ def read_zip(path: Path) -> dict[str, Tensor]:
             raise ValueError("it is not a .pth or .pt file, or only a part of one")
         with zipfile.ZipFile(file) as container:
             entries = container.infolist()
-            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-                raise ValueError("its zip does not hold one data.pkl, or a very large one")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError("it is compressed")
             if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
                 raise ValueError("it claims to hold more than it does")
+            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+                raise ValueError("its zip does not hold one data.pkl, or a very large one")
             return {entry.filename: read_entry(container, entry) for entry in entries}
 
 
