@@ -24,7 +24,7 @@ from support.command import UserError, out_of_memory
 
 MAX_DIRECTORY_BYTES, MAX_PICKLE_BYTES = 2**22, 2**26
 MAX_OPCODES = 2**20
-MAX_DIMENSIONS = 8  # of a tensor
+MAX_DIMENSIONS, MAX_NUMBERS = 8, 2**48  # of a tensor
 # The tensors together may have so many times the bytes of the file: tied weights are two tensors in one memory, but
 # expanded ones could claim terabytes.
 MAX_CLAIM = 2
@@ -141,8 +141,8 @@ def unpickle(pickle: bytes, entries: dict[str, Tensor], folder: str) -> object:
     """What a pickle describes; folder: where in the zip the tensors' bytes lie. Raises ValueError if it needs more than
     this machine knows, and other exceptions if it is damaged.
 
-    Of what the pickle remembers, only strings, names and flat tuples may be used again: a kilobyte could otherwise
-    stand for a structure with more parts than any computer can walk through.
+    Of what the pickle remembers, only strings, names, tensors and flat tuples may be used again: a kilobyte could
+    otherwise stand for a structure with more parts than any computer can walk through.
     """
     stack, marks, memo = [], [], {}
     unclaimed = MAX_CLAIM * sum(map(len, entries.values()))  # bytes that further tensors may have
@@ -183,14 +183,17 @@ def unpickle(pickle: bytes, entries: dict[str, Tensor], folder: str) -> object:
             case "BINPERSID":
                 stack.append(find_storage(*taken, entries, folder))
             case "REDUCE":
-                stack.append(call(*taken, unclaimed))
-                unclaimed -= stack[-1].nbytes if isinstance(stack[-1], Tensor) else 0
+                stack.append(call(*taken))
             case "STOP":
                 return stack.pop()
             case "PROTO" | "BUILD":  # what is built are attributes of an OrderedDict, which nobody needs
                 pass
             case _:
                 raise ValueError(f"its pickle holds {name}, used as no checkpoint uses it")
+        if name in ("REDUCE", "BINGET", "LONG_BINGET") and isinstance(stack[-1], Tensor):
+            unclaimed -= stack[-1].nbytes
+            if unclaimed < 0:
+                raise ValueError("its tensors claim to be more than the file holds")
     raise ValueError("its pickle has no end")
 
 
@@ -198,7 +201,7 @@ def is_reusable(value: object) -> bool:
     """Whether a pickle may use a value again that it has made before."""
     if isinstance(value, tuple):
         return len(value) <= MAX_DIMENSIONS and all(isinstance(item, int | float) for item in value)
-    return isinstance(value, str | torch.dtype | type)
+    return isinstance(value, str | Tensor | torch.dtype | type)
 
 
 def set_items(target: dict, items: list) -> None:
@@ -220,20 +223,18 @@ def find_storage(identity: object, entries: dict[str, Tensor], folder: str) -> S
     raise ValueError("a tensor has other bytes than its shape needs, or is of an unknown type")
 
 
-def call(function: object, arguments: object, unclaimed: int) -> Tensor | dict:
+def call(function: object, arguments: object) -> Tensor | dict:
     """What a call in the pickle makes: an empty OrderedDict, here a dictionary, or a tensor that looks into its storage
-    and has at most so many bytes."""
+    and so takes no further memory. Raises ValueError if it is neither."""
     match arguments:
         case () if function is dict:
             return {}
         case (Storage() as storage, int(offset), tuple(size), tuple(stride), bool(), dict()) if function is Tensor:
             last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
             numbers = math.prod(size)
-            if len(size) > MAX_DIMENSIONS or min(offset, *size, *stride, 0) < 0:
+            if len(size) > MAX_DIMENSIONS or min(offset, *size, *stride, 0) < 0 or numbers > MAX_NUMBERS:
                 raise ValueError("a tensor has an impossible shape")
             if numbers and last >= len(storage.memory) // storage.dtype.itemsize:
                 raise ValueError("a tensor looks beyond its memory")
-            if numbers * storage.dtype.itemsize > unclaimed:
-                raise ValueError("its tensors claim to be more than the file holds")
             return torch.empty(0, dtype=storage.dtype).set_(storage.memory.untyped_storage(), offset, size, stride)
     raise ValueError("its pickle calls a function that no checkpoint needs")

@@ -29,9 +29,12 @@ from training.state import read_state
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
-CASES = {"command lines": 20, "damaged bytes": 100, "changed values": 25}
-MANY = {name: 20 * count for name, count in CASES.items()}
 WHOLE_CASE = 20  # seconds that one case may take
+
+
+def tries(count: int):
+    """A test's number of cases; twenty times as many if it is slow."""
+    return pytest.mark.parametrize("count", [count, pytest.param(20 * count, marks=pytest.mark.slow)])
 
 
 def cases(count: int):
@@ -135,7 +138,8 @@ def run_command(folder: Path, script: str, arguments: list[str]) -> tuple[int, s
         sys.argv, warnings.showwarning = argv, show
 
 
-def fuzz_command_lines(template, monkeypatch, count):
+@tries(20)
+def test_random_command_lines(template, monkeypatch, count):
     synthetic = functools.partial(data_setup.synthetic_corpus, 3000)
     monkeypatch.setattr(data_setup, "synthetic_corpus", synthetic)  # a shorter one, made once
     monkeypatch.setattr(data_setup, "fetch", lambda *_: template / "text.txt")  # no network
@@ -163,15 +167,6 @@ def fuzz_command_lines(template, monkeypatch, count):
     assert len(tried) >= count and {0, 2} <= set(tried)
 
 
-def test_random_command_lines(template, monkeypatch):
-    fuzz_command_lines(template, monkeypatch, CASES["command lines"])
-
-
-@pytest.mark.slow
-def test_many_random_command_lines(template, monkeypatch):
-    fuzz_command_lines(template, monkeypatch, MANY["command lines"])
-
-
 # --- Damaged bytes -----------------------------------------------------------------------------------------------
 
 
@@ -188,7 +183,8 @@ def loads_or_refuses(path: Path, original: dict[str, torch.Tensor]) -> bool:
     return True
 
 
-def fuzz_bytes(template, tmp_path, count):
+@tries(100)
+def test_random_damage_to_the_bytes(template, tmp_path, count):
     whole, path, tried = (template / OUT.last).read_bytes(), tmp_path / "damaged.pth", []
     _, original = read_checkpoint(template / OUT.last, TRAINING)
 
@@ -211,15 +207,6 @@ def fuzz_bytes(template, tmp_path, count):
     assert len(tried) >= count and False in tried
 
 
-def test_random_damage_to_the_bytes(template, tmp_path):
-    fuzz_bytes(template, tmp_path, CASES["damaged bytes"])
-
-
-@pytest.mark.slow
-def test_much_random_damage_to_the_bytes(template, tmp_path):
-    fuzz_bytes(template, tmp_path, MANY["damaged bytes"])
-
-
 # --- Changed values ----------------------------------------------------------------------------------------------
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**9, 2**63, -1, 0, 1, 1e308]))
@@ -240,7 +227,8 @@ def containers(value, found):
     return found
 
 
-def fuzz_values(template, count):
+@tries(25)
+def test_random_values_in_a_training_state(template, count):
     tried = []
 
     @cases(count)
@@ -265,12 +253,3 @@ def fuzz_values(template, count):
 
     check()
     assert len(tried) >= count and 2 in tried
-
-
-def test_random_values_in_a_training_state(template):
-    fuzz_values(template, CASES["changed values"])
-
-
-@pytest.mark.slow
-def test_many_random_values_in_a_training_state(template):
-    fuzz_values(template, MANY["changed values"])

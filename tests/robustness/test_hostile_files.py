@@ -471,11 +471,9 @@ def test_a_large_window_needs_a_flag(tmp_path, in_process, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.pth", "a.pt", "a"])
-@pytest.mark.parametrize("shape", [{"num_layers": 8, "embed_dim": 1024}, {"max_seq": LARGE_WINDOW, "embed_dim": 2**13}])
-def test_reading_400_mb_takes_little_more(template, tmp_path, name, shape):
-    """In many tensors, and in one."""
+def test_reading_400_mb_takes_at_most_four_times_as_much(template, tmp_path, name):
     shutil.copy(template / "text.txt", tmp_path)
-    assert_small_peak(write_large(tmp_path / name, **shape), None)
+    assert_small_peak(write_large(tmp_path / name, num_layers=8, embed_dim=1024), None)
 
 
 LOW_MEMORY = """
@@ -566,19 +564,14 @@ def test_a_batch_that_the_memory_does_not_hold_is_refused_on_resume(refused, mon
     refused("resume", edited(part_of("settings", batch_size=2**20)), "GiB", "--batch-size")
 
 
-def test_another_text_under_the_same_name_is_refused_on_resume(refused, tmp_path):
-    refused("resume", lambda _: (tmp_path / "text.txt").write_text(TEXT[::-1]), "no longer the text")
-
-
 # --- A new run over damaged files --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["empty", "random bytes"])
-def test_training_anew_keeps_damaged_files_as_they_are(template, tmp_path, in_process, damage):
+def test_training_anew_keeps_damaged_files_as_they_are(template, tmp_path, in_process):
     copy_of(template, tmp_path)
     paths = RunPaths(tmp_path / OUT.best)
     for path in (paths.best, paths.last):
-        DAMAGES[damage][0](path)
+        DAMAGES["random bytes"][0](path)
     before = files_of(tmp_path)
     assert in_process("main.py", *SMALL_RUN, "--steps", 1, "--eval-every", 1)[0] == 0
     after = files_of(tmp_path)
