@@ -22,9 +22,7 @@ import torch
 
 import data_setup
 from faults import OUT, SMALL_RUN, copy_of, files_of, run_here, write_corpus
-from formats.checkpoint import TRAINING, read_checkpoint
 from support import command as cli
-from support.command import UserError
 from training.state import read_state
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -165,46 +163,6 @@ def test_random_command_lines(template, monkeypatch, count):
 
     check()
     assert len(tried) >= count and {0, 2} <= set(tried)
-
-
-# --- Damaged bytes -----------------------------------------------------------------------------------------------
-
-
-def loads_or_refuses(path: Path, original: dict[str, torch.Tensor]) -> bool:
-    """Whether a damaged state loads; if it does, then with exactly the original tensors (padding was hit)."""
-    with warnings.catch_warnings(), no_hang():
-        warnings.simplefilter("error")
-        try:
-            _, tensors = read_state(path)
-        except UserError:
-            return False
-    assert tensors.keys() == original.keys()
-    assert all(torch.equal(tensors[name], original[name]) for name in original)
-    return True
-
-
-@tries(100)
-def test_random_damage_to_the_bytes(template, tmp_path, count):
-    whole, path, tried = (template / OUT.last).read_bytes(), tmp_path / "damaged.pth", []
-    _, original = read_checkpoint(template / OUT.last, TRAINING)
-
-    @cases(count)
-    @hypothesis.given(
-        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=4),
-        st.one_of(st.none(), st.tuples(*[st.integers(0, len(whole))] * 3)),
-    )
-    def check(bytes_set, move):
-        content = bytearray(whole)
-        for place, byte in bytes_set:
-            content[place] = byte
-        if move:  # a piece is overwritten by another, which cuts, doubles and shifts
-            start, stop, to = move
-            content[to:to] = content[start:stop]
-        path.write_bytes(content)
-        tried.append(loads_or_refuses(path, original))
-
-    check()
-    assert len(tried) >= count and False in tried
 
 
 # --- Changed values ----------------------------------------------------------------------------------------------

@@ -4,10 +4,8 @@ Every damage is tried once on the reader, and one damage on every command that r
 """
 
 import contextlib
-import io
 import json
 import os
-import pickle
 import random
 import re
 import shutil
@@ -139,9 +137,7 @@ def many_entries(path):
 
 BYTES = {
     "empty": (lambda path: path.write_bytes(b""), "not a .pth"),
-    "text": (lambda path: path.write_text("a poem, not a model\n"), "not a .pth"),
     "random bytes": (lambda path: path.write_bytes(random.Random(0).randbytes(5000)), "not a .pth"),
-    "a pickle": (lambda path: path.write_bytes(pickle.dumps({"weights": [1.0]})), "not a .pth"),
     "another zip": (another_zip, "data.pkl"),
     "an old torch file": (lambda p: torch.save({}, p, _use_new_zipfile_serialization=False), "not a .pth"),
     "a zip bomb": (rewritten(lambda n, d: [(n, bytes(2**27) if "/0" in n else d)], zipfile.ZIP_DEFLATED), "compressed"),
@@ -166,21 +162,20 @@ def test_a_file_cut_at_any_length_is_refused(template, tmp_path, name):
             read_checkpoint(path, TRAINING if name == OUT.last else MODEL)
 
 
-def test_a_flipped_bit_in_any_entry_is_noticed(template, tmp_path):
-    """PyTorch itself loads most of these files without a word."""
-    path, whole, unnoticed = tmp_path / "flipped.pth", (template / OUT.last).read_bytes(), 0
-    with zipfile.ZipFile(io.BytesIO(whole)) as container:
-        entries = container.infolist()
-    for entry in entries:
-        name_size, extra_size = struct.unpack_from("<HH", whole, entry.header_offset + 26)
-        position = entry.header_offset + 30 + name_size + extra_size + entry.file_size // 2
+@pytest.mark.parametrize("step", [211, pytest.param(7, marks=SLOW)])
+def test_a_byte_changed_anywhere_is_noticed_or_changes_nothing(template, tmp_path, step):
+    """A byte in each tensor, and every so many of all others; PyTorch itself loads most of these files."""
+    path, whole = tmp_path / "changed.pth", (template / OUT.last).read_bytes()
+    header, original = read_checkpoint(template / OUT.last, TRAINING)
+    in_tensors = {whole.index(t.numpy().tobytes()) for t in original.values() if t.numel() > 1}
+    for position in in_tensors | set(range(0, len(whole), step)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        with pytest.raises(UserError, match="flipped.pth is not a TinyGPT checkpoint"):
-            read_checkpoint(path, TRAINING)
-        with contextlib.suppress(Exception):
-            torch.load(path, weights_only=True)
-            unnoticed += 1
-    assert unnoticed > 50
+        try:
+            again, tensors = read_checkpoint(path, TRAINING)
+        except UserError:
+            continue
+        assert position not in in_tensors and again == header and tensors.keys() == original.keys()
+        assert all(torch.equal(tensors[name], original[name]) for name in original)
 
 
 # --- Well-formed, but not what was saved -------------------------------------------------------------------------
@@ -223,34 +218,24 @@ def with_terabytes_from_one_number(header, tensors):
 NORM = "final_norm.bias"
 EDITS = {
     "another format": (lambda h, t: h.update(format=FORMAT + 1), "another version of TinyGPT"),
-    "a format in words": (lambda h, t: h.update(format="2"), "'format'"),
-    "no config": (lambda h, t: h.pop("config"), "'config'"),
     "an origin as a list": (lambda h, t: h.update(origin=[]), "'origin'"),
     "no tensors": (lambda h, t: t.clear(), "is missing"),
-    "a missing tensor": (lambda h, t: t.pop(NORM), f"'{NORM}' is missing"),
     "an extra tensor": (lambda h, t: t.update(more=torch.zeros(1)), "'more'"),
     "a tensor with an endless name": (lambda h, t: t.update({"a" * 5_000_000: torch.zeros(1)}), "aaaa"),
     "a misshapen tensor": (with_tensor(NORM, lambda t: torch.zeros(2)), f"'{NORM}' is (2,)"),
     "a tensor of double precision": (with_tensor(NORM, lambda t: t.double()), "float64"),
-    "a number for a tensor": (with_tensor(NORM, lambda t: 3.0), f"'{NORM}'"),
     "a sparse tensor": (with_tensor(NORM, lambda t: t.to_sparse()), "pickle"),
-    "a tensor with the negative bit": (with_tensor(NORM, lambda t: torch._neg_view(t)), "pickle"),
     "a NaN weight": (with_tensor(NORM, lambda t: t.fill_(torch.nan)), "not finite"),
-    "an infinite weight": (with_tensor(NORM, lambda t: t.fill_(-torch.inf)), "not finite"),
     "a transposed weight": (with_tensor("blocks.0.mlp.up.weight", lambda t: t.t().contiguous().t()), "contiguous"),
     "a name that is not text": (lambda h, t: t.update({(1, 2): torch.zeros(1)}), "key"),
     "a name that is a number": (lambda h, t: t.update({1: torch.zeros(1)}), "'1'"),
     "a config without a field": (lambda h, t: h["config"].pop("num_heads"), "config has a field"),
-    "a config with one more": (part_of("config", colour="red"), "config has a field"),
-    "a config with text": (part_of("config", embed_dim="8"), "embed_dim"),
-    "a config with True": (part_of("config", num_layers=True), "num_layers"),
     "a negative config": (part_of("config", max_seq=-1), "max_seq"),
     "a NaN dropout": (part_of("config", dropout=float("nan")), "NaN"),
     "a config of terabytes": (part_of("config", embed_dim=2**14, num_layers=2**10), "(8, 8)"),
     "a config past all bounds": (part_of("config", embed_dim=2**40), "embed_dim"),
     "a number without end": (part_of("config", embed_dim=10**4000), "embed_dim"),
     "a window without positions": (part_of("config", max_seq=2**14), "(8, 8)"),
-    "other biases": (part_of("config", bias=False), "unexpected tensor"),
     "terabytes from one number": (with_terabytes_from_one_number, "more than the file holds"),
     "a tie that is not there": (part_of("config", tie_embeddings=True), "'head.weight'"),
     "an empty vocabulary": (part_of("tokenizer", characters=""), "vocabulary"),
@@ -270,7 +255,6 @@ OUTER = {
     "a header nested deeply": (replaced(header="[" * 100_000), "nested"),
     "a header with surrogates": (replaced(header='{"format": 2, "kind": "\\ud800"}'), "'config'"),
     "a header of many objects": (replaced(header="[" + "{}," * 2_000_000 + "{}]"), "too large"),
-    "a header of 20 MB": (replaced(header=" " * 20_000_000), "too large"),
     "tensors as a list": (replaced(tensors=[1]), "'tensors'"),
     "a tensor for a format": (lambda path: torch.save({"format": torch.zeros(2)}, path), "'header'"),
     "a training state": (lambda path: shutil.copy(path.with_name("state.pth"), path), "is of kind 'training'"),
@@ -293,9 +277,7 @@ class Call:
 CALLS = {
     "a shell command": Call(os.system, "touch canary"),
     "exec": Call(exec, "open('canary', 'w')"),
-    "getattr": Call(getattr, "", "join"),
     "a gigabyte of bytes": Call(bytearray, 2**30),
-    "a gigabyte of storage": Call(torch.UntypedStorage, 2**30),
     "a parameter": torch.nn.Parameter(torch.zeros(1)),
 }
 
@@ -319,7 +301,6 @@ MEMORIES = b"}" + b"".join(b"r" + struct.pack("<I", number) for number in range(
 PICKLES = {
     "a key of 2**60 tuples": with_pickle(PAIRS),
     "a list of 2**60 lists": with_pickle(LISTS),
-    "a key of tuples in tuples": with_pickle(b"})" + b"\x85" * 200_000 + b"Ns."),
     "a list of lists": with_pickle(b"]" * 200_000 + b"a" * 199_999 + b"."),
     "a shadowed method": with_pickle(b"ccollections\nOrderedDict\n)R}X\3\0\0\0getNsb."),
     "many sets": with_pickle(b"\x8f" * 2_000_000 + b"."),
@@ -360,14 +341,10 @@ def test_a_damaged_file_is_refused(template, tmp_path, name):
 MATRIX = "blocks.0.mlp.up.weight.A"
 ADAPTER_EDITS = {
     "another base": (lambda h, t: h.update(base="0" * 64), "base"),
-    "a base that is not text": (lambda h, t: h.update(base=3), "base"),
-    "a missing tensor": (lambda h, t: t.popitem(), "is missing"),
     "a misshapen tensor": (with_tensor(MATRIX, lambda t: torch.zeros(2)), "mlp.up"),
     "a NaN weight": (with_tensor(MATRIX, lambda t: t.fill_(torch.nan)), "not finite"),
     "another rank": (part_of("config", rank=3), "(2, 8)"),
     "a rank of billions": (part_of("config", rank=2**40), "rank"),
-    "a rank in words": (part_of("config", rank="2"), "rank"),
-    "an unknown target": (part_of("config", targets=["moon"]), "moon"),
     "a nested target": (part_of("config", targets=[["moon"]]), "moon"),
     "an endless alpha": (part_of("config", alpha=10**400), "alpha"),
     "a dropout": (part_of("config", dropout="x"), "config"),
@@ -526,26 +503,17 @@ STATE_EDITS = {
     "no step": (lambda h, t: h["training"].pop("step"), "'step'"),
     "an endless step": (part_of("training", step=2**60), "'step'"),
     "a NaN loss": (part_of("training", best_loss=float("nan")), "NaN is not a number"),
-    "an infinite loss": (part_of("training", best_loss=float("inf")), "Infinity is not a number"),
-    "a negative loss": (part_of("training", best_loss=-1.0), "'best_loss' is out of range"),
     "another corpus": (part_of("training", corpus_sha256="0" * 64), "no longer the text"),
-    "no settings": (lambda h, t: h.pop("settings"), "'settings'"),
     "another version's settings": (lambda h, t: h["settings"].pop("token_noise"), "token_noise missing"),
     "a setting of another type": (part_of("settings", steps="many"), "--steps"),
     "a setting out of range": (part_of("settings", lr=-1.0), "--lr"),
-    "a setting missing its value": (part_of("settings", lr=None), "lr"),
     "a window wider than the model's": (part_of("settings", max_seq=16), "max_seq"),
-    "nested settings": (part_of("settings", steps=[[1]]), "--steps"),
     "no optimizers": (without("optimizer/"), "optimizers or average"),
     "optimizers in another order": (swap_optimizers, "optimizers or average"),
-    "an optimizer without a parameter": (without("optimizer/0/0/"), "optimizers or average"),
     "a parameter without a moment": (lambda h, t: t.pop(MOMENT), "exp_avg"),
-    "an unknown moment": (lambda h, t: t.update({"optimizer/0/0/more": torch.zeros(1)}), "more"),
     "a misshapen moment": (with_tensor(MOMENT, lambda t: torch.zeros(1)), "exp_avg"),
-    "a NaN moment": (with_tensor(MOMENT, lambda t: t.fill_(torch.nan)), "not finite"),
     "no momentum": (lambda h, t: t.pop(MOMENTUM), "momentum"),
     "no average": (without("average/"), "is missing"),
-    "a misshapen average": (with_tensor(AVERAGE, lambda t: torch.zeros(2)), f"'{NORM}'"),
     "another vocabulary": (with_another_vocabulary, "vocabulary is not that of text.txt"),
 }
 
