@@ -8,7 +8,6 @@ examples:
   python convert.py checkpoints/tiny_decoder.pth merged.pth --lora checkpoints/my_lora.pth
   python convert.py gpt2/ checkpoints/gpt2.pth                            # a Hugging Face folder of GPT-2's kind
   python convert.py out-shakespeare-char/ckpt.pt nano.pth --data input.txt      # nanoGPT's
-  python convert.py old.pth new.pth                                       # of format 1 into today's
 """
 
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
@@ -18,10 +17,8 @@ from decimal import ROUND_UP, Context
 from pathlib import Path
 
 from formats.adapter import apply_adapter
-from formats.checkpoint import Checkpoint, load_model, save_model
-from formats.container import read_container
+from formats.checkpoint import LARGE_WINDOW_HELP, Checkpoint, load_model, save_model
 from formats.describe import describe_file, describe_model
-from formats.format1 import model_of_format1
 from formats.gguf import save_gguf
 from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
@@ -39,12 +36,11 @@ def load(settings: argparse.Namespace) -> Checkpoint:
         hint = f"; GPT-2's folder comes by: hf download openai-community/gpt2 {files} --local-dir gpt2"
         raise UserError(f"{source}: no such file or folder{hint if 'gpt2' in source.name else ''}")
     if source.suffix == ".pt":
-        loaded = load_nanogpt(source, settings.data, settings.tokenizer)
+        loaded = load_nanogpt(source, settings.data, settings.tokenizer, settings.large_window)
     elif source.is_dir():
-        loaded = load_huggingface(source)
+        loaded = load_huggingface(source, settings.large_window)
     else:
-        content = read_container(source)
-        loaded = model_of_format1(source, content) if content.get("format") == 1 else load_model(source, content)
+        loaded = load_model(source, settings.large_window)
     if lora:
         loaded.origin = {**apply_adapter(loaded, lora), "merged_from": str(lora)}
         merge_adapters(loaded.model)
@@ -91,6 +87,7 @@ def make_parser() -> Parser:
     add("--data", type=Path, metavar="TEXT", help="of nanoGPT's ckpt.pt: the text that its characters come from")
     add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
+    add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
     precision = "of the weights in a page (if not given, float16) or in a GGUF file (float32)"
     add("--precision", type=one_of("float16", "float32"), help=precision)
     add("--force", action="store_true", help="overwrite TARGET; write a page of more than 50 MB")
@@ -100,9 +97,9 @@ def make_parser() -> Parser:
 def show(settings: argparse.Namespace) -> None:
     """Print what is in the source."""
     whole = settings.lora or settings.source.suffix != ".pth"
-    found = describe_model(load(settings)) if whole else describe_file(settings.source)
-    width = max(map(len, found))
-    for name, value in found.items():
+    facts = describe_model(load(settings)) if whole else describe_file(settings.source)
+    width = max(map(len, facts))
+    for name, value in facts.items():
         print(f"{name:{width}}  {one_line(value)}")
 
 

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 
-from formats.checkpoint import LIMITS, USUAL_PATH
+from formats.checkpoint import LARGE_WINDOW_HELP, LIMITS, USUAL_PATH
 from support.command import Parser, UserError, flag_of, given_flags, number, one_of, text, whole
 from support.device import pick_device, pick_dtype, product_rate
 
@@ -60,6 +60,7 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
     add("--out", type=text, default=USUAL_PATH, help="where the best model goes")
     add("--init-from", type=text, help="a model to fine-tune: its weights, shape and tokenizer")
     add("--resume", action="store_true", help="continue from the training state beside --out")
+    add("--large-window", action=YES_NO, default=False, help=LARGE_WINDOW_HELP)
 
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:

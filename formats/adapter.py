@@ -31,10 +31,10 @@ def base_weights(model: TinyGPT) -> dict[str, Tensor]:
 
 def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
     """A and B of every adapter, named after the matrix: `blocks.0.mlp.up.weight.A`; empty for an unadapted model."""
-    found = {}
+    weights = {}
     for name, _, _, adapter in adapted_places(model):
-        found |= {f"{name}.{part}": tensor.cpu() for part, tensor in adapter.state_dict().items()}
-    return found
+        weights |= {f"{name}.{part}": tensor.cpu() for part, tensor in adapter.state_dict().items()}
+    return weights
 
 
 def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> None:
@@ -70,10 +70,13 @@ def apply_adapter(base: Checkpoint, path: Path) -> dict:
     if header.get("base") != model_digest(base.model.config, base.tokenizer, weights):
         raise UserError(f"{path} is for another base: name the checkpoint that it was trained on (--init-from)")
     with user_errors(f"{path} cannot be used: "):
-        saved = header["config"]
-        check_fields(saved, {"rank": int, "alpha": (int, float), "targets": list})
-        if len(saved) > 3:
-            raise ValueError("its config has entries that this version does not know")
-        config = LoRAConfig(saved["rank"], saved["alpha"], tuple(saved["targets"]))
-        adapt(base.model, config, tensors)
+        adapt(base.model, config_from_plain(header["config"]), tensors)
     return header["origin"]
+
+
+def config_from_plain(fields: dict) -> LoRAConfig:
+    """The config with these fields. Raises ValueError if one is unknown, missing or out of range."""
+    check_fields(fields, {"rank": int, "alpha": (int, float), "targets": list})
+    if len(fields) > 3:
+        raise ValueError("its config has entries that this version does not know")
+    return LoRAConfig(fields["rank"], fields["alpha"], tuple(fields["targets"]))

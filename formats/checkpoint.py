@@ -40,6 +40,10 @@ from tokenizer import Tokenizer
 FORMAT = 3
 # Upper bounds, which keep a damaged or hostile checkpoint from asking for more memory than any machine has.
 LIMITS = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
+# Reading a file takes at most 300 MB of memory plus four times its size. While the mask is made, it takes 5 bytes for
+# each pair of tokens: 245 MB for this window. A model with a larger one needs --large-window.
+LARGE_WINDOW = 7000  # tokens
+LARGE_WINDOW_HELP = f"accept a file whose window has more than {LARGE_WINDOW:,} tokens: its mask takes much memory"
 USUAL_PATH = "checkpoints/tiny_decoder.pth"  # which every command writes or reads unless it is told otherwise
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
 
@@ -80,7 +84,7 @@ def write_checkpoint(path: Path, header: dict, tensors: dict[str, Tensor], previ
     Raises OSError if the file cannot be written; FloatingPointError, and writes nothing, if a number is not finite.
     """
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise FloatingPointError(f"tensor {name!r} holds numbers that are not finite: the training has diverged")
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     parse_json(text)  # what could not be read is not written
@@ -102,60 +106,58 @@ def model_digest(config: TinyGPTConfig, tokenizer: Tokenizer, weights: dict[str,
 # --- Reading -----------------------------------------------------------------------------------------------------
 
 
-def read_any(path: Path, content: dict | None = None) -> tuple[dict, dict[str, Tensor]]:
+def read_any(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """Header and tensors of a `.pth`, its outermost layer checked. Nothing in the file is ever executed.
 
-    content: what `read_container` gave, if the file was read before. Raises UserError, with what is wrong and what to
-    do, if the file is missing or damaged; OSError if it cannot be read.
+    Raises UserError, with what is wrong and what to do, if the file is missing or damaged; OSError if it cannot be
+    read.
     """
-    content = content or read_container(path)
-    if type(content.get("format")) is int:
-        convert = "convert a model by: python convert.py OLD.pth NEW.pth"
-        advice = convert if content["format"] == 1 else "use a newer TinyGPT"
-        raise UserError(f"{path} has format {content['format']}, and only {FORMAT} is read here: {advice}")
-    with user_errors(f"{path} is no TinyGPT checkpoint: "):
+    content = read_container(path)
+    with user_errors(f"{path} is not a TinyGPT checkpoint: "):
         check_fields(content, {"header": str, "tensors": dict})
-        header = parse_json(content["header"])
+        header, tensors = parse_json(content["header"]), content["tensors"]
         check_fields(header, {"format": int, "kind": str, "config": dict, "origin": dict})
-        if strange := [str(name)[:60] for name, t in content["tensors"].items() if type(t) is not Tensor]:
-            raise ValueError(f"{strange[0]!r} is no tensor")
+        for name, tensor in tensors.items():
+            if type(name) is not str or type(tensor) is not Tensor:
+                raise ValueError(f"{str(name)[:60]!r} is not a tensor")
     if header["format"] != FORMAT:
-        raise UserError(f"{path} has format {header['format']}, and only {FORMAT} is read here: use a newer TinyGPT")
-    return header, content["tensors"]
-
-
-def read_checkpoint(path: Path, kind: str, content: dict | None = None) -> tuple[dict, dict[str, Tensor]]:
-    """Header and tensors of a `.pth` of this kind (MODEL, TRAINING or ADAPTER); content: as in `read_any`.
-
-    Raises like `read_any`, and UserError if it is of another kind.
-    """
-    header, tensors = read_any(path, content)
-    if header["kind"] != kind:
-        found = header["kind"][:60]
-        hints = {MODEL: "give NAME.pth", TRAINING: "it lies in NAME.last.pth", ADAPTER: "main.py --lora-rank makes one"}
-        if found == ADAPTER:
-            hints[MODEL] = "name its base here, and the adapter with --lora"
-        raise UserError(f"{path} is of kind {found!r}, and one of kind {kind!r} is needed: {hints[kind]}")
+        advice = "train again, or convert it with that version to a format that this one reads"
+        raise UserError(f"{path} was made by another version of TinyGPT (format {header['format']}): {advice}")
     return header, tensors
 
 
-def load_model(path: Path, content: dict | None = None) -> Checkpoint:
-    """The model in a `.pth`; content: as in `read_any`.
+def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a `.pth` of this kind (MODEL, TRAINING or ADAPTER).
+
+    Raises like `read_any`, and UserError if it is of another kind.
+    """
+    header, tensors = read_any(path)
+    if header["kind"] != kind:
+        actual = header["kind"][:60]
+        hints = {MODEL: "give NAME.pth", TRAINING: "it lies in NAME.last.pth", ADAPTER: "main.py --lora-rank makes one"}
+        if actual == ADAPTER:
+            hints[MODEL] = "name its base here, and the adapter with --lora"
+        raise UserError(f"{path} is of kind {actual!r}, and one of kind {kind!r} is needed: {hints[kind]}")
+    return header, tensors
+
+
+def load_model(path: Path, large_window: bool = False) -> Checkpoint:
+    """The model in a `.pth`; large_window: as in `model_from_weights`.
 
     Raises like `read_checkpoint`, and UserError if its parts do not fit together.
     """
-    header, tensors = read_checkpoint(path, MODEL, content)
+    header, tensors = read_checkpoint(path, MODEL)
     with user_errors(f"{path} cannot be used: "):
-        return checked_model(header, tensors)
+        return checked_model(header, tensors, large_window)
 
 
-def checked_model(header: dict, tensors: dict[str, Tensor]) -> Checkpoint:
+def checked_model(header: dict, tensors: dict[str, Tensor], large_window: bool = False) -> Checkpoint:
     """The model that a header and its weights describe. Raises ValueError if they do not fit together."""
     config = config_from_plain(header["config"])
     tokenizer = tokenizer_from_plain(header.get("tokenizer"))
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-    return Checkpoint(model_from_weights(config, tensors), tokenizer, header["origin"])
+    return Checkpoint(model_from_weights(config, tensors, large_window), tokenizer, header["origin"])
 
 
 def config_from_plain(fields: dict) -> TinyGPTConfig:
@@ -166,16 +168,20 @@ def config_from_plain(fields: dict) -> TinyGPTConfig:
         raise ValueError("its config has a field that this version does not know, or lacks one") from None
 
 
-def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> TinyGPT:
+def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor], large_window: bool = False) -> TinyGPT:
     """The network with these weights (as `model_weights` names them), checked before any memory is taken.
 
-    Raises ValueError that names the first tensor that is missing, unexpected, misshapen, not float32 or not finite.
+    large_window: accept a window of more than LARGE_WINDOW tokens. Raises ValueError that names the first tensor that
+    is missing, unexpected, misshapen, not float32 or not finite, or says that the network is too large.
     """
-    for name, largest in LIMITS.items():
-        if getattr(config, name) > largest:
-            raise ValueError(f"{name} must be at most {largest}, not {getattr(config, name)}")
-    positions = "position_embedding.weight"  # first, because the model's mask takes memory of max_seq squared
+    for name, limit in LIMITS.items():
+        if getattr(config, name) > limit:
+            raise ValueError(f"{name} must be at most {limit}, not {getattr(config, name)}")
+    positions = "position_embedding.weight"
     check_tensors({positions: weights.get(positions)}, {positions: torch.Size([config.max_seq, config.embed_dim])})
+    if config.max_seq > LARGE_WINDOW and not large_window:
+        gigabytes = 5 * config.max_seq**2 / 1e9
+        raise ValueError(f"the mask of its {config.max_seq} positions takes {gigabytes:.1f} GB: add --large-window")
     with torch.device("meta"):  # shapes without memory
         model = TinyGPT(config, init=None)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -187,17 +193,22 @@ def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> Tin
     return model
 
 
-def check_tensors(found: dict, shapes: dict) -> None:
-    """Raise ValueError that names the first of `found` that is missing, unexpected, or no float32 tensor of its shape,
-    contiguous and finite."""
-    for name in sorted(shapes.keys() | found.keys(), key=str):
-        tensor, short = found.get(name), str(name)[:60]
+def check_tensors(tensors: dict, shapes: dict) -> None:
+    """Raise ValueError that names the first of `tensors` that is missing, unexpected, or not a float32 tensor of its
+    shape, contiguous and finite."""
+    for name in sorted(shapes.keys() | tensors.keys(), key=str):
+        tensor, short = tensors.get(name), str(name)[:60]
         if name not in shapes:
             raise ValueError(f"unexpected tensor {short!r}")
         if type(tensor) is not Tensor:
             raise ValueError(f"tensor {short!r} is missing")
         if tensor.shape != shapes[name] or tensor.dtype != torch.float32:
-            have, wanted = f"{tuple(tensor.shape)} {tensor.dtype}", f"{tuple(shapes[name])} torch.float32"
-            raise ValueError(f"tensor {short!r} is {have}, expected {wanted}")
-        if not tensor.is_contiguous() or not torch.isfinite(tensor).all():
+            actual, expected = f"{tuple(tensor.shape)} {tensor.dtype}", f"{tuple(shapes[name])} torch.float32"
+            raise ValueError(f"tensor {short!r} is {actual}, expected {expected}")
+        if not tensor.is_contiguous() or not is_finite(tensor):
             raise ValueError(f"tensor {short!r} holds numbers that are not finite, or is not contiguous")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite. (`torch.isfinite` takes twice the tensor's memory.)"""
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from corpora.tokenizer_files import tokenizer_from_plain
+from formats import adapter
 from formats.checkpoint import ADAPTER, MODEL, Checkpoint, config_from_plain, read_any
 from support.command import user_errors
-from support.plain import check_fields
 from tiny_decoder import TinyGPTConfig
 from tokenizer import Tokenizer
 
@@ -23,10 +23,9 @@ def facts(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict[str, str]:
 
 def adapter_facts(header: dict) -> dict[str, str]:
     """What an adapter changes, and in which model. Raises ValueError if its config is damaged."""
-    config, base = header["config"], str(header.get("base"))[:12]
-    check_fields(config, {"rank": int, "alpha": (int, float), "targets": list})
-    adapter = f"rank {config['rank']}, alpha {config['alpha']:g}, on {', '.join(map(str, config['targets']))}"
-    return {"adapter": adapter, "base": f"the model with digest {base}…"}
+    config, base = adapter.config_from_plain(header["config"]), str(header.get("base"))[:12]
+    changes = f"rank {config.rank}, alpha {config.alpha:g}, on {', '.join(config.targets)}"
+    return {"adapter": changes, "base": f"the model with digest {base}…"}
 
 
 def origin_facts(origin: dict) -> dict[str, str]:

@@ -21,7 +21,7 @@ from formats.describe import describe_model
 from formats.twin import check_twin
 from support.command import UserError, one_line, optional_package, user_errors
 from support.durable import leftovers, write_folder_atomically
-from support.plain import MOST_BYTES, check_fields, parse_json
+from support.plain import MAX_JSON, check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, SYMBOLS, UNK, BPETokenizer, CharTokenizer, Tokenizer
 
@@ -183,8 +183,9 @@ In Python: `transformers.pipeline("text-generation", "{name}")("The ", max_new_t
 # --- In ----------------------------------------------------------------------------------------------------------
 
 
-def load_huggingface(folder: Path) -> Checkpoint:
-    """The model in a folder of GPT-2's architecture, with float16 and bfloat16 widened to float32.
+def load_huggingface(folder: Path, large_window: bool = False) -> Checkpoint:
+    """The model in a folder of GPT-2's architecture, with float16 and bfloat16 widened to float32; large_window: as in
+    `model_from_weights`.
 
     Raises UserError if a file is missing or damaged, or the network cannot express the model; OSError if a file cannot
     be read. Warns if the model has more tokens than its tokenizer: these are left out.
@@ -199,7 +200,7 @@ def load_huggingface(folder: Path) -> Checkpoint:
         if settings.get("tinygpt_bias") is False and not any(weights[name].any() for name in biases):
             weights = {name: tensor for name, tensor in weights.items() if name not in biases}
             config = dataclasses.replace(config, bias=False)
-        return Checkpoint(model_from_weights(config, weights), tokenizer, origin)
+        return Checkpoint(model_from_weights(config, weights, large_window), tokenizer, origin)
 
 
 def read_json(path: Path) -> dict:
@@ -208,7 +209,7 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"it has no {path.name}")
     try:
         with open(path, encoding="utf-8") as file:
-            content = parse_json(file.read(MOST_BYTES + 1))
+            content = parse_json(file.read(MAX_JSON + 1))
         check_fields(content, {})
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
@@ -265,9 +266,6 @@ def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[s
     """The weights under our names in float32, and the model's origin. rows: how many tokens the embedding has there."""
     if rows < config.vocab_size:
         raise ValueError(f"its tokenizer has {config.vocab_size} tokens, the model {rows}")
-    if rows > config.vocab_size:
-        message = f"{folder}: {rows - config.vocab_size} tokens of the model that its tokenizer lacks are left out"
-        warnings.warn(message, stacklevel=2)
     weights, origin = {}, {}
     for name, tensor, metadata in stored_tensors(folder):
         if ORIGIN in metadata and not origin:
@@ -280,9 +278,14 @@ def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[s
             raise ValueError(f"tensor {name[:60]!r} is {tensor.dtype}; float32, float16 and bfloat16 are read")
         if ".c_" in name and tensor.ndim == 2:
             tensor = tensor.T
-        if name in ("wte.weight", "lm_head.weight") and tensor.shape[:1] == (rows,):
+        if name in ("wte.weight", "lm_head.weight"):
+            if tensor.shape[:1] != (rows,):
+                raise ValueError(f"tensor {name!r} has not the {rows} rows that config.json promises (vocab_size)")
             tensor = tensor[: config.vocab_size]
         weights[rename(name, GPT2_NAMES, back=True)] = torch.empty(tensor.shape).copy_(tensor)
+    if rows > config.vocab_size:
+        message = f"{folder}: {rows - config.vocab_size} tokens of the model that its tokenizer lacks are left out"
+        warnings.warn(message, stacklevel=2)
     return weights, origin or {"converted_from": folder.absolute().name}
 
 
@@ -300,13 +303,12 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor, dict]]:
             raise ValueError(f"it has no {file[:60]}{pickled}")
         with open(folder / file, "rb") as content:  # before the library reads a header of any size
             header_size = int.from_bytes(content.read(8), "little")
-        if header_size > MOST_BYTES:
+        if header_size > MAX_JSON:
             raise ValueError(f"{file} is damaged: its header claims {header_size:,} bytes")
         try:
             with safetensors.safe_open(folder / file, framework="pt") as stored:
-                metadata, names = stored.metadata() or {}, list(stored.keys())
-            for name in names:  # opened anew, so that what was read before no longer takes memory
-                with safetensors.safe_open(folder / file, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                for name in stored.keys():  # noqa: SIM118  it is not a dictionary
                     yield name, stored.get_tensor(name), metadata
         except safetensors.SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error})") from None

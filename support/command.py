@@ -332,7 +332,7 @@ def silence_stdout() -> None:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether this is one of the ways in which Python, numpy and PyTorch say that there is not enough memory."""
-    signs = ("OutOfMemoryError", "DefaultCPUAllocator", "Storage size calculation overflowed")
+    signs = ("OutOfMemoryError", "DefaultCPUAllocator", "Cannot allocate memory", "Storage size calculation overflowed")
     return isinstance(error, MemoryError) or any(sign in repr(error) for sign in signs)
 
 

@@ -3,13 +3,13 @@
 import json
 import math
 
-MOST_BYTES = 2**24  # of JSON that is parsed at all
-MOST_MARKS = 2**20  # of { [ , : in it: each may become an object that takes a hundred bytes
+MAX_JSON = 2**24  # characters of JSON that is parsed at all
+MAX_MARKS = 2**20  # of { [ , : in it: each may become an object that takes a hundred bytes
 
 
 def parse_json(text: str) -> object:
     """`json.loads` within bounds of memory and depth. Raises ValueError if the text is too large or damaged."""
-    if len(text) > MOST_BYTES or sum(map(text.count, "{[,:")) > MOST_MARKS:
+    if len(text) > MAX_JSON or sum(map(text.count, "{[,:")) > MAX_MARKS:
         raise ValueError("its JSON is too large")
     try:
         return json.loads(text, parse_constant=finite, parse_float=finite)
@@ -22,16 +22,16 @@ def parse_json(text: str) -> object:
 def finite(number: str) -> float:
     """The number. Raises ValueError for NaN and infinities, which Python's JSON knows and nobody else's."""
     if not math.isfinite(float(number)):
-        raise ValueError(f"{number} is no number")
+        raise ValueError(f"{number} is not a number")
     return float(number)
 
 
-def check_fields(found: object, kinds: dict[str, type | tuple[type, ...]]) -> None:
-    """Raise ValueError unless `found` is a dictionary in which each of these fields is of its kind."""
-    if not isinstance(found, dict):
-        raise ValueError("a part of it is no dictionary")
+def check_fields(value: object, kinds: dict[str, type | tuple[type, ...]]) -> None:
+    """Raise ValueError unless `value` is a dictionary in which each of these fields is of its kind."""
+    if not isinstance(value, dict):
+        raise ValueError("a part of it is not a dictionary")
     for name, kind in kinds.items():
-        if name not in found or type(found[name]) not in (kind if isinstance(kind, tuple) else (kind,)):
+        if name not in value or type(value[name]) not in (kind if isinstance(kind, tuple) else (kind,)):
             raise ValueError(f"its entry {name!r} is missing or wrong")
 
 

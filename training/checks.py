@@ -11,7 +11,7 @@ from training.state import TrainState
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = {"steps", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
-ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device", "dtype", "compile"}
+ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device", "dtype", "compile", "large_window"}
 # What the base of a fine-tuning decides.
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")
 

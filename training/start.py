@@ -63,10 +63,11 @@ def restarted(files: RunPaths, dist: DistContext) -> bool:
 def fine_tune(settings: Namespace, given: set[str]) -> Start:
     """The model of --init-from, with fresh adapters if --lora-rank says so."""
     adapters = lora_config(settings)
-    base = load_model(Path(settings.init_from))
+    base = load_model(Path(settings.init_from), settings.large_window)
     settings = checks.settings_for_base(settings, given, base.model.config)
     dropouts = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
-    model = model_from_weights(dataclasses.replace(base.model.config, **dropouts), model_weights(base.model))
+    config = dataclasses.replace(base.model.config, **dropouts)
+    model = model_from_weights(config, model_weights(base.model), large_window=True)
     if adapters:
         torch.manual_seed(settings.seed)
         with user_errors():
@@ -87,7 +88,8 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
     state = TrainState.from_plain(header["training"])
     checks.check_progress(settings, state, path)
     with refused_state(path):
-        loaded = checked_model(header, {name: tensor for name, tensor in tensors.items() if "/" not in name})
+        weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+        loaded = checked_model(header, weights, settings.large_window)
         if settings.max_seq > loaded.model.config.max_seq:
             raise ValueError(f"max_seq {settings.max_seq} is more than the model's {loaded.model.config.max_seq}")
         if adapters := lora_config(settings):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import zipfile
 
 import pytest
 import torch
@@ -21,7 +20,8 @@ from formats.checkpoint import (
     save_model,
     write_checkpoint,
 )
-from helpers import tiny_config
+from formats.container import read_container
+from helpers import random_ids, shaken_model, tiny_config
 from support.command import UserError
 from support.durable import write_atomically
 from tiny_decoder import TinyGPT, next_token_loss
@@ -37,29 +37,29 @@ def saved(tmp_path, tiny_model):
     return path
 
 
-def test_a_model_comes_back_equal(saved, tiny_model):
-    loaded = load_model(saved)
-    ids = torch.tensor([[2, 3, 4]])
-    assert torch.equal(loaded.model.eval()(ids), tiny_model(ids))
-    assert loaded.model.config == tiny_model.config
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"bias": False}, {"gelu": "tanh"}])
+def test_a_model_comes_back_equal(tmp_path, changes):
+    model, path = shaken_model(num_layers=2, **changes), tmp_path / "model.pth"
+    save_model(path, model, TOKENIZER, {"step": 5})
+    loaded = load_model(path)
+    assert loaded.model.config == model.config and loaded.origin == {"step": 5}
+    assert torch.equal(loaded.model.eval()(random_ids(1, 6)), model(random_ids(1, 6)))
     assert loaded.tokenizer.to_plain() == TOKENIZER.to_plain()
-    assert loaded.origin == {"step": 5}
 
 
-def test_a_loaded_model_can_be_trained_on(saved):
-    model = load_model(saved).model.train()
-    model(torch.tensor([[2, 3]])).sum().backward()
-    assert all(p.is_leaf and p.grad is not None for p in model.parameters())
-
-
-@pytest.mark.parametrize("changes", [{"tie_embeddings": True}, {"bias": False}, {"gelu": "tanh"}])
-def test_every_shape_of_network_comes_back_equal(tmp_path, changes):
-    torch.manual_seed(0)
-    model = TinyGPT(tiny_config(**changes)).eval()
-    save_model(tmp_path / "model.pth", model, TOKENIZER, {})
-    loaded = load_model(tmp_path / "model.pth").model.eval()
-    ids = torch.tensor([[2, 3, 4]])
-    assert loaded.config == model.config and torch.equal(loaded(ids), model(ids))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8, torch.bool])
+def test_what_torch_save_writes_is_read_as_it_was(tmp_path, dtype):
+    """Views, tied tensors, optimizers' states: the reader is held equal to PyTorch's."""
+    rows = torch.arange(24).reshape(4, 6).to(dtype)
+    content = {"a": rows, "tied": rows, "view": rows[1:3, ::2].t(), "scalar": rows[3, 3], "empty": rows[:0]}
+    content = {"state": {0: content}, "list": [1, -2.5, True, None, "é", 2**40, (0.9, 0.95), (0.9, 0.95)], "none": {}}
+    torch.save(content, tmp_path / "a.pt")
+    for expected in (torch.load(tmp_path / "a.pt", weights_only=True), content):
+        read = read_container(tmp_path / "a.pt")
+        for name, tensor in expected["state"].pop(0).items():
+            assert torch.equal(read["state"][0][name], tensor) and read["state"][0][name].dtype == dtype
+        read["state"].clear()
+        assert read == expected
 
 
 def test_a_tied_weight_is_stored_once_and_stays_tied(tmp_path):
@@ -122,60 +122,6 @@ def test_a_view_brings_only_its_own_numbers(tmp_path):
     assert (tmp_path / "a.pth").stat().st_size < 2**14
 
 
-def edited(path, tmp_path, edit):
-    """A copy of a checkpoint whose header and tensors went through `edit`."""
-    content = torch.load(path, weights_only=True)
-    header, tensors = json.loads(content["header"]), content["tensors"]
-    edit(header, tensors)
-    copy = tmp_path / "edited.pth"
-    torch.save({"header": json.dumps(header), "tensors": tensors}, copy)
-    return copy
-
-
-@pytest.mark.parametrize(
-    "edit, words",
-    [
-        (lambda h, t: h.update(format=FORMAT + 1), f"format {FORMAT + 1}, and only {FORMAT} .* newer TinyGPT"),
-        (lambda h, t: h.pop("format"), "'format' is missing or wrong"),
-        (lambda h, t: h.pop("config"), "'config' is missing or wrong"),
-        (lambda h, t: h.update(origin=[]), "'origin' is missing or wrong"),
-        (lambda h, t: h["config"].update(num_heads=3), "embed_dim .* divisible by num_heads"),
-        (lambda h, t: h["config"].update(extra=3), "a field that this version does not know"),
-        (lambda h, t: h["config"].pop("max_seq"), "or lacks one"),
-        (lambda h, t: h["config"].update(tie_embeddings=True), "unexpected tensor 'head.weight'"),
-        (lambda h, t: h["config"].update(bias=False), "unexpected tensor"),
-        (lambda h, t: h["config"].update(num_layers=3), "'blocks.2.* is missing"),
-        (lambda h, t: h["config"].update(num_layers=1), "unexpected tensor 'blocks.1"),
-        (lambda h, t: h["config"].update(max_seq=16_384), "'position_embedding.weight' is \\(6, 8\\)"),
-        (lambda h, t: t.pop("head.weight"), "'head.weight' is missing"),
-        (lambda h, t: t.update(more=torch.zeros(1)), "unexpected tensor 'more'"),
-        (lambda h, t: t.update({"head.weight": torch.zeros(12, 8)}), "'head.weight' is \\(12, 8\\)"),
-        (lambda h, t: t.update({"head.weight": torch.zeros(11, 8).double()}), "float64"),
-        (lambda h, t: t["head.weight"].fill_(float("nan")), "'head.weight' holds numbers that are not finite"),
-        (lambda h, t: h["tokenizer"].update(characters="abc"), "the tokenizer has 5 tokens, the model 11"),
-    ],
-)
-def test_content_that_does_not_fit_is_named(saved, tmp_path, edit, words):
-    with pytest.raises(UserError, match=words):
-        load_model(edited(saved, tmp_path, edit))
-
-
-def test_a_flipped_bit_is_noticed(saved):
-    with zipfile.ZipFile(saved) as container:
-        largest = max(container.infolist(), key=lambda entry: entry.file_size)
-    content = bytearray(saved.read_bytes())
-    content[content.index(largest.filename.encode()) + 200] ^= 1
-    saved.write_bytes(content)
-    torch.load(saved, weights_only=True)  # PyTorch does not notice
-    with pytest.raises(UserError, match="damaged"):
-        load_model(saved)
-
-
-def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="python main.py"):
-        load_model(tmp_path / "none.pth")
-
-
 def test_a_failed_write_leaves_the_old_file_and_no_other(saved):
     before = saved.read_bytes()
 
@@ -186,13 +132,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(saved):
     with pytest.raises(OSError, match="no space"):
         write_atomically(saved, write)
     assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
-
-
-def test_huge_configs_are_refused_before_memory_is_taken(saved, tmp_path):
-    """A width of 2**14 and 2**10 layers would be 13 TB of weights."""
-    path = edited(saved, tmp_path, lambda h, t: h["config"].update(embed_dim=2**14, num_layers=2**10, num_heads=1))
-    with pytest.raises(UserError, match="edited.pth cannot be used"):
-        load_model(path)
 
 
 def test_the_digest_is_of_shape_vocabulary_and_weights(tiny_model):

@@ -66,7 +66,7 @@ def test_training_states_and_adapters_are_described(tmp_path, in_process):
         (("a.pth", "b.pth", "--precision", "float16"), ("--precision",)),
         (("a.pth", "b.pth", "--data", "x.txt"), ("--data", "ckpt.pt")),
         (("a.pth", "a.pth"), ("--force",)),
-        (("text.pth",), ("no TinyGPT checkpoint", "no .pth")),
+        (("text.pth",), ("not a TinyGPT checkpoint", "not a .pth")),
         (("gpt2/", "b.pth"), ("gpt2: no such file", "hf download")),
     ],
 )

@@ -22,16 +22,17 @@ import torch
 
 import data_setup
 from faults import OUT, SMALL_RUN, copy_of, files_of, run_here, write_corpus
-from formats.checkpoint import TRAINING, read_checkpoint
 from support import command as cli
-from support.command import UserError
 from training.state import read_state
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
-CASES = {"command lines": 20, "damaged bytes": 100, "changed values": 25}
-MANY = {name: 20 * count for name, count in CASES.items()}
 WHOLE_CASE = 20  # seconds that one case may take
+
+
+def tries(count: int):
+    """A test's number of cases; twenty times as many if it is slow."""
+    return pytest.mark.parametrize("count", [count, pytest.param(20 * count, marks=pytest.mark.slow)])
 
 
 def cases(count: int):
@@ -135,7 +136,8 @@ def run_command(folder: Path, script: str, arguments: list[str]) -> tuple[int, s
         sys.argv, warnings.showwarning = argv, show
 
 
-def fuzz_command_lines(template, monkeypatch, count):
+@tries(20)
+def test_random_command_lines(template, monkeypatch, count):
     synthetic = functools.partial(data_setup.synthetic_corpus, 3000)
     monkeypatch.setattr(data_setup, "synthetic_corpus", synthetic)  # a shorter one, made once
     monkeypatch.setattr(data_setup, "fetch", lambda *_: template / "text.txt")  # no network
@@ -163,63 +165,6 @@ def fuzz_command_lines(template, monkeypatch, count):
     assert len(tried) >= count and {0, 2} <= set(tried)
 
 
-def test_random_command_lines(template, monkeypatch):
-    fuzz_command_lines(template, monkeypatch, CASES["command lines"])
-
-
-@pytest.mark.slow
-def test_many_random_command_lines(template, monkeypatch):
-    fuzz_command_lines(template, monkeypatch, MANY["command lines"])
-
-
-# --- Damaged bytes -----------------------------------------------------------------------------------------------
-
-
-def loads_or_refuses(path: Path, original: dict[str, torch.Tensor]) -> bool:
-    """Whether a damaged state loads; if it does, then with exactly the original tensors (padding was hit)."""
-    with warnings.catch_warnings(), no_hang():
-        warnings.simplefilter("error")
-        try:
-            _, tensors = read_state(path)
-        except UserError:
-            return False
-    assert tensors.keys() == original.keys()
-    assert all(torch.equal(tensors[name], original[name]) for name in original)
-    return True
-
-
-def fuzz_bytes(template, tmp_path, count):
-    whole, path, tried = (template / OUT.last).read_bytes(), tmp_path / "damaged.pth", []
-    _, original = read_checkpoint(template / OUT.last, TRAINING)
-
-    @cases(count)
-    @hypothesis.given(
-        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=4),
-        st.one_of(st.none(), st.tuples(*[st.integers(0, len(whole))] * 3)),
-    )
-    def check(bytes_set, move):
-        content = bytearray(whole)
-        for place, byte in bytes_set:
-            content[place] = byte
-        if move:  # a piece is overwritten by another, which cuts, doubles and shifts
-            start, stop, to = move
-            content[to:to] = content[start:stop]
-        path.write_bytes(content)
-        tried.append(loads_or_refuses(path, original))
-
-    check()
-    assert len(tried) >= count and False in tried
-
-
-def test_random_damage_to_the_bytes(template, tmp_path):
-    fuzz_bytes(template, tmp_path, CASES["damaged bytes"])
-
-
-@pytest.mark.slow
-def test_much_random_damage_to_the_bytes(template, tmp_path):
-    fuzz_bytes(template, tmp_path, MANY["damaged bytes"])
-
-
 # --- Changed values ----------------------------------------------------------------------------------------------
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**9, 2**63, -1, 0, 1, 1e308]))
@@ -240,7 +185,8 @@ def containers(value, found):
     return found
 
 
-def fuzz_values(template, count):
+@tries(25)
+def test_random_values_in_a_training_state(template, count):
     tried = []
 
     @cases(count)
@@ -265,12 +211,3 @@ def fuzz_values(template, count):
 
     check()
     assert len(tried) >= count and 2 in tried
-
-
-def test_random_values_in_a_training_state(template):
-    fuzz_values(template, CASES["changed values"])
-
-
-@pytest.mark.slow
-def test_many_random_values_in_a_training_state(template):
-    fuzz_values(template, MANY["changed values"])
