@@ -492,11 +492,6 @@ def without(prefix):
     return lambda h, tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(prefix)]
 
 
-def with_another_vocabulary(header, tensors):
-    """As many characters, but others."""
-    header["tokenizer"]["characters"] = header["tokenizer"]["characters"][:-1] + "\u00ff"
-
-
 MOMENT, MOMENTUM, AVERAGE = "optimizer/0/0/exp_avg", "optimizer/1/0/momentum", f"average/{NORM}"
 STATE_EDITS = {
     "no training state": (lambda h, t: h.update(training=3), "'training'"),
@@ -514,7 +509,6 @@ STATE_EDITS = {
     "a misshapen moment": (with_tensor(MOMENT, lambda t: torch.zeros(1)), "exp_avg"),
     "no momentum": (lambda h, t: t.pop(MOMENTUM), "momentum"),
     "no average": (without("average/"), "is missing"),
-    "another vocabulary": (with_another_vocabulary, "vocabulary is not that of text.txt"),
 }
 
 
