@@ -25,10 +25,9 @@ from corpora.download import Download, fetch
 from corpora.gutenberg import add_flags, fetch_books, gutenberg_corpus
 from corpora.synthetic import synthetic_text
 from corpora.texts import Corpus, mapped_anew, split_documents
+from support import start
 from support.command import Parser, UserError, one_line, run
 
-DATA_FOLDER = Path("data")
-TOKEN_FOLDER = DATA_FOLDER / "tokens"  # where the ids of large texts are kept
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")
 
 TINYSHAKESPEARE = Download(
@@ -39,16 +38,27 @@ TINYSHAKESPEARE = Download(
 )
 
 
+def data_folder() -> Path:
+    """Where named corpora lie: beside the scripts."""
+    return Path(start.beside_scripts("data"))
+
+
+def token_folder() -> Path:
+    """Where the ids of large texts are kept."""
+    return data_folder() / "tokens"
+
+
 # --- Corpora -----------------------------------------------------------------------------------------------------
 
 
-def load_corpus(spec: str, folder: Path = DATA_FOLDER, source: Download = TINYSHAKESPEARE) -> Corpus:
+def load_corpus(spec: str, folder: Path | None = None, source: Download = TINYSHAKESPEARE) -> Corpus:
     """The corpus that a name, a path or `auto` stands for (see the head of this file).
 
-    folder: where named corpora lie. source: where tinyshakespeare comes from. Raises UserError if `spec` is neither a
-    known name nor a usable text, OSError if a file cannot be read or fetched. Only `auto` falls back to another corpus.
+    folder: where named corpora lie, if not in `data_folder`. source: where tinyshakespeare comes from.
+    Raises UserError if `spec` is neither a known name nor a usable text, OSError if a file cannot be read or fetched.
+    Only `auto` falls back to another corpus.
     """
-    path = Path(spec)
+    path, folder = Path(spec), folder or data_folder()
     if spec == "synthetic":
         return synthetic_corpus()
     if spec == "auto":
@@ -73,6 +83,9 @@ def tinyshakespeare_or_synthetic(folder: Path, source: Download) -> Corpus:
         if (folder / source.file).exists():  # a damaged copy is an error, not a reason to train on something else
             raise
         print(f"NOTE: could not download tinyshakespeare ({one_line(error)}).", file=sys.stderr)
+        here = Path("data", source.file)
+        if here.exists():
+            print(f"NOTE: there is none in {folder}, but in the working folder: --data {here} uses it", file=sys.stderr)
     print("NOTE: training on the built-in SYNTHETIC corpus instead: made-up plays, not Shakespeare.", file=sys.stderr)
     return synthetic_corpus()
 
@@ -221,7 +234,7 @@ def main() -> None:
             add_flags(command)
     args = parser.parse_args()
     if args.name == "gutenberg":
-        fetch_books(DATA_FOLDER / args.name, args.books, args.mirror, args.pause)
+        fetch_books(data_folder() / args.name, args.books, args.mirror, args.pause)
     corpus = load_corpus(args.name)
     floor = f", entropy floor {corpus.floor:.4f} nats per character" if corpus.floor else ""
     print(f"{args.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate on{floor}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from formats.adapter import apply_adapter
-from formats.checkpoint import LARGE_WINDOW_HELP, USUAL_PATH, load_model
+from formats.checkpoint import LARGE_WINDOW_HELP, load_model, usual_path
 from lora import merge_adapters
 from sampler import Sampling, SlidingWindow, row_generators
 from sampling.checks import check_together
@@ -38,7 +38,7 @@ def make_parser() -> Parser:
     """Every flag of generate.py, with its one default."""
     parser = Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--checkpoint", type=text, default=USUAL_PATH, help="the model to sample from")
+    add("--checkpoint", type=text, default=usual_path(), help="the model to sample from")
     add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
     add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
     begins = r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: none"

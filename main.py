@@ -22,12 +22,12 @@ from torch import nn
 from corpora.texts import Corpus, encode_split
 from corpora.tokenizer_files import load_bpe
 from data_setup import (
-    TOKEN_FOLDER,
     ShiftedWindowDataset,
     add_token_noise,
     batch_starts,
     consecutive_windows,
     load_corpus,
+    token_folder,
 )
 from optimizers import averaged_model, make_optimizers, set_learning_rates
 from recipe import lr_factor, noise_share, parse_flags
@@ -78,8 +78,8 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
     with dist.one_per_machine_first("corpus"):
         corpus = load_corpus(settings.data)
         tokenizer = start.tokenizer or make_tokenizer(settings.tokenizer, corpus)
-        train_tokens = encode_split(tokenizer, corpus.train, TOKEN_FOLDER)
-        val_tokens = encode_split(tokenizer, corpus.val, TOKEN_FOLDER)
+        train_tokens = encode_split(tokenizer, corpus.train, token_folder())
+        val_tokens = encode_split(tokenizer, corpus.val, token_folder())
     with user_errors():
         train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
 

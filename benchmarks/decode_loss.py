@@ -8,14 +8,15 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.tools import print_table
 from data_setup import load_corpus
-from formats.checkpoint import USUAL_PATH, load_model
+from formats.checkpoint import load_model, usual_path
 from sampler import SlidingWindow
 from sampling.engine import WEIGHTS, pick_engine
 from tiny_decoder import TinyGPT
 
 
-def bench_decode_loss(checkpoint: str = USUAL_PATH, rows: int = 32) -> None:
-    """A checkpoint on tinyshakespeare's validation split, with --weights int8, and with every --stride."""
+def bench_decode_loss(rows: int = 32) -> None:
+    """The usual checkpoint on tinyshakespeare's validation split, with --weights int8, and with every --stride."""
+    checkpoint = usual_path()
     loaded = load_model(Path(checkpoint))
     model, window = loaded.model, loaded.model.config.max_seq
     tokens = loaded.tokenizer.encode(load_corpus("tinyshakespeare").val.text())

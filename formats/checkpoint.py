@@ -31,6 +31,7 @@ from torch import Tensor
 
 from corpora.tokenizer_files import tokenizer_from_plain
 from formats.container import read_container
+from support import start
 from support.command import UserError, user_errors
 from support.durable import write_atomically
 from support.plain import check_fields, parse_json
@@ -44,7 +45,6 @@ LIMITS = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads"
 # each pair of tokens: 245 MB for this window. A model with a larger one needs --large-window.
 LARGE_WINDOW = 7000  # tokens
 LARGE_WINDOW_HELP = f"accept a file whose window has more than {LARGE_WINDOW:,} tokens: its mask takes much memory"
-USUAL_PATH = "checkpoints/tiny_decoder.pth"  # which every command writes or reads unless it is told otherwise
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
 
 
@@ -55,6 +55,11 @@ class Checkpoint:
     model: TinyGPT
     tokenizer: Tokenizer
     origin: dict
+
+
+def usual_path() -> str:
+    """What every command writes or reads unless it is told otherwise."""
+    return start.beside_scripts("checkpoints", "tiny_decoder.pth")
 
 
 # --- Writing -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,14 @@ STARTED = time.perf_counter()
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+def beside_scripts(*parts: str) -> str:
+    """A path in the scripts' folder, from wherever a script is called; from nearby it is short."""
+    path = os.path.join(ROOT, *parts)
+    with contextlib.suppress(ValueError):  # on Windows, the working folder may be on another drive
+        path = min(path, os.path.relpath(path), key=len)
+    return path
+
+
 def leave(_signum, _frame) -> None:
     """Say so and end at once: nothing has been done yet that could be lost."""
     with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from helpers import ROOT, tiny_config
+from support import start
 from support.command import run as run_command
 from tiny_decoder import TinyGPT
 
@@ -32,6 +33,7 @@ def away_from_home(tmp_path_factory):
     folders = (ROOT / "data", ROOT / "checkpoints")
     before = modified(*folders)
     os.chdir(tmp_path_factory.mktemp("session"))
+    start.beside_scripts = os.path.join  # in this process, as if the scripts were in the working folder
     yield
     if changed := sorted({path for path, _ in before ^ modified(*folders)}):
         words = "a test wrote into the repository's own folders (or you did, meanwhile)"

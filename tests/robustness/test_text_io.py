@@ -91,7 +91,7 @@ def test_any_prompt_works_and_unknown_characters_are_named(trained, in_process, 
 
 @posix
 def test_bytes_that_are_not_utf8_from_the_shell_into_an_ascii_pipe(trained):
-    line = r"$RUN generate.py --max-new-tokens 5 --prompt $'T\xff\xc3\xa9'"
+    line = r"$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens 5 --prompt $'T\xff\xc3\xa9'"
     done = shell(trained, line, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(r"T\udcff\xe9") and done.stdout.isascii()
@@ -102,7 +102,9 @@ def test_bytes_that_are_not_utf8_from_the_shell_into_an_ascii_pipe(trained):
 @pytest.mark.parametrize("encoding, read", [(None, "U+00E9"), ("latin-1", "U+00C3")])
 def test_pipes_are_utf8_whatever_the_locale_unless_the_user_says_otherwise(trained, encoding, read):
     """In a locale of another encoding, an é from a pipe was two characters, and into one it was \\xe9."""
-    line = r"printf '\xc3\xa9' | $RUN generate.py --prompt - --max-new-tokens 0"
+    line = (
+        r"printf '\xc3\xa9' | $RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --prompt - --max-new-tokens 0"
+    )
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": None, "FLAGS": "-X utf8=0"}
     done = shell(trained, line, PYTHONIOENCODING=encoding, **locale)
     assert done.returncode == 0 and done.stdout == "é\n" and read in done.stderr
@@ -113,7 +115,10 @@ def test_pipes_are_utf8_whatever_the_locale_unless_the_user_says_otherwise(train
 
 @posix
 def test_a_reader_that_has_enough_ends_the_text_quietly(trained):
-    done = shell(trained, "$RUN generate.py --max-new-tokens 100000 --stride 4 | head -c 3")
+    done = shell(
+        trained,
+        "$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens 100000 --stride 4 | head -c 3",
+    )
     assert (done.returncode, len(done.stdout)) == (0, 3)
     assert "Traceback" not in done.stderr and "Broken" not in done.stderr
 
@@ -121,7 +126,9 @@ def test_a_reader_that_has_enough_ends_the_text_quietly(trained):
 @posix
 @pytest.mark.slow
 def test_closed_streams_are_no_reason_to_fail(trained):
-    done = shell(trained, "$RUN generate.py --max-new-tokens 5 --prompt - <&- >&- 2>&-")
+    done = shell(
+        trained, "$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens 5 --prompt - <&- >&- 2>&-"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -129,7 +136,7 @@ def test_closed_streams_are_no_reason_to_fail(trained):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout_is_exit_1_with_the_reason(trained):
-    done = shell(trained, "$RUN generate.py --max-new-tokens 5 > /dev/full")
+    done = shell(trained, "$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens 5 > /dev/full")
     assert done.returncode == 1
     assert_one_error_line(done.stderr, "No space left")
     assert "Exception ignored" not in done.stderr
