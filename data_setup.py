@@ -207,23 +207,6 @@ def batch_starts(
     return np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
 
 
-def add_token_noise(
-    inputs: Tensor, tokens: np.ndarray, share: float, batch_size: int, seed: int, step: int, rank: int, ranks: int
-) -> Tensor:
-    """This rank's inputs (B, T) of the batch at `step`, with each token replaced with probability `share`.
-
-    The replacement comes from anywhere in the text's tokens ("unigram noising", Xie et al. 2017,
-    https://arxiv.org/abs/1703.02573). A text that differs in every epoch reduces overfitting. Sampled for the whole
-    batch, so that it does not matter how that is cut.
-    """
-    random = np.random.default_rng([seed, step, 1])
-    replaced = random.random((batch_size, inputs.size(1))) < share
-    noise = np.zeros(replaced.shape, np.int64)
-    noise[replaced] = mapped_anew(tokens)[random.integers(len(tokens), size=replaced.sum())]
-    replaced, noise = (torch.from_numpy(np.split(array, ranks)[rank]) for array in (replaced, noise))
-    return torch.where(replaced, noise, inputs)
-
-
 def main() -> None:
     """Fetch corpora ahead of time."""
     parser = Parser(__doc__)

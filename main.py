@@ -21,16 +21,9 @@ from torch import nn
 
 from corpora.texts import Corpus, encode_split
 from corpora.tokenizer_files import load_bpe
-from data_setup import (
-    ShiftedWindowDataset,
-    add_token_noise,
-    batch_starts,
-    consecutive_windows,
-    load_corpus,
-    token_folder,
-)
+from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus, token_folder
 from optimizers import averaged_model, make_optimizers, set_learning_rates
-from recipe import lr_factor, noise_share, parse_flags
+from recipe import lr_factor, parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from support.command import StopSignal, user_errors
 from support.command import run as run_command
@@ -200,13 +193,10 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
     All that is random depends only on seed, step and process, so a resumed run samples the same.
     """
     settings, dist, step = run.settings, run.dist, run.state.step
-    random = (settings.seed, step, dist.rank, dist.size)
     # batch
-    starts = batch_starts(run.train_set, settings.batch_size, *random, settings.windows)
+    place = (settings.seed, step, dist.rank, dist.size)
+    starts = batch_starts(run.train_set, settings.batch_size, *place, settings.windows)
     inputs, targets = run.train_set.batch(starts)  # (B, T) both
-    if settings.token_noise:
-        share = noise_share(step, settings)
-        inputs = add_token_noise(inputs, run.train_set.tokens, share, settings.batch_size, *random)
     torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # of dropout
     network.train()
     total, parts = 0.0, settings.grad_accum

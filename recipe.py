@@ -17,22 +17,64 @@ ENOUGH_PRODUCTS = 120.0
 
 # What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
 # which it uses on CPUs. It takes the validation loss from random windows; here it is that of the whole split.
-NANOGPT = dict(bias=False, tie_embeddings=True, windows="random", optimizer="adamw", lr=1e-3, warmup=100)
-NANOGPT |= dict(schedule="cosine", eval_every=250, dtype="float32")
-LARGE = dict(embed_dim=384, num_heads=6, num_layers=6, batch_size=64, dropout=0.2)
+NANOGPT = {
+    "bias": False,
+    "tie_embeddings": True,
+    "windows": "random",
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "warmup": 100,
+    "schedule": "cosine",
+    "eval_every": 250,
+    "dtype": "float32",
+}
+LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
 
 # What each preset changes of the defaults below.
 PRESETS = {
-    "tiny": dict(max_seq=64, embed_dim=128, num_heads=2, num_layers=2, init="sinusoid", windows="random")
-    | dict(batch_size=32, steps=220, eval_every=20, warmup=4)
-    | dict(lr=0.01, muon_lr=0.05, muon_momentum=0.85, weight_decay=0.2),
-    "mini": dict(embed_dim=128, num_heads=2, steps=2400, eval_every=240, warmup=40),
+    "tiny": {
+        "max_seq": 64,
+        "embed_dim": 128,
+        "num_heads": 2,
+        "num_layers": 2,
+        "init": "sinusoid",
+        "windows": "random",
+        "batch_size": 32,
+        "steps": 220,
+        "eval_every": 20,
+        "warmup": 4,
+        "lr": 0.01,
+        "muon_lr": 0.05,
+        "muon_momentum": 0.85,
+        "weight_decay": 0.2,
+    },
+    "mini": {"embed_dim": 128, "num_heads": 2, "steps": 2400, "eval_every": 240, "warmup": 40},
     "small": {},
-    "base": LARGE | dict(steps=2000, warmup=40, eval_every=250),
-    "best": dict(max_seq=512, embed_dim=256, num_heads=4, num_layers=6, dropout=0.15, init="sinusoid", batch_size=8)
-    | dict(steps=8400, warmup=168, cooldown=0.4, eval_every=400, token_noise=0.1, ema_decay=0.998),
-    "reference": NANOGPT | LARGE | dict(attention_dropout=0.2, steps=5000),
-    "reference-cpu": NANOGPT | dict(max_seq=64, embed_dim=128, num_heads=4, num_layers=4, batch_size=12, steps=2000),
+    "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
+    "best": {
+        "max_seq": 512,
+        "embed_dim": 256,
+        "num_heads": 4,
+        "num_layers": 6,
+        "dropout": 0.15,
+        "init": "sinusoid",
+        "batch_size": 8,
+        "steps": 8400,
+        "warmup": 168,
+        "cooldown": 0.4,
+        "eval_every": 400,
+        "ema_decay": 0.998,
+    },
+    "reference": {**NANOGPT, **LARGE, "attention_dropout": 0.2, "steps": 5000},
+    "reference-cpu": {
+        **NANOGPT,
+        "max_seq": 64,
+        "embed_dim": 128,
+        "num_heads": 4,
+        "num_layers": 4,
+        "batch_size": 12,
+        "steps": 2000,
+    },
 }
 
 
@@ -94,8 +136,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--grad-accum", type=whole(1, 2**20), default=1, help="parts to split each batch into, to save memory")
     order = "epochs: all windows side by side, once an epoch, shuffled; random: each begins anywhere"
     add("--windows", type=one_of("epochs", "random"), default="epochs", help=order)
-    noise = "probability of reading a random token instead; falls with the learning rate (default with --init-from: 0)"
-    add("--token-noise", type=SHARE, default=0.0, help=noise)
     add("--eval-every", type=COUNT, default=120, help="steps between evaluations")
     add("--eval-tokens", type=whole(1, 10**12), default=2_000_000, help="validation tokens to evaluate on, at most")
     add("--patience", type=COUNT, help="end after so many evaluations without a new best")
@@ -207,12 +247,6 @@ def check_together(settings: argparse.Namespace) -> None:
 # --- The schedule ------------------------------------------------------------------------------------------------
 
 
-def cooldown_progress(step: int, settings: argparse.Namespace) -> float:
-    """How far the fall of learning rate and noise has come: 0 until it begins, 1 at the end."""
-    start = max(1, settings.warmup, round((1 - settings.cooldown) * settings.steps))
-    return min(1.0, max(0, step - start) / max(1, settings.steps - start))
-
-
 def lr_factor(step: int, settings: argparse.Namespace) -> float:
     """The learning rate at `step` as a share of its peak: a linear rise (warm-up), the peak, then the schedule's fall.
 
@@ -222,15 +256,8 @@ def lr_factor(step: int, settings: argparse.Namespace) -> float:
     """
     if step < settings.warmup:
         return (step + 1) / (settings.warmup + 1)
-    progress = cooldown_progress(step, settings)
+    start = max(1, settings.warmup, round((1 - settings.cooldown) * settings.steps))  # of the fall
+    progress = min(1.0, max(0, step - start) / max(1, settings.steps - start))
     if settings.schedule == "cosine":
         return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
     return 1 - progress
-
-
-def noise_share(step: int, settings: argparse.Namespace) -> float:
-    """The share of input tokens that are replaced at `step`: it falls to zero with the learning rate.
-
-    The last steps read clean text, as the model will later.
-    """
-    return settings.token_noise * (1 - cooldown_progress(step, settings))

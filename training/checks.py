@@ -81,7 +81,6 @@ def settings_for_base(settings: Namespace, given: set[str], config: TinyGPTConfi
         if name in given and value != wanted and not (name == "max_seq" and value < wanted):
             raise UserError(f"{flag_of(name)} {value} contradicts {settings.init_from} ({wanted}): leave it out")
     unless_given = {name: getattr(config, name) for name in ("max_seq", "dropout", "attention_dropout")}
-    unless_given["token_noise"] = 0.0  # the recipe's is for learning a text from nothing
     kept = {name: value for name, value in unless_given.items() if name not in given}
     return Namespace(**vars(settings) | fixed | kept)
 

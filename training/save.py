@@ -16,7 +16,7 @@ from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
 
 # The settings that a model's origin tells; where files lie, and what machine it was, is nobody's business.
-RECIPE = ["steps", "batch_size", "windows", "token_noise", "optimizer", "lr", "muon_lr", "weight_decay", "warmup"]
+RECIPE = ["steps", "batch_size", "windows", "optimizer", "lr", "muon_lr", "weight_decay", "warmup"]
 RECIPE += ["schedule", "cooldown", "ema_decay", "init", "dtype"]
 
 

@@ -11,7 +11,7 @@ import torch
 import data_setup
 from corpora.download import Download
 from corpora.synthetic import SENTENCES, SPEAKERS, WORDS, Choice, synthetic_text
-from data_setup import ShiftedWindowDataset, add_token_noise, batch_starts, consecutive_windows, load_corpus
+from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus
 from helpers import ROOT, written
 from support.command import UserError
 
@@ -99,18 +99,6 @@ def test_random_windows_begin_anywhere():
     windows = ShiftedWindowDataset(np.arange(20), 8)
     starts = [batch_starts(windows, 4, seed=0, step=step, windows="random") for step in range(100)]
     assert set(np.concatenate(starts)) == set(range(len(windows)))
-
-
-def test_noise_takes_its_share_and_is_sampled_for_the_whole_batch():
-    """Tokens of the text in its own proportions; a rank's part is a part of the whole."""
-    tokens, inputs = np.repeat([7, 9], [900, 100]), torch.zeros(1000, 8, dtype=torch.int64)
-    whole = add_token_noise(inputs, tokens, 0.2, 1000, 3, 5, 0, 1).numpy()
-    assert whole.shape == (1000, 8) and set(np.unique(whole)) == {0, 7, 9}
-    assert (whole > 0).mean() == pytest.approx(0.2, abs=0.02)
-    assert (whole == 9).sum() / (whole > 0).sum() == pytest.approx(0.1, abs=0.03)
-    shares = [add_token_noise(inputs[:250], tokens, 0.2, 1000, 3, 5, rank, 4).numpy() for rank in range(4)]
-    assert np.array_equal(np.concatenate(shares), whole)
-    assert not np.array_equal(whole, add_token_noise(inputs, tokens, 0.2, 1000, 3, 6, 0, 1).numpy())
 
 
 @pytest.mark.parametrize("tokens, max_seq", [(190, 64), (1000, 8), (1003, 8), (9, 8), (20, 8), (17, 16)])

@@ -11,7 +11,7 @@ from formats.checkpoint import TRAINING, load_model, read_checkpoint
 from helpers import new_run, tiny_config
 from main import evaluate, train_step
 from optimizers import Muon, averaged_model, make_optimizers, orthogonalize
-from recipe import PRESETS, lr_factor, noise_share, parse_flags
+from recipe import PRESETS, lr_factor, parse_flags
 from support.command import flag_of
 from tiny_decoder import TinyGPT
 from training.checks import saved_settings
@@ -41,12 +41,9 @@ def flags_of(**changes) -> list[str]:
         ({"cooldown": 0.0}, {10: 1, 50: 1, 99: 1}),  # never: the run may go on for as long as one likes
     ],
 )
-def test_the_learning_rate_rises_stays_and_falls_and_the_noise_falls_with_it(changes, expected):
-    settings = recipe(steps=100, warmup=10, token_noise=0.2, **changes)
+def test_the_learning_rate_rises_stays_and_falls(changes, expected):
+    settings = recipe(steps=100, warmup=10, **changes)
     assert {step: lr_factor(step, settings) for step in expected} == pytest.approx(expected)
-    if settings.schedule == "linear":
-        noise = {step: 0.2 * (share if step > 9 else 1) for step, share in expected.items()}
-        assert {step: noise_share(step, settings) for step in expected} == pytest.approx(noise)
 
 
 # --- The average of the weights ----------------------------------------------------------------------------------
@@ -122,7 +119,7 @@ def test_the_references_are_nanogpts_to_the_letter(preset, theirs):
     assert s.attention_dropout == s.dropout and (s.bias, s.tie_embeddings, s.gelu) == (False, True, "exact")
     assert s.init == "normal" and s.windows == "random" and s.grad_accum == 1 and s.dtype == "float32"
     # nothing that nanoGPT does not have
-    assert s.token_noise == s.ema_decay == 0 and s.patience is None and s.lora_rank is None and s.minutes is None
+    assert s.ema_decay == 0 and s.patience is None and s.lora_rank is None and s.minutes is None
     assert (s.grad_clip, s.eval_every) == (1.0, 250)
     for step in (0, 1, 99, 100, 101, 777, s.steps // 2, s.steps - 1):
         assert s.lr * lr_factor(step, s) == pytest.approx(nanogpt_lr(step, s.steps))
@@ -131,7 +128,7 @@ def test_the_references_are_nanogpts_to_the_letter(preset, theirs):
         assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.99), 1e-8, decay)
 
 
-CHOICES = {"init": "sinusoid", "windows": "random", "token_noise": 0.5, "attention_dropout": 0.5, "dropout": 0.5}
+CHOICES = {"init": "sinusoid", "windows": "random", "attention_dropout": 0.5, "dropout": 0.5}
 CHOICES |= {"optimizer": "adamw", "muon_lr": 0.1, "muon_momentum": 0.5, "weight_decay": 9.0, "lr": 0.1, "warmup": 4}
 CHOICES |= {"schedule": "cosine", "cooldown": 0.5, "grad_clip": 0.01, "dtype": "bfloat16", "seed": 1, "gelu": "tanh"}
 CHOICES |= {"num_heads": 4}
