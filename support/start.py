@@ -9,6 +9,7 @@ programs are computing already, they sleep at once (measured in docs/training.md
 """
 
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
@@ -34,8 +35,21 @@ def leave(_signum, _frame) -> None:
     os._exit(128 + signal.SIGINT)
 
 
+def check_environment() -> None:
+    """Leave with one line that says what to do if this Python is too old or lacks a package."""
+    missing = [name for name in ("torch", "numpy", "tqdm") if importlib.util.find_spec(name) is None]
+    problem = f"not installed for this Python: {', '.join(missing)}" if missing else ""
+    if sys.version_info < (3, 10):  # noqa: UP036  an older Python runs this file too
+        problem = f"Python 3.10 or newer is needed, and this is {sys.version_info[0]}.{sys.version_info[1]}"
+    if problem:
+        advice = "activate the virtual environment (see README), or: python -m pip install -r requirements.txt"
+        print(f"error: {problem}; {advice}", file=sys.stderr)
+        sys.exit(2)
+
+
 if os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT:  # a script of ours, not a test or a notebook that imports one
     signal.signal(signal.SIGINT, leave)
+    check_environment()
 
 
 def others_compute(root: str = "/") -> bool:

@@ -1,5 +1,6 @@
 """Default folders lie beside the scripts, from wherever these are called; typed paths are of the working folder."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -52,3 +53,17 @@ def test_what_lies_in_the_working_folder_is_named(house, tmp_path_factory):
     (elsewhere / "checkpoints/tiny_decoder.pth").touch()
     errors = call(elsewhere, house / "generate.py", code=2)
     assert_one_error_line(errors, house.name, "there is checkpoints/tiny_decoder.pth in the working folder")
+
+
+@pytest.mark.parametrize("script", ["main.py", "generate.py", "convert.py", "train_tokenizer.py", "bench.py"])
+def test_a_python_that_is_old_or_bare_is_told_what_to_do(script, tmp_path):
+    """The scripts parse with Python 3.6, so that it can say that it is too old."""
+    for name in (script, "support/start.py"):
+        ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 6))
+    bare = [sys.executable, "-S", "-E", ROOT / script]
+    old = "import sys, runpy; sys.version_info = (3, 8, 0); sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[1])"
+    aged = [sys.executable, "-c", f"{old}; runpy.run_path(sys.argv[0])", ROOT / script, ROOT]
+    for command, words in ((bare, "not installed for this Python: torch"), (aged, "Python 3.10 or newer")):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment())
+        assert done.returncode == 2 and not done.stdout
+        assert_one_error_line(done.stderr, words, "pip install")
