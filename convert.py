@@ -73,8 +73,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="NAME.pth, a Hugging Face folder, or nanoGPT's ckpt.pt")
-    targets = "NAME.pth, NAME.html, NAME.gguf, or FOLDER/ for Hugging Face; without it, what is in SOURCE is shown"
-    add("target", nargs="?", metavar="TARGET", help=f"what to write: {targets}")
+    add("target", nargs="?", metavar="TARGET", help="NAME.pth, .html or .gguf, or FOLDER/; without it, show SOURCE")
     add("--data", type=Path, metavar="TEXT", help="of nanoGPT's ckpt.pt: the text that its characters come from")
     add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")

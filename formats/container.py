@@ -124,9 +124,7 @@ def unpickle(pickle: bytes, entries: dict[str, Tensor]) -> object:
             start = marks.pop() if TAKEN[name] is None else len(stack) - TAKEN[name]
             taken, stack[start:] = stack[start:], []
         match name:
-            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "BINFLOAT":
-                stack.append(argument)
-            case "LONG1" if abs(argument) < 2**63:
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(name == "NEWTRUE")

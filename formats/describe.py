@@ -5,7 +5,6 @@ from pathlib import Path
 from corpora.tokenizer_files import tokenizer_from_plain
 from formats import adapter
 from formats.checkpoint import ADAPTER, MODEL, Checkpoint, config_from_plain, read_checkpoint
-from lora import LoRAConfig
 from support.command import user_errors
 from support.plain import is_plain
 from tiny_decoder import TinyGPTConfig
@@ -23,11 +22,6 @@ def facts(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict[str, str]:
     return {"shape": f"{shape}; {biases}, {config.gelu} GELU, {heads} head", "tokenizer": tokens}
 
 
-def adapter_facts(config: LoRAConfig) -> dict[str, str]:
-    """What an adapter changes."""
-    return {"adapter": f"rank {config.rank}, alpha {config.alpha:g}, on {', '.join(config.targets)}"}
-
-
 def origin_facts(origin: dict) -> dict[str, str]:
     """Where a model came from, as far as it is known."""
     known = {name.replace("_", " "): origin[name] for name in ORIGIN if is_plain(origin.get(name))}
@@ -39,7 +33,8 @@ def describe_file(path: Path) -> dict[str, str]:
     header, tensors = read_checkpoint(path)
     with user_errors(f"{path} cannot be used: "):
         if header["kind"] == ADAPTER:
-            known = adapter_facts(adapter.config_from_plain(header["config"]))
+            lora = adapter.config_from_plain(header["config"])
+            known = {"adapter": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"}
         else:
             known = facts(config_from_plain(header["config"]), tokenizer_from_plain(header.get("tokenizer")))
     numbers = sum(tensor.numel() for name, tensor in tensors.items() if "/" not in name)

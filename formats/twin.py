@@ -16,6 +16,7 @@ from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
 
 TOLERANCE = 1e-4  # of the logits' range: float32 differs by less when sums are taken in another order
+CHECK_TOKENS = 32  # that a page reads to check itself: a fraction of a second for a model of 2 million parameters
 
 
 def twin_logits(
@@ -84,6 +85,18 @@ def check_twin(model: TinyGPT, weights: dict[str, Tensor], program: str) -> None
         difference = float((logits - twin[-len(logits) :]).abs().max())
         if not difference <= TOLERANCE * spread:
             raise UserError(f"{changed}: logits {where} differ by {difference:.1g} of {spread:.1g}; {advice}")
+
+
+@torch.inference_mode()
+def self_check(config: TinyGPTConfig, weights: dict[str, Tensor]) -> dict:
+    """What a page compares itself with: ids, positions among them, at each of these positions the logits of all of
+    the ids, and by how much they may differ."""
+    ids = random_windows(config, 1)[:, :CHECK_TOKENS]
+    positions = compared_positions(ids.size(1))
+    logits = twin_logits(weights, config, ids)[0, positions]
+    tolerance = TOLERANCE * float(logits.max() - logits.min())
+    chosen = logits[:, ids[0]].tolist()
+    return {"ids": ids[0].tolist(), "positions": positions, "logits": chosen, "tolerance": tolerance}
 
 
 def half_precision(weights: dict[str, Tensor]) -> dict[str, Tensor]:

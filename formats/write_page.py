@@ -20,19 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from formats.checkpoint import Checkpoint, model_weights
-from formats.twin import (
-    TOLERANCE,
-    check_twin,
-    compared_positions,
-    deviation,
-    half_precision,
-    random_windows,
-    twin_logits,
-)
+from formats.twin import check_twin, deviation, half_precision, self_check
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
 from support.plain import is_plain, parse_json
-from tiny_decoder import TinyGPTConfig
 from tokenizer import REPLACEMENT, Tokenizer
 
 PARTS = Path(__file__).with_name("page")
@@ -41,7 +32,6 @@ INTERFACE = ("api.js", "draw.js", "write.js", "look.js", "maps.js", "learn.js", 
 GENERATOR = '<meta name="generator" content="TinyGPT">'
 MAX_PAGE_BYTES = 50_000_000  # of a page, unless forced
 MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
-CHECK_TOKENS = 32  # that the page reads to check itself: a fraction of a second for a model of 2 million parameters
 # What the page shows of a checkpoint's origin.
 ORIGIN_FIELDS = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
 CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it shows of an evaluation
@@ -100,18 +90,6 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
             "positions": principal_components(positions[:: math.ceil(len(positions) / MAX_POINTS)]),
         },
     }
-
-
-@torch.inference_mode()
-def self_check(config: TinyGPTConfig, weights: dict[str, Tensor]) -> dict:
-    """What the page compares itself with: ids, positions among them, at each of these positions the logits of all of
-    the ids, and by how much they may differ."""
-    ids = random_windows(config, 1)[:, :CHECK_TOKENS]
-    positions = compared_positions(ids.size(1))
-    logits = twin_logits(weights, config, ids)[0, positions]
-    tolerance = TOLERANCE * float(logits.max() - logits.min())
-    chosen = logits[:, ids[0]].tolist()
-    return {"ids": ids[0].tolist(), "positions": positions, "logits": chosen, "tolerance": tolerance}
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
