@@ -39,7 +39,7 @@ from helpers import ROOT, assert_one_error_line, tiny_config
 from support.command import UserError, one_line
 from tiny_decoder import TinyGPT
 from tokenizer import CharTokenizer
-from training.state import RunPaths, read_state
+from training.state import read_state
 
 ADAPTER, SLOW = Path("adapter.pth"), pytest.mark.slow
 FLAGS = [flag for flag in SMALL_RUN if flag not in NETWORK]  # a fine-tuned model has its base's shape
@@ -98,7 +98,7 @@ def another_zip(path):
         container.writestr("word/document.xml", "<w>Not a checkpoint.</w>")
 
 
-def rewritten(change=lambda name, data: [(name, data)], compression=zipfile.ZIP_STORED):
+def rewritten(change, compression=zipfile.ZIP_STORED):
     """A damage that writes the zip anew, each entry replaced by what `change` makes of it."""
 
     def damage(path):
@@ -136,19 +136,15 @@ def many_entries(path):
 
 
 BYTES = {
-    "empty": (lambda path: path.write_bytes(b""), "not a .pth"),
     "random bytes": (lambda path: path.write_bytes(random.Random(0).randbytes(5000)), "not a .pth"),
     "another zip": (another_zip, "data.pkl"),
     "an old torch file": (lambda p: torch.save({}, p, _use_new_zipfile_serialization=False), "not a .pth"),
     "a zip bomb": (rewritten(lambda n, d: [(n, bytes(2**27) if "/0" in n else d)], zipfile.ZIP_DEFLATED), "compressed"),
-    "compressed": (rewritten(compression=zipfile.ZIP_DEFLATED), "compressed"),
     "a lying size": (lying_size, "more than it does"),
     "overlapping entries": (overlapping, "damaged"),
     "many entries": (many_entries, "directory"),
-    "two pickles": (rewritten(lambda n, d: [(n, d)] + [(f"b/{n}", d)] * n.endswith("data.pkl")), "data.pkl"),
-    "another byte order": (rewritten(lambda n, d: [(n, b"big" if n.endswith("byteorder") else d)]), "byte order"),
-    "a tensor cut short": (rewritten(lambda n, d: [(n, d[:-4] if n.endswith("data/0") else d)]), "other bytes"),
-    "a tensor's bytes missing": (rewritten(lambda n, d: [(n, d)] * (not n.endswith("data/0"))), "other bytes"),
+    "a tensor cut short": (rewritten(lambda n, d: [(n, d[:-4] if n.endswith("data/0") else d)]), "too few"),
+    "a tensor's bytes missing": (rewritten(lambda n, d: [(n, d)] * (not n.endswith("data/0"))), "missing"),
 }
 
 
@@ -218,27 +214,20 @@ def with_terabytes_from_one_number(header, tensors):
 NORM = "final_norm.bias"
 EDITS = {
     "another format": (lambda h, t: h.update(format=FORMAT + 1), "another version of TinyGPT"),
-    "an origin as a list": (lambda h, t: h.update(origin=[]), "'origin'"),
-    "no tensors": (lambda h, t: t.clear(), "is missing"),
     "an extra tensor": (lambda h, t: t.update(more=torch.zeros(1)), "'more'"),
     "a tensor with an endless name": (lambda h, t: t.update({"a" * 5_000_000: torch.zeros(1)}), "aaaa"),
     "a misshapen tensor": (with_tensor(NORM, lambda t: torch.zeros(2)), f"'{NORM}' is (2,)"),
-    "a tensor of double precision": (with_tensor(NORM, lambda t: t.double()), "float64"),
+    "a tensor of half precision": (with_tensor(NORM, lambda t: t.half()), "float16"),
     "a sparse tensor": (with_tensor(NORM, lambda t: t.to_sparse()), "pickle"),
     "a NaN weight": (with_tensor(NORM, lambda t: t.fill_(torch.nan)), "not finite"),
     "a transposed weight": (with_tensor("blocks.0.mlp.up.weight", lambda t: t.t().contiguous().t()), "contiguous"),
     "a name that is not text": (lambda h, t: t.update({(1, 2): torch.zeros(1)}), "key"),
-    "a name that is a number": (lambda h, t: t.update({1: torch.zeros(1)}), "'1'"),
     "a config without a field": (lambda h, t: h["config"].pop("num_heads"), "config has a field"),
     "a negative config": (part_of("config", max_seq=-1), "max_seq"),
-    "a NaN dropout": (part_of("config", dropout=float("nan")), "NaN"),
-    "a config of terabytes": (part_of("config", embed_dim=2**14, num_layers=2**10), "(8, 8)"),
-    "a config past all bounds": (part_of("config", embed_dim=2**40), "embed_dim"),
+    "a config of terabytes": (part_of("config", embed_dim=2**14, num_layers=2**10), "in_proj_bias"),
     "a number without end": (part_of("config", embed_dim=10**4000), "embed_dim"),
-    "a window without positions": (part_of("config", max_seq=2**14), "(8, 8)"),
+    "a window without positions": (part_of("config", max_seq=2**14), "--large-window"),
     "terabytes from one number": (with_terabytes_from_one_number, "more than the file holds"),
-    "a tie that is not there": (part_of("config", tie_embeddings=True), "'head.weight'"),
-    "an empty vocabulary": (part_of("tokenizer", characters=""), "vocabulary"),
     "another size of vocabulary": (part_of("tokenizer", characters="abc", start="a"), "5 tokens"),
     "a vocabulary of one character": (part_of("tokenizer", characters="a" * 16_000_000), "vocabulary"),
     "an unknown tokenizer": (part_of("tokenizer", kind="morse"), "kind"),
@@ -250,13 +239,10 @@ EDITS = {
 }
 OUTER = {
     "no header": (lambda path: torch.save({"tensors": {}}, path), "'header'"),
-    "a header that is not JSON": (replaced(header="{"), "JSON"),
-    "a header that is a list": (replaced(header="[]"), "dictionary"),
     "a header nested deeply": (replaced(header="[" * 100_000), "nested"),
     "a header with surrogates": (replaced(header='{"format": 2, "kind": "\\ud800"}'), "'config'"),
     "a header of many objects": (replaced(header="[" + "{}," * 2_000_000 + "{}]"), "too large"),
     "tensors as a list": (replaced(tensors=[1]), "'tensors'"),
-    "a tensor for a format": (lambda path: torch.save({"format": torch.zeros(2)}, path), "'header'"),
     "a training state": (lambda path: shutil.copy(path.with_name("state.pth"), path), "is of kind 'training'"),
 }
 
@@ -340,15 +326,11 @@ def test_a_damaged_file_is_refused(template, tmp_path, name):
 
 MATRIX = "blocks.0.mlp.up.weight.A"
 ADAPTER_EDITS = {
-    "another base": (lambda h, t: h.update(base="0" * 64), "base"),
-    "a misshapen tensor": (with_tensor(MATRIX, lambda t: torch.zeros(2)), "mlp.up"),
     "a NaN weight": (with_tensor(MATRIX, lambda t: t.fill_(torch.nan)), "not finite"),
     "another rank": (part_of("config", rank=3), "(2, 8)"),
     "a rank of billions": (part_of("config", rank=2**40), "rank"),
     "a nested target": (part_of("config", targets=[["moon"]]), "moon"),
     "an endless alpha": (part_of("config", alpha=10**400), "alpha"),
-    "a dropout": (part_of("config", dropout="x"), "config"),
-    "a model": (lambda h, t: h.update(kind="model"), "kind"),
 }
 
 
@@ -465,13 +447,12 @@ run(command)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc, to see the size of a process")
-@pytest.mark.parametrize("command", ["convert", *(pytest.param(c, marks=SLOW) for c in ("resume", "sample", "train"))])
-def test_a_lack_of_memory_is_no_damage(tmp_path, command):
+def test_a_lack_of_memory_is_no_damage(tmp_path):
     """A good file was called damaged. The process may take 12 MiB more than it has; the file holds 25 MB."""
     write_corpus(tmp_path)
     steps = ["--steps", 2, "--stop-at", 1, "--eval-every", 1]
     run_here(tmp_path, *SMALL_RUN, *steps, "--embed-dim", 512, "--num-layers", 2)
-    arguments = [sys.executable, "-c", LOW_MEMORY, *map(str, COMMANDS[command][1])]
+    arguments = [sys.executable, "-c", LOW_MEMORY, *map(str, COMMANDS["convert"][1])]
     done = subprocess.run(arguments, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, encoding="utf-8")
     assert done.returncode == 1, done.stderr
     assert_one_error_line(done.stderr, "not enough memory")
@@ -498,7 +479,6 @@ STATE_EDITS = {
     "no step": (lambda h, t: h["training"].pop("step"), "'step'"),
     "an endless step": (part_of("training", step=2**60), "'step'"),
     "a NaN loss": (part_of("training", best_loss=float("nan")), "NaN is not a number"),
-    "another corpus": (part_of("training", corpus_sha256="0" * 64), "no longer the text"),
     "another version's settings": (lambda h, t: h["settings"].pop("token_noise"), "token_noise missing"),
     "a setting of another type": (part_of("settings", steps="many"), "--steps"),
     "a setting out of range": (part_of("settings", lr=-1.0), "--lr"),
@@ -506,9 +486,7 @@ STATE_EDITS = {
     "no optimizers": (without("optimizer/"), "optimizers or average"),
     "optimizers in another order": (swap_optimizers, "optimizers or average"),
     "a parameter without a moment": (lambda h, t: t.pop(MOMENT), "exp_avg"),
-    "a misshapen moment": (with_tensor(MOMENT, lambda t: torch.zeros(1)), "exp_avg"),
     "no momentum": (lambda h, t: t.pop(MOMENTUM), "momentum"),
-    "no average": (without("average/"), "is missing"),
 }
 
 
@@ -524,18 +502,3 @@ def test_a_batch_that_the_memory_does_not_hold_is_refused_on_resume(refused, mon
     real = os.sysconf
     monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_PHYS_PAGES" else real(name))
     refused("resume", edited(part_of("settings", batch_size=2**20)), "GiB", "--batch-size")
-
-
-# --- A new run over damaged files --------------------------------------------------------------------------------
-
-
-def test_training_anew_keeps_damaged_files_as_they_are(template, tmp_path, in_process):
-    copy_of(template, tmp_path)
-    paths = RunPaths(tmp_path / OUT.best)
-    for path in (paths.best, paths.last):
-        DAMAGES["random bytes"][0](path)
-    before = files_of(tmp_path)
-    assert in_process("main.py", *SMALL_RUN, "--steps", 1, "--eval-every", 1)[0] == 0
-    after = files_of(tmp_path)
-    assert {name: after[name.replace("decoder.", "decoder.1.", 1)] for name in before} == before
-    load_model(paths.best)
