@@ -6,6 +6,7 @@ the reading, so no file runs code, takes more memory than a small multiple of it
 else reads the file afterwards, so no second reader can see another file in the same bytes.
 """
 
+import errno
 import io
 import math
 import os
@@ -55,8 +56,10 @@ def read_container(path: Path, kind: str = "TinyGPT checkpoint") -> dict:
         if type(content) is not dict:
             raise ValueError("it does not hold a dictionary")
         return content
-    except Exception as error:  # a damaged file can raise anything; the next two say nothing about the file
-        if isinstance(error, OSError) or out_of_memory(error):
+    except Exception as error:
+        # A damaged file can raise anything: EINVAL, too, if it points before its start. Other OSErrors and a lack of
+        # memory say nothing about the file.
+        if (isinstance(error, OSError) and error.errno != errno.EINVAL) or out_of_memory(error):
             raise
         reason = error if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__})"
         raise UserError(f"{path} is not a {kind}: {reason}; use another file") from None
