@@ -24,7 +24,7 @@ from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
 from formats.write_page import save_page
 from lora import merge_adapters
-from support.command import Parser, UserError, one_line, one_of, run
+from support.command import Parser, UserError, one_line, run
 from support.durable import check_overwrite
 
 
@@ -32,9 +32,7 @@ def load(settings: argparse.Namespace) -> Checkpoint:
     """The source's model, with an adapter merged into it if there is one."""
     source, lora = settings.source, settings.lora
     if not source.exists():
-        files = "config.json tokenizer.json model.safetensors"
-        hint = f"; GPT-2's folder comes by: hf download openai-community/gpt2 {files} --local-dir gpt2"
-        raise UserError(f"{source}: no such file or folder{hint if 'gpt2' in source.name else ''}")
+        raise UserError(f"{source}: no such file or folder; docs/formats.md says where to get GPT-2")
     if source.suffix == ".pt":
         loaded = load_nanogpt(source, settings.data, settings.tokenizer, settings.large_window)
     elif source.is_dir():
@@ -47,24 +45,20 @@ def load(settings: argparse.Namespace) -> Checkpoint:
     return loaded
 
 
-def write_pth(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
-    check_overwrite(target, force=settings.force)
-    save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
-
-
-def write_html(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
-    metrics = (settings.lora or settings.source).with_suffix(".metrics.jsonl")
-    off = save_page(target, loaded, metrics, settings.precision or "float16", settings.force)
-    print_deviation(target, off, "its weights are rounded to float16")
-
-
-def write_gguf(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
-    off = save_gguf(target, loaded, settings.precision or "float32", settings.force)
-    print_deviation(target, off, "llama.cpp rounds to float16, and has only the tanh GELU")
-
-
-def write_folder(target: Path, loaded: Checkpoint, settings: argparse.Namespace) -> None:
-    save_huggingface(target, loaded, settings.force)
+def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Namespace) -> None:
+    """Write the target, and say how far it is from the model if it differs. Raises what the writers raise."""
+    if ending == ".pth":
+        check_overwrite(target, force=settings.force)
+        save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
+    elif ending == ".html":
+        metrics = (settings.lora or settings.source).with_suffix(".metrics.jsonl")
+        deviation = save_page(target, loaded, metrics, settings.force)
+        print_deviation(target, deviation, "its weights are rounded to float16")
+    elif ending == ".gguf":
+        deviation = save_gguf(target, loaded, settings.force)
+        print_deviation(target, deviation, "an estimate: llama.cpp rounds to float16, and has only the tanh GELU")
+    else:
+        save_huggingface(target, loaded, settings.force)
 
 
 def print_deviation(target: Path, deviation: float, reason: str) -> None:
@@ -74,22 +68,16 @@ def print_deviation(target: Path, deviation: float, reason: str) -> None:
         print(f"{target}: log-probabilities differ from the model's by up to {float(rounded):g} ({reason})")
 
 
-WRITERS = {".pth": write_pth, ".html": write_html, ".gguf": write_gguf, "/": write_folder}  # by the ending of TARGET
-
-
 def make_parser() -> Parser:
     """Every flag of convert.py, with its one default."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="NAME.pth, a Hugging Face folder, or nanoGPT's ckpt.pt")
-    targets = "NAME.pth, NAME.html, NAME.gguf, or FOLDER/ for Hugging Face; without it, what is in SOURCE is shown"
-    add("target", nargs="?", metavar="TARGET", help=f"what to write: {targets}")
+    add("target", nargs="?", metavar="TARGET", help="NAME.pth, .html or .gguf, or FOLDER/; without it, show SOURCE")
     add("--data", type=Path, metavar="TEXT", help="of nanoGPT's ckpt.pt: the text that its characters come from")
     add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
     add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
-    precision = "of the weights in a page (if not given, float16) or in a GGUF file (float32)"
-    add("--precision", type=one_of("float16", "float32"), help=precision)
     add("--force", action="store_true", help="overwrite TARGET; write a page of more than 50 MB")
     return parser
 
@@ -112,15 +100,12 @@ def main() -> None:
         return show(settings)
     target = Path(settings.target)
     ending = "/" if settings.target.endswith("/") or target.is_dir() else target.suffix
-    if ending not in WRITERS:
+    if ending not in (".pth", ".html", ".gguf", "/"):
         raise UserError(f"TARGET {target} must end in .pth, .html or .gguf, or in / for a Hugging Face folder")
-    if settings.precision and ending not in (".html", ".gguf"):
-        raise UserError("--precision is for a page or a GGUF file: others hold float32")
     loaded = load(settings)
-    WRITERS[ending](target, loaded, settings)
-    merged = f" with {settings.lora} merged into it" if settings.lora else ""
+    write(target, ending, loaded, settings)
     files = target.iterdir() if target.is_dir() else [target]
-    print(f"{target}: {settings.source}{merged}, {sum(file.stat().st_size for file in files):,} bytes")
+    print(f"{target}: {settings.source}, {sum(file.stat().st_size for file in files):,} bytes")
 
 
 if __name__ == "__main__":

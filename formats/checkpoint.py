@@ -46,6 +46,11 @@ LIMITS = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads"
 LARGE_WINDOW = 7000  # tokens
 LARGE_WINDOW_HELP = f"accept a file whose window has more than {LARGE_WINDOW:,} tokens: its mask takes much memory"
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
+HINTS = {  # which file is of which kind
+    MODEL: "give NAME.pth; of an adapter, name its base here, and the adapter with --lora",
+    TRAINING: "it lies in NAME.last.pth",
+    ADAPTER: "main.py --lora-rank makes one",
+}
 
 
 @dataclass
@@ -111,11 +116,12 @@ def model_digest(config: TinyGPTConfig, tokenizer: Tokenizer, weights: dict[str,
 # --- Reading -----------------------------------------------------------------------------------------------------
 
 
-def read_any(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Header and tensors of a `.pth`, its outermost layer checked. Nothing in the file is ever executed.
+def read_checkpoint(path: Path, kind: str | None = None) -> tuple[dict, dict[str, Tensor]]:
+    """Header and tensors of a `.pth` of this kind (MODEL, TRAINING or ADAPTER; None: any), its outermost layer checked.
+    Nothing in the file is ever executed.
 
-    Raises UserError, with what is wrong and what to do, if the file is missing or damaged; OSError if it cannot be
-    read.
+    Raises UserError, with what is wrong and what to do, if the file is missing, damaged or of another kind; OSError if
+    it cannot be read.
     """
     content = read_container(path)
     with user_errors(f"{path} is not a TinyGPT checkpoint: "):
@@ -126,23 +132,10 @@ def read_any(path: Path) -> tuple[dict, dict[str, Tensor]]:
             if type(name) is not str or type(tensor) is not Tensor:
                 raise ValueError(f"{str(name)[:60]!r} is not a tensor")
     if header["format"] != FORMAT:
-        advice = "train again, or convert it with that version to a format that this one reads"
-        raise UserError(f"{path} was made by another version of TinyGPT (format {header['format']}): {advice}")
-    return header, tensors
-
-
-def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
-    """Header and tensors of a `.pth` of this kind (MODEL, TRAINING or ADAPTER).
-
-    Raises like `read_any`, and UserError if it is of another kind.
-    """
-    header, tensors = read_any(path)
-    if header["kind"] != kind:
+        raise UserError(f"{path} was made by another version of TinyGPT (format {header['format']}): train again")
+    if kind not in (None, header["kind"]):
         actual = header["kind"][:60]
-        hints = {MODEL: "give NAME.pth", TRAINING: "it lies in NAME.last.pth", ADAPTER: "main.py --lora-rank makes one"}
-        if actual == ADAPTER:
-            hints[MODEL] = "name its base here, and the adapter with --lora"
-        raise UserError(f"{path} is of kind {actual!r}, and one of kind {kind!r} is needed: {hints[kind]}")
+        raise UserError(f"{path} is of kind {actual!r}, and one of kind {kind!r} is needed: {HINTS[kind]}")
     return header, tensors
 
 
@@ -182,8 +175,6 @@ def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor], large_
     for name, limit in LIMITS.items():
         if getattr(config, name) > limit:
             raise ValueError(f"{name} must be at most {limit}, not {getattr(config, name)}")
-    positions = "position_embedding.weight"
-    check_tensors({positions: weights.get(positions)}, {positions: torch.Size([config.max_seq, config.embed_dim])})
     if config.max_seq > LARGE_WINDOW and not large_window:
         gigabytes = 5 * config.max_seq**2 / 1e9
         raise ValueError(f"the mask of its {config.max_seq} positions takes {gigabytes:.1f} GB: add --large-window")

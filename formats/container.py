@@ -6,15 +6,12 @@ the reading, so no file runs code, takes more memory than a small multiple of it
 else reads the file afterwards, so no second reader can see another file in the same bytes.
 """
 
-import contextlib
+import errno
 import io
 import math
 import os
 import pickletools
-import sys
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,26 +30,14 @@ PIECE = 2**20  # bytes that are read at once
 # What a pickle may name, and what that stands for here.
 DTYPES = {
     "torch FloatStorage": torch.float32,
-    "torch DoubleStorage": torch.float64,
     "torch HalfStorage": torch.float16,
     "torch BFloat16Storage": torch.bfloat16,
-    "torch IntStorage": torch.int32,
     "torch LongStorage": torch.int64,
-    "torch ByteStorage": torch.uint8,
-    "torch BoolStorage": torch.bool,
 }
 NAMES = {**DTYPES, "torch._utils _rebuild_tensor_v2": Tensor, "collections OrderedDict": dict}
 # How many items an opcode takes off the stack; None: all above the last mark.
 TAKEN = {"TUPLE": None, "EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "APPENDS": None}
 TAKEN |= {"SETITEM": 2, "SETITEMS": None, "BUILD": 1, "BINPERSID": 1, "REDUCE": 2}
-
-
-@dataclass(frozen=True)
-class Storage:
-    """The numbers that one or more tensors look into."""
-
-    memory: Tensor  # (bytes,) uint8
-    dtype: torch.dtype
 
 
 def read_container(path: Path, kind: str = "TinyGPT checkpoint") -> dict:
@@ -68,28 +53,16 @@ def read_container(path: Path, kind: str = "TinyGPT checkpoint") -> dict:
         if here.is_file():
             raise UserError(f"{path}{what}, but there is {here} in the working folder: name that")
         raise UserError(f"{path}{what}; name a .pth file, or train a model first: python main.py")
-    with refused(path, kind):
+    try:
         entries = read_zip(path)
-        folder = next(name for name in entries if name.endswith("/data.pkl")).removesuffix("data.pkl")
-        order = entries.get(f"{folder}byteorder")  # which older versions of PyTorch do not write
-        if order is not None and bytes(order.numpy()) != sys.byteorder.encode():
-            raise ValueError("it was written by a machine with another byte order")
-        content = unpickle(bytes(entries[f"{folder}data.pkl"].numpy()), entries, f"{folder}data/")
+        content = unpickle(bytes(entries["data.pkl"].numpy()), entries)
         if type(content) is not dict:
             raise ValueError("it does not hold a dictionary")
         return content
-
-
-@contextlib.contextmanager
-def refused(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes its reader raise into a UserError that says that it is not a `kind`.
-
-    OSError and a lack of memory say nothing about the file, and pass.
-    """
-    try:
-        yield
     except Exception as error:
-        if isinstance(error, OSError) or out_of_memory(error):
+        # A damaged file can raise anything: EINVAL, too, if it points before its start. Other OSErrors and a lack of
+        # memory say nothing about the file.
+        if (isinstance(error, OSError) and error.errno != errno.EINVAL) or out_of_memory(error):
             raise
         reason = error if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__})"
         raise UserError(f"{path} is not a {kind}: {reason}; use another file") from None
@@ -109,28 +82,28 @@ class GuardedFile(io.FileIO):
 
 
 def read_zip(path: Path) -> dict[str, Tensor]:
-    """The bytes (n,) of every entry of a zip, whose checksums are right; one is named `…/data.pkl`.
+    """The bytes (n,) of every entry of a zip, whose checksums are right, by name without the zip's one folder; there is
+    a "data.pkl".
 
-    Raises ValueError with what is wrong: it is not a zip, is compressed, or claims more than the file holds.
+    Raises ValueError with what is wrong: it is not such a zip, is compressed, or claims more than the file holds.
     """
     with GuardedFile(path) as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is not a .pth or .pt file, or only a part of one")
         with zipfile.ZipFile(file) as container:
-            entries = container.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            entries = {entry.filename.partition("/")[2]: entry for entry in container.infolist()}
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
                 raise ValueError("it is compressed")
-            if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
+            if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
                 raise ValueError("it claims to hold more than it does")
-            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-                raise ValueError("its zip does not hold one data.pkl, or a very large one")
-            return {entry.filename: read_entry(container, entry) for entry in entries}
+            if "data.pkl" not in entries or entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
+                raise ValueError("its zip holds no data.pkl, or a very large one")
+            return {name: read_entry(container, entry) for name, entry in entries.items()}
 
 
 def read_entry(container: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
     """The bytes (n,) of an entry, in memory aligned as PyTorch aligns it. `zipfile` checks the checksum at the end."""
-    memory = torch.empty(entry.file_size, dtype=torch.uint8)
+    memory = torch.zeros(entry.file_size, dtype=torch.uint8)  # a hostile entry can be shorter than it says
     with container.open(entry) as source:
         for piece in memory.split(PIECE):
             source.readinto(piece.numpy())
@@ -140,12 +113,12 @@ def read_entry(container: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
 # --- The pickle --------------------------------------------------------------------------------------------------
 
 
-def unpickle(pickle: bytes, entries: dict[str, Tensor], folder: str) -> object:
-    """What a pickle describes; folder: where in the zip the tensors' bytes lie. Raises ValueError if it needs more than
-    this machine knows, and other exceptions if it is damaged.
+def unpickle(pickle: bytes, entries: dict[str, Tensor]) -> object:
+    """What a pickle describes, the bytes of its tensors in `entries`. Raises ValueError if it needs more than this
+    machine knows, and other exceptions if it is damaged.
 
-    Of what the pickle remembers, only strings, names, tensors and flat tuples may be used again: a kilobyte could
-    otherwise stand for a structure with more parts than any computer can walk through.
+    Of what the pickle remembers, only strings, names and flat tuples may be used again: a kilobyte could otherwise
+    stand for a structure with more parts than any computer can walk through.
     """
     stack, marks, memo = [], [], {}
     unclaimed = MAX_CLAIM * sum(map(len, entries.values()))  # bytes that further tensors may have
@@ -157,9 +130,7 @@ def unpickle(pickle: bytes, entries: dict[str, Tensor], folder: str) -> object:
             start = marks.pop() if TAKEN[name] is None else len(stack) - TAKEN[name]
             taken, stack[start:] = stack[start:], []
         match name:
-            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "BINFLOAT":
-                stack.append(argument)
-            case "LONG1" if abs(argument) < 2**63:
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(name == "NEWTRUE")
@@ -184,19 +155,18 @@ def unpickle(pickle: bytes, entries: dict[str, Tensor], folder: str) -> object:
             case "SETITEM" | "SETITEMS" if type(stack[-1]) is dict:
                 set_items(stack[-1], taken)
             case "BINPERSID":
-                stack.append(find_storage(*taken, entries, folder))
+                stack.append(find_storage(*taken, entries))
             case "REDUCE":
                 stack.append(call(*taken))
+                unclaimed -= stack[-1].nbytes if isinstance(stack[-1], Tensor) else 0
+                if unclaimed < 0:
+                    raise ValueError("its tensors claim to be more than the file holds")
             case "STOP":
                 return stack.pop()
             case "PROTO" | "BUILD":  # what is built are attributes of an OrderedDict, which nobody needs
                 pass
             case _:
                 raise ValueError(f"its pickle holds {name}, used as no checkpoint uses it")
-        if name in ("REDUCE", "BINGET", "LONG_BINGET") and isinstance(stack[-1], Tensor):
-            unclaimed -= stack[-1].nbytes
-            if unclaimed < 0:
-                raise ValueError("its tensors claim to be more than the file holds")
     raise ValueError("its pickle has no end")
 
 
@@ -204,7 +174,7 @@ def is_reusable(value: object) -> bool:
     """Whether a pickle may use a value again that it has made before."""
     if isinstance(value, tuple):
         return len(value) <= MAX_DIMENSIONS and all(isinstance(item, int | float) for item in value)
-    return isinstance(value, str | Tensor | torch.dtype | type)
+    return isinstance(value, str | torch.dtype | type)
 
 
 def set_items(target: dict, items: list) -> None:
@@ -216,28 +186,27 @@ def set_items(target: dict, items: list) -> None:
         target[key] = value
 
 
-def find_storage(identity: object, entries: dict[str, Tensor], folder: str) -> Storage:
-    """The storage that a persistent id of the pickle stands for: ("storage", type, key, location, items)."""
+def find_storage(identity: object, entries: dict[str, Tensor]) -> tuple[Tensor, torch.dtype]:
+    """The bytes and their type that a persistent id of the pickle, ("storage", type, key, location, items), names."""
     match identity:
         case ("storage", torch.dtype() as dtype, str(key), str(), int(items)):
-            memory = entries.get(folder + key)
+            memory = entries.get(f"data/{key}")
             if memory is not None and len(memory) == items * dtype.itemsize:
-                return Storage(memory, dtype)
-    raise ValueError("a tensor has other bytes than its shape needs, or is of an unknown type")
+                return memory, dtype
+    raise ValueError("a tensor's bytes are missing, or too many or too few, or of an unknown type")
 
 
 def call(function: object, arguments: object) -> Tensor | dict:
-    """What a call in the pickle makes: an empty OrderedDict, here a dictionary, or a tensor that looks into its storage
-    and so takes no further memory. Raises ValueError if it is neither."""
-    match arguments:
-        case () if function is dict:
-            return {}
-        case (Storage() as storage, int(offset), tuple(size), tuple(stride), bool(), dict()) if function is Tensor:
-            last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-            numbers = math.prod(size)
-            if len(size) > MAX_DIMENSIONS or min(offset, *size, *stride, 0) < 0 or numbers > MAX_NUMBERS:
-                raise ValueError("a tensor has an impossible shape")
-            if numbers and last >= len(storage.memory) // storage.dtype.itemsize:
-                raise ValueError("a tensor looks beyond its memory")
-            return torch.empty(0, dtype=storage.dtype).set_(storage.memory.untyped_storage(), offset, size, stride)
-    raise ValueError("its pickle calls a function that no checkpoint needs")
+    """What a call in the pickle makes: an empty OrderedDict, here a dictionary, or a tensor that looks into the bytes
+    of an entry and so takes no further memory. Raises ValueError, or TypeError and the like, if it is neither."""
+    if function is dict and arguments == ():
+        return {}
+    if function is not Tensor:
+        raise ValueError("its pickle calls a function that no checkpoint needs")
+    (memory, dtype), offset, size, stride, *_ = arguments
+    if len(size) > MAX_DIMENSIONS or math.prod(size) > MAX_NUMBERS:
+        raise ValueError("a tensor has an impossible shape")
+    try:
+        return memory.view(dtype).as_strided(size, stride, offset)
+    except RuntimeError:
+        raise ValueError("a tensor looks beyond its memory") from None

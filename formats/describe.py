@@ -4,8 +4,9 @@ from pathlib import Path
 
 from corpora.tokenizer_files import tokenizer_from_plain
 from formats import adapter
-from formats.checkpoint import ADAPTER, MODEL, Checkpoint, config_from_plain, read_any
+from formats.checkpoint import ADAPTER, MODEL, Checkpoint, config_from_plain, read_checkpoint
 from support.command import user_errors
+from support.plain import is_plain
 from tiny_decoder import TinyGPTConfig
 from tokenizer import Tokenizer
 
@@ -21,26 +22,19 @@ def facts(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict[str, str]:
     return {"shape": f"{shape}; {biases}, {config.gelu} GELU, {heads} head", "tokenizer": tokens}
 
 
-def adapter_facts(header: dict) -> dict[str, str]:
-    """What an adapter changes, and in which model. Raises ValueError if its config is damaged."""
-    config, base = adapter.config_from_plain(header["config"]), str(header.get("base"))[:12]
-    changes = f"rank {config.rank}, alpha {config.alpha:g}, on {', '.join(config.targets)}"
-    return {"adapter": changes, "base": f"the model with digest {base}…"}
-
-
 def origin_facts(origin: dict) -> dict[str, str]:
     """Where a model came from, as far as it is known."""
-    shown = {int: lambda value: f"{value:,}", str: lambda value: value[:200], float: lambda value: f"{value:.4f} nats"}
-    known = {name.replace("_", " "): origin.get(name) for name in ORIGIN}
-    return {name: shown[type(value)](value) for name, value in known.items() if type(value) in shown}
+    known = {name.replace("_", " "): origin[name] for name in ORIGIN if is_plain(origin.get(name))}
+    return {name: f"{value:.4f}" if type(value) is float else str(value)[:200] for name, value in known.items()}
 
 
 def describe_file(path: Path) -> dict[str, str]:
-    """What a `.pth` holds: a model, a training state or an adapter. Raises like `read_any`."""
-    header, tensors = read_any(path)
+    """What a `.pth` holds: a model, a training state or an adapter. Raises like `read_checkpoint`."""
+    header, tensors = read_checkpoint(path)
     with user_errors(f"{path} cannot be used: "):
         if header["kind"] == ADAPTER:
-            known = adapter_facts(header)
+            lora = adapter.config_from_plain(header["config"])
+            known = {"adapter": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"}
         else:
             known = facts(config_from_plain(header["config"]), tokenizer_from_plain(header.get("tokenizer")))
     numbers = sum(tensor.numel() for name, tensor in tensors.items() if "/" not in name)

@@ -1,12 +1,9 @@
 """A folder as Hugging Face's `transformers` keeps a model of GPT-2's architecture: out and in.
 
-Written are `config.json`, `generation_config.json`, `model.safetensors`, `tokenizer.json`, `tokenizer_config.json` and
-a model card. Two things that the architecture does not know come back all the same: a model without biases is written
-with zeros and `tinygpt_bias: false`, and `metadata` of the safetensors holds the origin (other programs that save the
-weights anew leave it out, as they should).
+Written are `config.json`, `generation_config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json`.
+A model without biases gets zeros there, and comes back with them: it computes the same.
 """
 
-import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
@@ -17,21 +14,16 @@ from torch import Tensor
 
 from corpora.tokenizer_files import bpe_from_json, bpe_to_json, checked_characters
 from formats.checkpoint import Checkpoint, model_from_weights, model_weights
-from formats.describe import describe_model
 from formats.twin import check_twin
-from support.command import UserError, one_line, optional_package, user_errors
+from support.command import UserError, optional_package, user_errors
 from support.durable import leftovers, write_folder_atomically
 from support.plain import MAX_JSON, check_fields, parse_json
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import BOS, SYMBOLS, UNK, BPETokenizer, CharTokenizer, Tokenizer
 
 PURPOSE = "a Hugging Face folder"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ORIGIN = "tinygpt_origin"
-PICKLED = (
-    "pickled weights (pytorch_model.bin) may hold any program; save them anew with transformers: "
-    "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
-)
+WEIGHTS = "model.safetensors"
+PICKLED = "; pytorch_model.bin may hold any program: save it as safetensors, with save_pretrained of transformers"
 SIZES = {"max_seq": "n_positions", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
 # Parts of a tensor's name: ours, GPT-2's.
 GPT2_NAMES = (
@@ -68,7 +60,6 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
         "tokenizer_config.json": tokenizer_config_json(model.config, tokenizer),
     }
     texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()}
-    texts["README.md"] = card(folder.absolute().name, loaded)
     check_target(folder, {*texts, WEIGHTS}, force)
     weights = weights_with_biases(model)
     check_twin(model, weights, "transformers")
@@ -76,7 +67,7 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
     def write(target: Path) -> None:
         for name, text in texts.items():
             (target / name).write_text(text, encoding="utf-8")
-        save_file(gpt2_weights(weights), target / WEIGHTS, {"format": "pt", ORIGIN: json.dumps(loaded.origin)})
+        save_file(gpt2_weights(weights), target / WEIGHTS, {"format": "pt"})
         (target / WEIGHTS).chmod((target / "config.json").stat().st_mode)  # the library makes it private
 
     write_folder_atomically(folder, write)
@@ -84,8 +75,6 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
 
 def check_target(folder: Path, names: set[str], force: bool) -> None:
     """Raise UserError unless the folder is new, or empty, or may be replaced: it holds only files of these names."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, and a folder is to be written: give another name")
     files = {path.name for path in folder.glob("*")} - {path.name for path in leftovers(folder / "new")}
     if files and not force:
         raise UserError(f"{folder} exists: give another name, or --force to overwrite it")
@@ -127,7 +116,7 @@ def config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
     network = {"activation_function": gelu, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": config.tie_embeddings}
     noise = {"embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": config.attention_dropout}
     ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id}
-    return {**kind, **sizes, **network, **noise, **ids, "tinygpt_bias": config.bias}
+    return {**kind, **sizes, **network, **noise, **ids}
 
 
 def generation_json(tokenizer: Tokenizer) -> dict:
@@ -162,24 +151,6 @@ def tokenizer_config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
     return {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **options}
 
 
-def card(name: str, loaded: Checkpoint) -> str:
-    """The model card, README.md."""
-    known = "\n".join(f"- {what}: {one_line(value)}" for what, value in describe_model(loaded).items())
-    window = loaded.model.config.max_seq
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-# {name}
-
-A small GPT, trained with TinyGPT. Its window holds {window} tokens, prompt included.
-
-{known}
-
-In Python: `transformers.pipeline("text-generation", "{name}")("The ", max_new_tokens={window // 2}, do_sample=True)`
-"""
-
-
 # --- In ----------------------------------------------------------------------------------------------------------
 
 
@@ -195,24 +166,18 @@ def load_huggingface(folder: Path, large_window: bool = False) -> Checkpoint:
         check_expressible(settings)
         tokenizer = read_tokenizer(folder, settings.get("bos_token_id"))
         config = config_from(settings, tokenizer.vocab_size)
-        weights, origin = read_weights(folder, config, settings["vocab_size"])
-        biases = [name for name in weights if name.endswith("bias")]
-        if settings.get("tinygpt_bias") is False and not any(weights[name].any() for name in biases):
-            weights = {name: tensor for name, tensor in weights.items() if name not in biases}
-            config = dataclasses.replace(config, bias=False)
+        weights = read_weights(folder, config, settings["vocab_size"])
+        origin = {"converted_from": folder.absolute().name}
         return Checkpoint(model_from_weights(config, weights, large_window), tokenizer, origin)
 
 
 def read_json(path: Path) -> dict:
-    """The dictionary in a JSON file. Raises ValueError if there is none, or too much of it."""
+    """The dictionary in a JSON file. Raises UserError if there is none, or too much of it."""
     if not path.is_file():
-        raise ValueError(f"it has no {path.name}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = parse_json(file.read(MAX_JSON + 1))
+        raise UserError(f"{path}: no such file")
+    with user_errors(f"{path}: "), open(path, encoding="utf-8") as file:
+        content = parse_json(file.read(MAX_JSON + 1))
         check_fields(content, {})
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
     return content
 
 
@@ -262,15 +227,12 @@ def characters_from(vocabulary: dict, start_id: object) -> CharTokenizer:
     return checked_characters("".join(characters), characters[start_id - 2] if known else BOS)
 
 
-def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[str, Tensor], dict]:
-    """The weights under our names in float32, and the model's origin. rows: how many tokens the embedding has there."""
+def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> dict[str, Tensor]:
+    """The weights under our names in float32. rows: how many tokens the embedding has there."""
     if rows < config.vocab_size:
         raise ValueError(f"its tokenizer has {config.vocab_size} tokens, the model {rows}")
-    weights, origin = {}, {}
-    for name, tensor, metadata in stored_tensors(folder):
-        if ORIGIN in metadata and not origin:
-            origin = parse_json(metadata[ORIGIN])
-            check_fields(origin, {})
+    weights = {}
+    for name, tensor in stored_tensors(folder):
         name = name.removeprefix("transformer.")
         if name.endswith((".attn.bias", ".attn.masked_bias")) or (name == "lm_head.weight" and config.tie_embeddings):
             continue  # a mask, or the embedding once more
@@ -286,29 +248,22 @@ def read_weights(folder: Path, config: TinyGPTConfig, rows: int) -> tuple[dict[s
     if rows > config.vocab_size:
         message = f"{folder}: {rows - config.vocab_size} tokens of the model that its tokenizer lacks are left out"
         warnings.warn(message, stacklevel=2)
-    return weights, origin or {"converted_from": folder.absolute().name}
+    return weights
 
 
-def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor, dict]]:
-    """Name, tensor and the file's metadata of everything in a folder's safetensors files, one after the other."""
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything in a folder's safetensors file, one after the other."""
     safetensors = optional_package("safetensors", PURPOSE)
-    files = [WEIGHTS]
-    if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
-        check_fields(index, {"weight_map": dict})
-        files = sorted({str(file) for file in index["weight_map"].values()})
-    for file in files:
-        if Path(file).name != file or not (folder / file).is_file():
-            pickled = f"; {PICKLED}" if list(folder.glob("pytorch_model*.bin")) else ""
-            raise ValueError(f"it has no {file[:60]}{pickled}")
-        with open(folder / file, "rb") as content:  # before the library reads a header of any size
-            header_size = int.from_bytes(content.read(8), "little")
-        if header_size > MAX_JSON:
-            raise ValueError(f"{file} is damaged: its header claims {header_size:,} bytes")
-        try:
-            with safetensors.safe_open(folder / file, framework="pt") as stored:
-                metadata = stored.metadata() or {}
-                for name in stored.keys():  # noqa: SIM118  it is not a dictionary
-                    yield name, stored.get_tensor(name), metadata
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error})") from None
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"it has no {WEIGHTS}{PICKLED if (folder / 'pytorch_model.bin').exists() else ''}")
+    with open(file, "rb") as content:  # before the library reads a header of any size
+        header_size = int.from_bytes(content.read(8), "little")
+    if header_size > MAX_JSON:
+        raise ValueError(f"{WEIGHTS} is damaged: its header claims {header_size:,} bytes")
+    try:
+        with safetensors.safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118  it is not a dictionary
+                yield name, stored.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{WEIGHTS} is damaged ({error})") from None

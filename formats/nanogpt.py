@@ -5,7 +5,6 @@ tokens, which nanoGPT does not have, get the weights of the text's rarest charac
 sampled. An embedding that nanoGPT padded with unused rows loses them. Its GELU is the exact one, its head is tied.
 """
 
-import math
 from pathlib import Path
 
 from torch import Tensor
@@ -43,7 +42,7 @@ def load_nanogpt(path: Path, text: Path | None, bpe: Path | None, large_window: 
         weights = our_weights(content["model"])
         check_fields(weights, {TABLE: Tensor})
         weights[TABLE] = our_rows(weights[TABLE], tokenizer, rarest)
-        return Checkpoint(model_from_weights(config, weights, large_window), tokenizer, origin_of(path, content))
+        return Checkpoint(model_from_weights(config, weights, large_window), tokenizer, {"converted_from": path.name})
 
 
 def characters_of(path: Path) -> tuple[CharTokenizer, int]:
@@ -57,14 +56,12 @@ def characters_of(path: Path) -> tuple[CharTokenizer, int]:
 
 
 def our_weights(state: dict) -> dict[str, Tensor]:
-    """nanoGPT's tensors under our names. Raises ValueError if one is not a tensor."""
+    """nanoGPT's tensors under our names."""
     weights = {}
     for name, tensor in state.items():
         name = str(name).removeprefix("_orig_mod.").removeprefix("transformer.")
         if name != "lm_head.weight" and not name.endswith(".attn.bias"):  # the embedding once more, and a mask
-            if type(tensor) is not Tensor:
-                raise ValueError("one of its weights is not a tensor")
-            weights[rename(name, GPT2_NAMES, back=True)] = tensor.contiguous()
+            weights[rename(name, GPT2_NAMES, back=True)] = tensor
     return weights
 
 
@@ -76,18 +73,3 @@ def our_rows(embedding: Tensor, tokenizer: Tokenizer, rarest: int | None) -> Ten
         raise ValueError(f"it has {count} tokens, and the vocabulary {wanted}: give the text that it learned from")
     rows = [rarest - len(special)] * len(special) if special else []
     return embedding[[*rows, *range(wanted)]]
-
-
-def origin_of(path: Path, content: dict) -> dict:
-    """What the file tells about its training: data set, step and loss, as far as they are what they should be."""
-    settings, step, loss = content.get("config"), content.get("iter_num"), content.get("best_val_loss")
-    corpus = settings.get("dataset") if type(settings) is dict else None
-    loss = loss.item() if type(loss) is Tensor and loss.numel() == 1 else loss
-    origin = {"converted_from": path.name}
-    if type(corpus) is str:
-        origin["corpus"] = corpus[:200]
-    if type(step) is int:
-        origin["step"] = step
-    if type(loss) is float and math.isfinite(loss):
-        origin["val_loss"] = loss
-    return origin

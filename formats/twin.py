@@ -16,28 +16,20 @@ from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
 
 TOLERANCE = 1e-4  # of the logits' range: float32 differs by less when sums are taken in another order
-CHUNK = 64  # positions whose log-probabilities are compared at a time: a large vocabulary takes much memory
+CHECK_TOKENS = 32  # that a page reads to check itself: a fraction of a second for a model of 2 million parameters
 
 
 def twin_logits(
-    weights: dict[str, Tensor],
-    config: TinyGPTConfig,
-    ids: Tensor,
-    gelu: Callable[[Tensor], Tensor] | None = None,
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    weights: dict[str, Tensor], config: TinyGPTConfig, ids: Tensor, gelu: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """Logits (B, T, V) of GPT-2's network (Radford et al. 2019) with these weights for ids (B, T).
 
-    It shares no code with `tiny_decoder.py`, so that no change there reaches it. Before a product with a matrix in
-    float16, vectors are rounded to float16. gelu and attend stand in for the config's GELU and for causal attention,
-    where a program has its own; attend gets queries, keys and values (B, nh, T, hs) and returns (B, nh, T, hs).
-
-    Raises KeyError if a weight is missing.
+    It shares no code with `tiny_decoder.py`, so that no change there reaches it. gelu stands in for the config's GELU,
+    where a program has its own. Raises KeyError if a weight is missing.
     """
 
     def linear(x: Tensor, name: str) -> Tensor:
-        matrix = weights[f"{name}weight"]
-        return x.to(matrix.dtype).float() @ matrix.float().T + weights.get(f"{name}bias", 0.0)
+        return x @ weights[f"{name}weight"].T + weights.get(f"{name}bias", 0.0)
 
     def norm(x: Tensor, name: str) -> Tensor:
         x = x - x.mean(-1, keepdim=True)
@@ -45,22 +37,14 @@ def twin_logits(
         return x * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0.0)
 
     gelu = gelu or partial(F.gelu, approximate="none" if config.gelu == "exact" else "tanh")
-    attend = attend or partial(F.scaled_dot_product_attention, is_causal=True)  # its scale is 1 / sqrt(hs)
-    x = weights["token_embedding.weight"][ids].float() + weights["position_embedding.weight"][: ids.size(1)]
+    x = weights["token_embedding.weight"][ids] + weights["position_embedding.weight"][: ids.size(1)]
     for block in (f"blocks.{layer}" for layer in range(config.num_layers)):
         qkv = linear(norm(x, f"{block}.attention_norm"), f"{block}.attention.in_proj_")  # (B, T, 3C)
         q, k, v = qkv.unflatten(-1, (3, config.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + linear(attend(q, k, v).transpose(1, 2).flatten(2), f"{block}.attention.out_proj.")
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # its scale is 1 / sqrt(hs)
+        x = x + linear(h.transpose(1, 2).flatten(2), f"{block}.attention.out_proj.")
         x = x + linear(gelu(linear(norm(x, f"{block}.mlp_norm"), f"{block}.mlp.up.")), f"{block}.mlp.down.")
     return linear(norm(x, "final_norm"), "token_embedding." if config.tie_embeddings else "head.")
-
-
-def twin_size(config: TinyGPTConfig) -> int:
-    """How many parameters GPT-2's network of this shape has."""
-    C, L = config.embed_dim, config.num_layers
-    rows = config.max_seq + (1 if config.tie_embeddings else 2) * config.vocab_size
-    vectors = (2 * L + 1) * (2 if config.bias else 1) + (9 * L if config.bias else 0)  # norms; biases of linear layers
-    return C * (rows + 12 * L * C + vectors)
 
 
 def random_windows(config: TinyGPTConfig, count: int) -> Tensor:
@@ -80,22 +64,22 @@ def check_twin(model: TinyGPT, weights: dict[str, Tensor], program: str) -> None
     Compared are the logits at the last and three earlier positions of a full window of random ids, and at the last one
     in a step with a cache. program: what reads the file, for the message. The model is in evaluation mode afterwards.
     """
-    config, ids = model.config, random_windows(model.config, 1).to(model.token_embedding.weight.device)
+    config, ids = model.config, random_windows(model.config, 1)
     changed = f"the network in tiny_decoder.py was changed, and {program} computes GPT-2's"
     advice = "undo the change, or keep the model as .pth"
-    if model.num_parameters() != twin_size(config):
-        raise UserError(f"{changed}: {model.num_parameters():,} parameters, not {twin_size(config):,}; {advice}")
+    if {len(t) for name, t in weights.items() if name.endswith("mlp.up.weight")} != {4 * config.embed_dim}:
+        raise UserError(f"{changed}: its hidden layers are four times as wide as the stream; {advice}")
     try:
-        twin = twin_logits(weights, config, ids.cpu())[0, compared_positions(config.max_seq)]
+        twin = twin_logits(weights, config, ids)[0, compared_positions(config.max_seq)]
     except KeyError as error:
         raise UserError(f"{changed}: it has no {error.args[0]}; {advice}") from None
     if not twin.isfinite().all():
         raise UserError("the model's logits are not finite: its weights are too large to compute with")
     cache = KVCache(model.eval(), 1)
-    full = model(ids)[0, compared_positions(config.max_seq)].cpu()
+    full = model(ids)[0, compared_positions(config.max_seq)]
     if config.max_seq > 1:
         model(ids[:, :-1], cache, last_only=True)
-    step = model(ids[:, -1:], cache)[0].cpu()
+    step = model(ids[:, -1:], cache)[0]
     spread = float(twin.max() - twin.min())
     for logits, where in ((full, "on a full window"), (step, "in a step with a cache")):
         difference = float((logits - twin[-len(logits) :]).abs().max())
@@ -104,16 +88,31 @@ def check_twin(model: TinyGPT, weights: dict[str, Tensor], program: str) -> None
 
 
 @torch.inference_mode()
-def deviation(model: TinyGPT, weights: dict[str, Tensor], **program: Callable) -> float:
-    """The largest difference in log-probability between the model and a program that reads these weights.
+def self_check(config: TinyGPTConfig, weights: dict[str, Tensor]) -> dict:
+    """What a page compares itself with: ids, positions among them, at each of these positions the logits of all of
+    the ids, and by how much they may differ."""
+    ids = random_windows(config, 1)[:, :CHECK_TOKENS]
+    positions = compared_positions(ids.size(1))
+    logits = twin_logits(weights, config, ids)[0, positions]
+    tolerance = TOLERANCE * float(logits.max() - logits.min())
+    chosen = logits[:, ids[0]].tolist()
+    return {"ids": ids[0].tolist(), "positions": positions, "logits": chosen, "tolerance": tolerance}
 
-    It is taken over at least two full windows, and 2,048 tokens, of random ids. program: gelu and attend, as in
-    `twin_logits`. Infinite if numbers overflow there. The model is in evaluation mode afterwards.
+
+def half_precision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, rounded to float16."""
+    return {name: tensor.half().float() for name, tensor in weights.items()}
+
+
+@torch.inference_mode()
+def deviation(model: TinyGPT, weights: dict[str, Tensor], gelu: Callable[[Tensor], Tensor] | None = None) -> float:
+    """The largest difference in log-probability between the model and a program that computes with these weights.
+
+    It is taken over at least two full windows, and 2,048 tokens, of random ids. gelu: as in `twin_logits`. Infinite if
+    numbers overflow there. The model is in evaluation mode afterwards.
     """
     config, largest = model.eval().config, torch.tensor(0.0)
     for ids in random_windows(config, max(2, 2048 // config.max_seq)).split(1):
-        ours = model(ids.to(model.token_embedding.weight.device)).cpu()
-        theirs = twin_logits(weights, config, ids, **program)
-        for a, b in zip(ours.split(CHUNK, 1), theirs.split(CHUNK, 1), strict=True):
-            largest = torch.maximum(largest, (a.log_softmax(-1) - b.log_softmax(-1)).abs().max())
+        ours, theirs = model(ids).log_softmax(-1), twin_logits(weights, config, ids, gelu).log_softmax(-1)
+        largest = torch.maximum(largest, (ours - theirs).abs().max())
     return float(largest.nan_to_num(torch.inf, torch.inf))

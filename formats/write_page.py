@@ -7,6 +7,7 @@ holds some logits, and shows nothing of the model unless it computes the same on
 """
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,13 +17,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from formats.checkpoint import Checkpoint, model_weights
-from formats.twin import TOLERANCE, check_twin, compared_positions, deviation, random_windows, twin_logits
+from formats.twin import check_twin, deviation, half_precision, self_check
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
 from support.plain import is_plain, parse_json
-from tiny_decoder import TinyGPTConfig
 from tokenizer import REPLACEMENT, Tokenizer
 
 PARTS = Path(__file__).with_name("page")
@@ -31,32 +32,27 @@ INTERFACE = ("api.js", "draw.js", "write.js", "look.js", "maps.js", "learn.js", 
 GENERATOR = '<meta name="generator" content="TinyGPT">'
 MAX_PAGE_BYTES = 50_000_000  # of a page, unless forced
 MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
-MAX_METRICS_BYTES = 2**24  # that are read of a metrics file
-CHECK_TOKENS = 32  # that the page reads to check itself: a fraction of a second for a model of 2 million parameters
 # What the page shows of a checkpoint's origin.
 ORIGIN_FIELDS = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
 CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it shows of an evaluation
 
 
-def save_page(
-    path: Path, loaded: Checkpoint, metrics: Path | None = None, precision: str = "float16", force: bool = False
-) -> float:
-    """Write a page that runs the model; returns how far its log-probabilities are off, because of rounded weights.
+def save_page(path: Path, loaded: Checkpoint, metrics: Path | None = None, force: bool = False) -> float:
+    """Write a page that runs the model; returns how far its log-probabilities are off: its weights are in float16.
 
-    metrics: the file with the curves, if there is one. precision: of the weights in it, "float16" or "float32". Raises
-    UserError if `path` is another file, if a weight does not fit into float16, if the network is not GPT-2's
-    (`check_twin`), or if the page would be larger than MAX_PAGE_BYTES; `force` allows the first and the last.
+    metrics: the file with the curves, if there is one. Raises UserError if `path` is another file, if a weight does not
+    fit into float16, if the network is not GPT-2's (`check_twin`), or if the page would be larger than MAX_PAGE_BYTES;
+    `force` allows the first and the last.
     """
     check_overwrite(path, is_page, force)
     weights = model_weights(loaded.model)
     check_twin(loaded.model, weights, "a page")
-    encoded = encode(weights, precision)
-    rounded = {name: tensor.to(getattr(torch, precision)).float() for name, tensor in weights.items()}
-    text = fill_template(page_data(loaded, rounded, read_metrics(metrics), precision), encoded)
+    rounded = half_precision(weights)
+    text = fill_template(page_data(loaded, rounded, read_metrics(metrics)), encode(rounded))
     if len(text) > MAX_PAGE_BYTES and not force:
         raise UserError(f"{path} would have {len(text) / 1e6:.0f} MB, too much for most browsers; --force writes it")
     write_atomically(path, lambda file: file.write(text.encode()))
-    return deviation(loaded.model, rounded) if precision == "float16" else 0.0
+    return deviation(loaded.model, rounded)
 
 
 def is_page(path: Path) -> bool:
@@ -65,15 +61,15 @@ def is_page(path: Path) -> bool:
         return GENERATOR.encode() in file.read(2000)
 
 
-def encode(weights: dict[str, Tensor], precision: str) -> str:
-    """All weights one after the other, little-endian, in base64. UserError if one is too large for float16."""
-    numbers = torch.cat([tensor.flatten() for tensor in weights.values()]).to(getattr(torch, precision))
+def encode(weights: dict[str, Tensor]) -> str:
+    """All weights one after the other in float16, little-endian, in base64. UserError if one was too large for it."""
+    numbers = torch.cat([tensor.flatten() for tensor in weights.values()])
     if not numbers.isfinite().all():
-        raise UserError("a weight is too large for float16: use --precision float32")
-    return base64.b64encode(numbers.numpy().astype(f"<f{numbers.itemsize}")).decode()
+        raise UserError("a weight is too large for float16, which a page holds: keep the model as .pth")
+    return base64.b64encode(numbers.numpy().astype("<f2")).decode()
 
 
-def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict], precision: str) -> dict:
+def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]) -> dict:
     """Everything that the page needs except the weights, as plain data; weights: as the page will compute with them."""
     origin = {name: value for name, value in loaded.origin.items() if name in ORIGIN_FIELDS and is_plain(value)}
     if "corpus" in origin:
@@ -87,7 +83,6 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
         "prompt": "ROMEO:" if origin.get("corpus") == "tinyshakespeare" else "",
         "curves": curves,
         "parameters": loaded.model.num_parameters(),
-        "precision": precision,
         "layout": [[name, tensor.numel()] for name, tensor in weights.items()],
         "check": self_check(loaded.model.config, weights),
         "maps": {
@@ -95,18 +90,6 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
             "positions": principal_components(positions[:: math.ceil(len(positions) / MAX_POINTS)]),
         },
     }
-
-
-@torch.inference_mode()
-def self_check(config: TinyGPTConfig, weights: dict[str, Tensor]) -> dict:
-    """What the page compares itself with: ids, positions among them, at each of these positions the logits of all of
-    the ids, and by how much they may differ."""
-    ids = random_windows(config, 1)[:, :CHECK_TOKENS]
-    positions = compared_positions(ids.size(1))
-    logits = twin_logits(weights, config, ids)[0, positions]
-    tolerance = TOLERANCE * float(logits.max() - logits.min())
-    chosen = logits[:, ids[0]].tolist()
-    return {"ids": ids[0].tolist(), "positions": positions, "logits": chosen, "tolerance": tolerance}
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
@@ -126,14 +109,11 @@ def readable_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 def principal_components(vectors: Tensor, count: int = 2) -> dict:
-    """The vectors (N, C) on the `count` axes along which they differ most: points (N, count), and the share of the
-    variance along each axis. Without vectors there are no points."""
-    if not len(vectors):
-        return {"points": [], "shares": [0.0] * count}
+    """The vectors (N, C), N > 0, on the `count` axes along which they differ most: points (N, count), and the share of
+    the variance along each axis."""
     centred = (vectors - vectors.mean(0)).double()
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
-    points = torch.zeros(len(vectors), count, dtype=torch.float64)
-    points[:, : len(s[:count])] = u[:, :count] * s[:count]
+    points = F.pad(u * s, (0, count))[:, :count]  # a single vector has one axis
     shares = (s**2 / (s**2).sum().clamp(min=1e-30))[:count]
     return {"points": [[round(x, 5) for x in point] for point in points.tolist()], "shares": shares.tolist()}
 
@@ -145,17 +125,11 @@ def read_metrics(path: Path | None) -> list[dict]:
     """
     if path is None or not path.is_file():
         return []
-    with open(path, "rb") as file:
-        lines = file.read(MAX_METRICS_BYTES).decode("utf-8", "replace").splitlines()
     points = []
-    for line in lines:
-        try:
+    for line in path.read_text("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
             entry = parse_json(line)
-            point = {name: float(entry[name]) for name in CURVE_FIELDS}
-        except (ValueError, TypeError, KeyError, OverflowError):
-            continue
-        if all(map(math.isfinite, point.values())):
-            points.append(point)
+            points.append({name: float(entry[name]) for name in CURVE_FIELDS})
     return points[:: math.ceil(len(points) / 1000) or 1]
 
 

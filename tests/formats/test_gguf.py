@@ -18,13 +18,12 @@ from tokenizer import BPETokenizer, CharTokenizer
 gguf = pytest.importorskip("gguf")
 
 TEXT = "Hello wörld,  €5 and 12 345 !\n\n  don't  n't , . \U0001d11e\t\u00a0日本\x00語 <bos> of it's\n" * 2
-WINDOW = 64
 
 
-def a_model(kind="char", tied=False, bias=True, gelu="tanh") -> Checkpoint:
+def a_model(kind="char", tied=False, bias=True, gelu="tanh", window=64) -> Checkpoint:
     tokenizer = CharTokenizer.from_text(TEXT) if kind == "char" else BPETokenizer.train([TEXT], 330)
     torch.manual_seed(0)
-    config = TinyGPTConfig(tokenizer.vocab_size, WINDOW, 24, 3, 2, bias=bias, gelu=gelu, tie_embeddings=tied)
+    config = TinyGPTConfig(tokenizer.vocab_size, window, 24, 3, 2, bias=bias, gelu=gelu, tie_embeddings=tied)
     model = shaken(TinyGPT(config), 0.2).eval()
     model.position_embedding.weight.data *= 5  # or a tied model repeats the last token for ever
     return Checkpoint(model, tokenizer, {})
@@ -33,10 +32,10 @@ def a_model(kind="char", tied=False, bias=True, gelu="tanh") -> Checkpoint:
 class LlamaServer:
     """llama.cpp on a free port of this machine."""
 
-    def __init__(self, path):
+    def __init__(self, path, window=64):
         xllamacpp = pytest.importorskip("xllamacpp")
         params = xllamacpp.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(path), WINDOW, 1, 0
+        params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(path), window, 1, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         self.server = xllamacpp.Server(params)
 
@@ -47,34 +46,33 @@ class LlamaServer:
             return json.load(answer)
 
 
+SHAPES = [("char", False, True, "exact", 64), ("char", True, True, "tanh", 512), ("bpe", True, False, "exact", 64)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize("kind", ["char", "bpe"])
-@pytest.mark.parametrize("tied, bias, gelu", [(False, True, "exact"), (True, True, "tanh"), (True, False, "exact")])
-def test_llama_cpp_has_the_same_ids_text_and_probabilities(tmp_path, kind, tied, bias, gelu, precision):
-    """The probabilities of its text differ by no more than `save_gguf` says."""
-    loaded = a_model(kind, tied, bias, gelu)
+@pytest.mark.parametrize("kind, tied, bias, gelu, window", SHAPES)
+def test_llama_cpp_has_the_same_ids_text_and_probabilities(tmp_path, kind, tied, bias, gelu, window):
+    """The probabilities of a text that fills its window differ by no more than `save_gguf` says."""
+    loaded = a_model(kind, tied, bias, gelu, window)
     model, tokenizer = loaded.model, loaded.tokenizer
-    deviation = save_gguf(tmp_path / "model.gguf", loaded, precision)
-    llama = LlamaServer(tmp_path / "model.gguf")
+    deviation = save_gguf(tmp_path / "model.gguf", loaded)
+    llama = LlamaServer(tmp_path / "model.gguf", window)
     ids = tokenizer.encode(TEXT)
     assert llama("tokenize", content=TEXT, add_special=False, parse_special=False)["tokens"] == ids
     assert llama("detokenize", tokens=ids)["content"] == TEXT
     # Its answer leaves out the tokens that end within a character: they are not sampled here.
     cut = [token for token in range(tokenizer.vocab_size) if "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([token])]
     suppressed = tuple({*cut, *tokenizer.special_ids})
-    prompt, length = "Hello w", 30
-    start = tokenizer.encode(prompt)
-    expected = sampled_ids(model, list(start), length, suppressed=suppressed)
-    assert len(set(expected)) > 2
+    start = tokenizer.encode("Hello w")
+    length = window - len(start) - 1
     options = {"n_predict": length, "temperature": 0, "n_probs": 5, "return_tokens": True}
     biases = [[token, False] for token in suppressed]
-    answer = llama("completion", prompt=prompt, logit_bias=biases, **options)
-    assert answer["tokens"] == expected
-    assert answer["content"] == tokenizer.decode(expected)
-    logs = model(torch.tensor([start + expected])).detach().log_softmax(-1)[0, len(start) - 1 :]
-    steps = answer["completion_probabilities"]
-    assert len(steps) == length and deviation < 0.05
+    answer = llama("completion", prompt="Hello w", logit_bias=biases, **options)
+    made, steps = answer["tokens"], answer["completion_probabilities"]
+    assert made[:30] == sampled_ids(model, list(start), 30, suppressed=suppressed) and len(set(made)) > 2
+    assert answer["content"] == tokenizer.decode(made) and len(made) == len(steps) == length
+    logs = model(torch.tensor([start + made])).detach().log_softmax(-1)[0, len(start) - 1 :]
+    assert deviation < 0.1
     for t, step in enumerate(steps):
         for candidate in step["top_logprobs"]:
             if candidate["logprob"] > -30:  # not one that is suppressed
@@ -98,21 +96,12 @@ def test_the_special_token_ends_a_text_and_no_character_does(tmp_path):
     assert answer["content"] == ""
 
 
-def read_tensors(path) -> dict[str, np.ndarray]:
-    return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(path).tensors}
-
-
-def test_float32_is_exact_and_float16_is_for_matrices_only(tmp_path):
+def test_the_weights_are_exact(tmp_path):
     loaded = a_model(bias=False)
-    weights = loaded.model.state_dict()
     save_gguf(tmp_path / "model.gguf", loaded)
-    np.testing.assert_array_equal(read_tensors(tmp_path / "model.gguf")["output.weight"], weights["head.weight"])
-    save_gguf(tmp_path / "half.gguf", loaded, "float16")
-    tensors = read_tensors(tmp_path / "half.gguf")
-    np.testing.assert_array_equal(tensors["blk.1.attn_qkv.weight"], weights["blocks.1.attention.in_proj_weight"].half())
+    tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    np.testing.assert_array_equal(tensors["output.weight"], loaded.model.head.weight.detach())
     np.testing.assert_array_equal(tensors["blk.1.attn_qkv.bias"], np.zeros(72, np.float32))
-    np.testing.assert_array_equal(tensors["position_embd.weight"], weights["position_embedding.weight"])
-    assert tensors["output_norm.weight"].dtype == np.float32
 
 
 def test_the_deviation_is_printed_and_never_rounded_down(tmp_path, in_process):
@@ -134,6 +123,6 @@ def test_the_modelfile_for_ollama_and_neither_file_is_overwritten(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [name]
         save_gguf(tmp_path / "model.gguf", loaded, force=True)
         lines = (tmp_path / "model.Modelfile").read_text().splitlines()
-        assert lines[:3] == ["FROM ./model.gguf", 'TEMPLATE """{{ .Prompt }}"""', f"PARAMETER num_ctx {WINDOW}"]
+        assert lines[:3] == ["FROM ./model.gguf", 'TEMPLATE """{{ .Prompt }}"""', "PARAMETER num_ctx 64"]
         for path in tmp_path.iterdir():
             path.unlink()

@@ -1,6 +1,5 @@
 """nanoGPT's checkpoints: a network of that shape, written here from its description, gives the same logits."""
 
-import json
 import math
 from dataclasses import dataclass
 
@@ -127,13 +126,7 @@ def test_characters_have_the_same_logits(tmp_path, in_process, bias, prefix):
     torch.testing.assert_close(ours[..., 2:], expected)
     rarest = number[","]
     torch.testing.assert_close(ours[..., :2], expected[..., [rarest, rarest]])
-    assert loaded.origin == {
-        "converted_from": "ckpt.pt",
-        "corpus": "shakespeare_char",
-        "step": 2000,
-        "val_loss": pytest.approx(1.4697),
-    }
-    assert loaded.model.config.dropout == 0.2
+    assert loaded.origin == {"converted_from": "ckpt.pt"} and loaded.model.config.dropout == 0.2
 
 
 def test_bpe_loses_the_padding_of_its_vocabulary(tmp_path):
@@ -143,18 +136,6 @@ def test_bpe_loses_the_padding_of_its_vocabulary(tmp_path):
     loaded = load_nanogpt(tmp_path / "ckpt.pt", None, tmp_path / "tokenizer.json")
     ids = torch.tensor([tokenizer.encode(TEXT)[:16]])
     torch.testing.assert_close(loaded.model.eval()(ids), theirs(ids)[..., : tokenizer.vocab_size])
-
-
-@pytest.mark.parametrize(
-    "changes", [{"best_val_loss": math.nan}, {"best_val_loss": torch.tensor(math.inf)}, {"iter_num": "x" * 2**25}]
-)
-def test_an_origin_that_json_cannot_hold_is_left_out(tmp_path, changes):
-    """convert.py ended with a traceback."""
-    write_nanogpt(tmp_path / "ckpt.pt", vocab_size=len(set(TEXT)))
-    torch.save({**torch.load(tmp_path / "ckpt.pt", weights_only=True), **changes}, tmp_path / "ckpt.pt")
-    (tmp_path / "input.txt").write_text(TEXT)
-    origin = load_nanogpt(tmp_path / "ckpt.pt", tmp_path / "input.txt", None).origin
-    assert len(origin) == 3 and len(json.dumps(origin, allow_nan=False)) < 200
 
 
 @pytest.mark.parametrize("text, words", [("abc\n", "43"), ("", "empty"), (None, "no such file")])

@@ -127,9 +127,9 @@ def open_page(browser, tmp_path):
     """Write a checkpoint's page and open it, offline; at the end there was no request, error or message."""
     opened, noises = [], []
 
-    def open_it(loaded: Checkpoint, width=1280, color_scheme="light", change=None, awaited="#lens table", **options):
+    def open_it(loaded: Checkpoint, width=1280, color_scheme="light", change=None, awaited="#lens table"):
         path = tmp_path / f"page{len(opened)}.html"
-        save_page(path, loaded, **options)
+        save_page(path, loaded)
         if change:
             text = path.read_text("utf-8")
             path.write_text(change(text), "utf-8")
@@ -167,10 +167,9 @@ VARIANTS = [
 
 @marked
 @pytest.mark.parametrize("changes", VARIANTS)
-@pytest.mark.parametrize("precision", ["float16", "float32"])
-def test_logits_attention_and_lens_are_pytorchs(open_page, changes, precision):
+def test_logits_attention_and_lens_are_pytorchs(open_page, changes):
     loaded = checkpoint(**changes)
-    page = open_page(loaded, precision=precision)
+    page = open_page(loaded)
     config = loaded.model.config
     for length in (1, 2, 5, config.max_seq):
         ids = random_ids(length, seed=length, vocab_size=config.vocab_size).tolist()
@@ -332,7 +331,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_page_that_was_changed_says_so_and_shows_nothing_of_its_model(open_page, damage):
     loaded = checkpoint()
-    page = open_page(loaded, change=DAMAGES[damage], awaited="#alert:not([hidden])", precision="float32")
+    page = open_page(loaded, change=DAMAGES[damage], awaited="#alert:not([hidden])")
     assert page.inner_text("#alert") and page.inner_text("#text") == "" and page.is_disabled("#go")
     assert page.evaluate("tinygpt.trusted") is False
     for question in ("tinygpt.ready", "tinygpt.logits([3])", "tinygpt.generate({prompt: 'the'})", "tinygpt.lens([3])"):

@@ -109,9 +109,7 @@ def test_weights_that_overflow(tmp_path, in_process):
     assert deviation(model, {name: tensor.half() for name, tensor in model_weights(model).items()}) == math.inf
     model.head.weight.data[3, 3] = 1e6
     save_model(tmp_path / "a.pth", model, TOKENIZER, {})
-    for target in ("x.html", "x.gguf"):
-        pytest.importorskip(PACKAGES[target])
-        code, _, errors = in_process("convert.py", "a.pth", target, "--precision", "float16")
-        assert code == 2
-        assert_one_error_line(errors, "too large for float16")
+    code, _, errors = in_process("convert.py", "a.pth", "x.html")
+    assert code == 2
+    assert_one_error_line(errors, "too large for float16")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]

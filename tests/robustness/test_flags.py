@@ -73,7 +73,7 @@ def test_a_bad_value_is_refused_by_name(name):
 
 
 def test_every_flag_with_a_value_is_swept():
-    assert len(FLAGS) > 60 and FLAGS.keys() >= {"main.py --muon-lr", "generate.py --stop", "convert.py --precision"}
+    assert len(FLAGS) > 60 and FLAGS.keys() >= {"main.py --muon-lr", "generate.py --stop", "convert.py --lora"}
 
 
 @pytest.mark.parametrize(

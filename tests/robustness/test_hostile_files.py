@@ -22,24 +22,13 @@ import torch
 from conftest import environment
 from faults import NETWORK, OUT, SMALL_RUN, TEXT, Child, copy_of, files_of, flip_a_bit, run_here, write_corpus
 from formats.adapter import apply_adapter
-from formats.checkpoint import (
-    FORMAT,
-    LARGE_WINDOW,
-    MODEL,
-    TRAINING,
-    load_model,
-    model_weights,
-    read_checkpoint,
-    save_model,
-)
+from formats.checkpoint import FORMAT, LARGE_WINDOW, MODEL, TRAINING, load_model, read_checkpoint, save_model
 from formats.describe import describe_file
-from formats.huggingface import GPT2_NAMES, load_huggingface, rename, save_huggingface
-from formats.nanogpt import load_nanogpt
+from formats.huggingface import load_huggingface, save_huggingface
 from helpers import ROOT, assert_one_error_line, tiny_config
 from support.command import UserError, one_line
 from tiny_decoder import TinyGPT
 from tokenizer import CharTokenizer
-from training.state import RunPaths, read_state
 
 ADAPTER, SLOW = Path("adapter.pth"), pytest.mark.slow
 FLAGS = [flag for flag in SMALL_RUN if flag not in NETWORK]  # a fine-tuned model has its base's shape
@@ -93,37 +82,28 @@ def test_every_command_takes_a_whole_file_and_refuses_a_damaged_one(refused, tmp
 # --- Not a checkpoint at all, or damaged on the way --------------------------------------------------------------
 
 
-def another_zip(path):
-    with zipfile.ZipFile(path, "w") as container:
-        container.writestr("word/document.xml", "<w>Not a checkpoint.</w>")
-
-
-def rewritten(change=lambda name, data: [(name, data)], compression=zipfile.ZIP_STORED):
-    """A damage that writes the zip anew, each entry replaced by what `change` makes of it."""
+def rewritten(change, compression=zipfile.ZIP_STORED):
+    """A damage that writes the zip anew, each entry with the bytes that `change(name, bytes)` gives, or left out."""
 
     def damage(path):
         with zipfile.ZipFile(path) as container:
-            entries = [pair for name in container.namelist() for pair in change(name, container.read(name))]
+            entries = {name: change(name, container.read(name)) for name in container.namelist()}
         with zipfile.ZipFile(path, "w", compression) as container:
-            for name, data in entries:
-                container.writestr(name, data)
+            for name in [name for name, data in entries.items() if data is not None]:
+                container.writestr(name, entries[name])
 
     return damage
+
+
+def with_entry(ending, change, **options):
+    """A damage that changes the entry of the zip whose name ends so."""
+    return rewritten(lambda name, data: change(data) if name.endswith(ending) else data, **options)
 
 
 def lying_size(path):
     """The directory of the zip claims that an entry holds 3 GB."""
     content = bytearray(path.read_bytes())
     struct.pack_into("<II", content, content.index(b"PK\x01\x02") + 20, 3 * 2**30, 3 * 2**30)
-    path.write_bytes(content)
-
-
-def overlapping(path):
-    """Every entry of the zip's directory points at the first one's bytes."""
-    content = bytearray(path.read_bytes())
-    position = content.index(b"PK\x01\x02")
-    while (position := content.find(b"PK\x01\x02", position + 4)) > 0:
-        struct.pack_into("<I", content, position + 42, 0)
     path.write_bytes(content)
 
 
@@ -136,19 +116,14 @@ def many_entries(path):
 
 
 BYTES = {
-    "empty": (lambda path: path.write_bytes(b""), "not a .pth"),
     "random bytes": (lambda path: path.write_bytes(random.Random(0).randbytes(5000)), "not a .pth"),
-    "another zip": (another_zip, "data.pkl"),
+    "another zip": (with_entry("/data.pkl", lambda data: None), "data.pkl"),
     "an old torch file": (lambda p: torch.save({}, p, _use_new_zipfile_serialization=False), "not a .pth"),
-    "a zip bomb": (rewritten(lambda n, d: [(n, bytes(2**27) if "/0" in n else d)], zipfile.ZIP_DEFLATED), "compressed"),
-    "compressed": (rewritten(compression=zipfile.ZIP_DEFLATED), "compressed"),
+    "a zip bomb": (with_entry("/0", lambda data: bytes(2**27), compression=zipfile.ZIP_DEFLATED), "compressed"),
     "a lying size": (lying_size, "more than it does"),
-    "overlapping entries": (overlapping, "damaged"),
     "many entries": (many_entries, "directory"),
-    "two pickles": (rewritten(lambda n, d: [(n, d)] + [(f"b/{n}", d)] * n.endswith("data.pkl")), "data.pkl"),
-    "another byte order": (rewritten(lambda n, d: [(n, b"big" if n.endswith("byteorder") else d)]), "byte order"),
-    "a tensor cut short": (rewritten(lambda n, d: [(n, d[:-4] if n.endswith("data/0") else d)]), "other bytes"),
-    "a tensor's bytes missing": (rewritten(lambda n, d: [(n, d)] * (not n.endswith("data/0"))), "other bytes"),
+    "a tensor cut short": (with_entry("data/0", lambda data: data[:-4]), "too few"),
+    "a tensor's bytes missing": (with_entry("data/0", lambda data: None), "missing"),
 }
 
 
@@ -208,55 +183,35 @@ def with_tensor(name, make):
     return lambda header, tensors: tensors.update({name: make(tensors[name])})
 
 
-def with_terabytes_from_one_number(header, tensors):
-    """A config of a terabyte, every tensor a single number expanded to its shape."""
-    header["config"].update(embed_dim=2**14, num_layers=1)
-    sizes = {8: 2**14, 24: 3 * 2**14, 32: 4 * 2**14}
-    tensors |= {n: torch.zeros(()).expand([sizes.get(size, size) for size in t.shape]) for n, t in tensors.items()}
-
-
 NORM = "final_norm.bias"
 EDITS = {
     "another format": (lambda h, t: h.update(format=FORMAT + 1), "another version of TinyGPT"),
-    "an origin as a list": (lambda h, t: h.update(origin=[]), "'origin'"),
-    "no tensors": (lambda h, t: t.clear(), "is missing"),
     "an extra tensor": (lambda h, t: t.update(more=torch.zeros(1)), "'more'"),
     "a tensor with an endless name": (lambda h, t: t.update({"a" * 5_000_000: torch.zeros(1)}), "aaaa"),
     "a misshapen tensor": (with_tensor(NORM, lambda t: torch.zeros(2)), f"'{NORM}' is (2,)"),
-    "a tensor of double precision": (with_tensor(NORM, lambda t: t.double()), "float64"),
+    "a tensor of half precision": (with_tensor(NORM, lambda t: t.half()), "float16"),
     "a sparse tensor": (with_tensor(NORM, lambda t: t.to_sparse()), "pickle"),
     "a NaN weight": (with_tensor(NORM, lambda t: t.fill_(torch.nan)), "not finite"),
     "a transposed weight": (with_tensor("blocks.0.mlp.up.weight", lambda t: t.t().contiguous().t()), "contiguous"),
     "a name that is not text": (lambda h, t: t.update({(1, 2): torch.zeros(1)}), "key"),
-    "a name that is a number": (lambda h, t: t.update({1: torch.zeros(1)}), "'1'"),
     "a config without a field": (lambda h, t: h["config"].pop("num_heads"), "config has a field"),
     "a negative config": (part_of("config", max_seq=-1), "max_seq"),
-    "a NaN dropout": (part_of("config", dropout=float("nan")), "NaN"),
-    "a config of terabytes": (part_of("config", embed_dim=2**14, num_layers=2**10), "(8, 8)"),
-    "a config past all bounds": (part_of("config", embed_dim=2**40), "embed_dim"),
+    "a config of terabytes": (part_of("config", embed_dim=2**14, num_layers=2**10), "in_proj_bias"),
     "a number without end": (part_of("config", embed_dim=10**4000), "embed_dim"),
-    "a window without positions": (part_of("config", max_seq=2**14), "(8, 8)"),
-    "terabytes from one number": (with_terabytes_from_one_number, "more than the file holds"),
-    "a tie that is not there": (part_of("config", tie_embeddings=True), "'head.weight'"),
-    "an empty vocabulary": (part_of("tokenizer", characters=""), "vocabulary"),
+    "a window without positions": (part_of("config", max_seq=2**14), "--large-window"),
+    "terabytes from one number": (with_tensor(NORM, lambda t: t[:1].expand(2**40)), "more than the file holds"),
     "another size of vocabulary": (part_of("tokenizer", characters="abc", start="a"), "5 tokens"),
     "a vocabulary of one character": (part_of("tokenizer", characters="a" * 16_000_000), "vocabulary"),
     "an unknown tokenizer": (part_of("tokenizer", kind="morse"), "kind"),
-    "BPE that is not one": (
-        lambda h, t: h.update(tokenizer={"kind": "bpe", "tokens": [[]], "merges": [5], "start": "\n"}),
-        "byte",
-    ),
+    "BPE that is not one": (part_of("tokenizer", kind="bpe", tokens=[[]], merges=[5], start="\n"), "byte"),
     "another kind": (lambda h, t: h.update(kind="model\n\x1b[2J"), "kind"),
 }
 OUTER = {
     "no header": (lambda path: torch.save({"tensors": {}}, path), "'header'"),
-    "a header that is not JSON": (replaced(header="{"), "JSON"),
-    "a header that is a list": (replaced(header="[]"), "dictionary"),
     "a header nested deeply": (replaced(header="[" * 100_000), "nested"),
     "a header with surrogates": (replaced(header='{"format": 2, "kind": "\\ud800"}'), "'config'"),
     "a header of many objects": (replaced(header="[" + "{}," * 2_000_000 + "{}]"), "too large"),
     "tensors as a list": (replaced(tensors=[1]), "'tensors'"),
-    "a tensor for a format": (lambda path: torch.save({"format": torch.zeros(2)}, path), "'header'"),
     "a training state": (lambda path: shutil.copy(path.with_name("state.pth"), path), "is of kind 'training'"),
 }
 
@@ -291,7 +246,7 @@ def test_the_canary_would_sing(tmp_path):
 
 def with_pickle(code: bytes):
     """A damage that replaces the pickle, `code` after its two bytes of protocol."""
-    return rewritten(lambda name, data: [(name, b"\x80\x02" + code if name.endswith("data.pkl") else data)])
+    return with_entry("data.pkl", lambda data: b"\x80\x02" + code)
 
 
 # Keys and values that are twice the one before, 60 times: 2**60 parts to hash or to walk through.
@@ -340,15 +295,11 @@ def test_a_damaged_file_is_refused(template, tmp_path, name):
 
 MATRIX = "blocks.0.mlp.up.weight.A"
 ADAPTER_EDITS = {
-    "another base": (lambda h, t: h.update(base="0" * 64), "base"),
-    "a misshapen tensor": (with_tensor(MATRIX, lambda t: torch.zeros(2)), "mlp.up"),
     "a NaN weight": (with_tensor(MATRIX, lambda t: t.fill_(torch.nan)), "not finite"),
     "another rank": (part_of("config", rank=3), "(2, 8)"),
     "a rank of billions": (part_of("config", rank=2**40), "rank"),
     "a nested target": (part_of("config", targets=[["moon"]]), "moon"),
     "an endless alpha": (part_of("config", alpha=10**400), "alpha"),
-    "a dropout": (part_of("config", dropout="x"), "config"),
-    "a model": (lambda h, t: h.update(kind="model"), "kind"),
 }
 
 
@@ -365,18 +316,6 @@ def test_an_adapter_that_does_not_fit_is_refused(template, tmp_path, name):
 GROWTH, SHARE = 300e6, 4  # reading a file takes at most so many bytes, and so many times its size
 
 
-def read_any_file(path: Path) -> None:
-    """Read whatever a stranger's file may be, as the commands do."""
-    if path.is_dir():
-        load_huggingface(path)
-    elif path.suffix == ".pt":
-        load_nanogpt(path, path.with_name("text.txt"), None)
-    elif path.name.endswith(".last.pth"):
-        read_state(path)
-    else:
-        load_model(path)
-
-
 def assert_small_peak(path: Path, outcome: type | None) -> None:
     """A process of its own reads the file, within bounds of memory and time, and raises `outcome`."""
     if not Path("/proc/self/status").exists():
@@ -388,7 +327,7 @@ def assert_small_peak(path: Path, outcome: type | None) -> None:
     def read() -> None:
         before, result = peak(), None  # the peak of a forked process begins with what it holds
         try:
-            read_any_file(path)
+            load_huggingface(path) if path.is_dir() else load_model(path)
         except UserError as error:
             result = type(error)
         files = path.iterdir() if path.is_dir() else [path]
@@ -404,11 +343,10 @@ BOMBS = {**PICKLES, "many entries": many_entries, "many objects": OUTER["a heade
 BOMBS["a config of terabytes"] = edited(EDITS["a config of terabytes"][0])
 
 
-@pytest.mark.parametrize("name", [f"{bomb}.pth" for bomb in BOMBS] + ["a key of 2**60 tuples.pt"])
+@pytest.mark.parametrize("name", BOMBS)
 def test_no_file_takes_much_memory_or_time(template, tmp_path, name):
-    shutil.copy(template / "text.txt", tmp_path)
-    path = Path(shutil.copy(template / OUT.best, tmp_path / name))
-    BOMBS[path.stem](path)
+    path = Path(shutil.copy(template / OUT.best, tmp_path / "a.pth"))
+    BOMBS[name](path)
     assert_small_peak(path, UserError)
 
 
@@ -417,28 +355,20 @@ def write_large(path: Path, **shape) -> Path:
     tokenizer = CharTokenizer.from_text(TEXT)
     model = TinyGPT(tiny_config(vocab_size=tokenizer.vocab_size, tie_embeddings=True, **shape), init=None)
     save_model(path.with_suffix(".pth"), model, tokenizer, {})
-    if path.suffix == ".pt":
-        sizes = {"block_size": "max_seq", "n_embd": "embed_dim", "n_head": "num_heads", "n_layer": "num_layers"}
-        weights = {f"transformer.{rename(n, GPT2_NAMES)}": t for n, t in model_weights(model).items()}
-        weights["transformer.wte.weight"] = weights["transformer.wte.weight"][2:]  # without our special tokens
-        shape = {theirs: getattr(model.config, ours) for theirs, ours in sizes.items()}
-        torch.save({"model": weights, "model_args": shape}, path)
-    elif not path.suffix:
+    if not path.suffix:
         save_huggingface(path, load_model(path.with_suffix(".pth"), large_window=True))
     return path
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a"])
+@pytest.mark.parametrize("name", ["a.pth", "a"])
 def test_a_large_window_needs_a_flag(tmp_path, in_process, name):
     """A file of 72 kB took 2.7 GB, for its mask."""
-    (tmp_path / "text.txt").write_text(TEXT)
     path = write_large(tmp_path / name, max_seq=LARGE_WINDOW + 1)
     assert_small_peak(path, UserError)
-    flags = ["--data", "text.txt"] if path.suffix == ".pt" else []
-    code, _, errors = in_process("convert.py", path, "b.pth", *flags)
+    code, _, errors = in_process("convert.py", path, "b.pth")
     assert code == 2
     assert_one_error_line(errors, "--large-window")
-    assert in_process("convert.py", path, "b.pth", "--large-window", *flags)[0] == 0
+    assert in_process("convert.py", path, "b.pth", "--large-window")[0] == 0
     code, _, errors = in_process("generate.py", "--checkpoint", "b.pth", "--max-new-tokens", 1)
     assert code == 2
     assert_one_error_line(errors, "--large-window")
@@ -447,9 +377,8 @@ def test_a_large_window_needs_a_flag(tmp_path, in_process, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a"])
-def test_reading_400_mb_takes_at_most_four_times_as_much(template, tmp_path, name):
-    shutil.copy(template / "text.txt", tmp_path)
+@pytest.mark.parametrize("name", ["a.pth", "a"])
+def test_reading_400_mb_takes_at_most_four_times_as_much(tmp_path, name):
     assert_small_peak(write_large(tmp_path / name, num_layers=8, embed_dim=1024), None)
 
 
@@ -465,13 +394,12 @@ run(command)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc, to see the size of a process")
-@pytest.mark.parametrize("command", ["convert", *(pytest.param(c, marks=SLOW) for c in ("resume", "sample", "train"))])
-def test_a_lack_of_memory_is_no_damage(tmp_path, command):
+def test_a_lack_of_memory_is_no_damage(tmp_path):
     """A good file was called damaged. The process may take 12 MiB more than it has; the file holds 25 MB."""
     write_corpus(tmp_path)
     steps = ["--steps", 2, "--stop-at", 1, "--eval-every", 1]
     run_here(tmp_path, *SMALL_RUN, *steps, "--embed-dim", 512, "--num-layers", 2)
-    arguments = [sys.executable, "-c", LOW_MEMORY, *map(str, COMMANDS[command][1])]
+    arguments = [sys.executable, "-c", LOW_MEMORY, *map(str, COMMANDS["convert"][1])]
     done = subprocess.run(arguments, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, encoding="utf-8")
     assert done.returncode == 1, done.stderr
     assert_one_error_line(done.stderr, "not enough memory")
@@ -480,19 +408,6 @@ def test_a_lack_of_memory_is_no_damage(tmp_path, command):
 # --- Training states ---------------------------------------------------------------------------------------------
 
 
-def swap_optimizers(header, tensors):
-    for name in [name for name in tensors if name.startswith("optimizer/")]:
-        tensors["swapped" + name.translate({ord("0"): "1", ord("1"): "0"})] = tensors.pop(name)
-    for name in [name for name in tensors if name.startswith("swapped")]:
-        tensors[name.removeprefix("swapped")] = tensors.pop(name)
-
-
-def without(prefix):
-    """An edit that drops tensors."""
-    return lambda h, tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(prefix)]
-
-
-MOMENT, MOMENTUM, AVERAGE = "optimizer/0/0/exp_avg", "optimizer/1/0/momentum", f"average/{NORM}"
 STATE_EDITS = {
     "no training state": (lambda h, t: h.update(training=3), "'training'"),
     "no step": (lambda h, t: h["training"].pop("step"), "'step'"),
@@ -503,12 +418,9 @@ STATE_EDITS = {
     "a setting of another type": (part_of("settings", steps="many"), "--steps"),
     "a setting out of range": (part_of("settings", lr=-1.0), "--lr"),
     "a window wider than the model's": (part_of("settings", max_seq=16), "max_seq"),
-    "no optimizers": (without("optimizer/"), "optimizers or average"),
-    "optimizers in another order": (swap_optimizers, "optimizers or average"),
-    "a parameter without a moment": (lambda h, t: t.pop(MOMENT), "exp_avg"),
-    "a misshapen moment": (with_tensor(MOMENT, lambda t: torch.zeros(1)), "exp_avg"),
-    "no momentum": (lambda h, t: t.pop(MOMENTUM), "momentum"),
-    "no average": (without("average/"), "is missing"),
+    "no optimizers": (lambda h, t: [t.pop(n) for n in list(t) if n.startswith("optimizer/")], "optimizers or average"),
+    "a parameter without a moment": (lambda h, t: t.pop("optimizer/0/0/exp_avg"), "exp_avg"),
+    "no momentum": (lambda h, t: t.pop("optimizer/1/0/momentum"), "momentum"),
 }
 
 
@@ -524,18 +436,3 @@ def test_a_batch_that_the_memory_does_not_hold_is_refused_on_resume(refused, mon
     real = os.sysconf
     monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_PHYS_PAGES" else real(name))
     refused("resume", edited(part_of("settings", batch_size=2**20)), "GiB", "--batch-size")
-
-
-# --- A new run over damaged files --------------------------------------------------------------------------------
-
-
-def test_training_anew_keeps_damaged_files_as_they_are(template, tmp_path, in_process):
-    copy_of(template, tmp_path)
-    paths = RunPaths(tmp_path / OUT.best)
-    for path in (paths.best, paths.last):
-        DAMAGES["random bytes"][0](path)
-    before = files_of(tmp_path)
-    assert in_process("main.py", *SMALL_RUN, "--steps", 1, "--eval-every", 1)[0] == 0
-    after = files_of(tmp_path)
-    assert {name: after[name.replace("decoder.", "decoder.1.", 1)] for name in before} == before
-    load_model(paths.best)
