@@ -195,22 +195,22 @@ def sample(x, uniform):
 
 
 @exact
-def choose(x, seen, uniform, temperature, top_k, top_p, floor, penalty):
-    """One token for logits x (V,), which are changed in place. floor: the logarithm of min-p."""
+def choose(x, seen, uniform, temperature, top_k, top_p, min_p, penalty):
+    """One token for logits x (V,), which are changed in place. The filters are the fields of `sampler.Sampling`."""
     if penalty != 1:
         for i in range(x.shape[0]):
             if seen[i]:
                 x[i] = x[i] / float32(penalty) if x[i] > 0 else x[i] * float32(penalty)
-    if temperature == 0:
+    if temperature < 1e-6:
         return np.argmax(x)
     if temperature != 1:
         x = (x - x.max()) / float32(temperature)
-    if top_k < x.shape[0] or top_p < 1:
-        keep_largest(x, min(top_k, x.shape[0]), top_p)
-    least = x.max() + float32(floor)
-    for i in range(x.shape[0]):
-        if x[i] < least:
-            x[i] = -np.inf
+    if 0 < top_k < x.shape[0]:
+        keep_largest(x, int(top_k), top_p)
+    elif top_p < 1:
+        keep_largest(x, x.shape[0], top_p)
+    if min_p > 0:
+        x[x < x.max() + float32(math.log(min_p))] = -np.inf
     return sample(x, uniform)
 
 
