@@ -27,7 +27,7 @@ from sampling.interactive import conversation, one_answer
 from sampling.output import print_beams, print_samples
 from sampling.prompts import read_prompts, unescape
 from sampling.score import print_score
-from sampling.text_stream import suppressed
+from sampling.text_stream import TextStream, suppressed
 from support.command import Parser, given_flags, number, one_of, run, text, user_errors, whole
 from support.device import pick_device
 from tiny_decoder import TinyGPT
@@ -86,7 +86,7 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
     prompts = [prompt for prompt in prompts for _ in range(settings.beams or settings.num_samples)]
     rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts]
     seed = torch.seed() % 2**31 if settings.seed is None else settings.seed
-    engine = "torch" if settings.explain else settings.engine
+    engine = "torch" if settings.explain else settings.engine  # only that loop can be watched
     step, loop = pick_engine(engine, settings.weights, model, settings.max_new_tokens)
     with user_errors():
         window = SlidingWindow(model, rows, settings.stride, step)
@@ -99,7 +99,8 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
         if settings.explain:
             options.append(partial(explain, tokenizer))
         steps = loop(window, settings.max_new_tokens, *options)
-        count = print_samples(steps, tokenizer, prompts, settings.stop, seed)
+        streams = [TextStream(tokenizer, settings.stop) for _ in rows]
+        count = print_samples(steps, streams, prompts, seed)
     seconds = time.perf_counter() - started
     seeded = "" if settings.beams else f", seed {seed}"
     print(f"{count} tokens, {count / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)

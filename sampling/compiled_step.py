@@ -29,15 +29,13 @@ class DifferentNetwork(Exception):
 
 
 class Weights(NamedTuple):
-    """The parameters of the decoder, one array for all layers. A pair has matrices, and the scales and biases of their
-    outputs.
-
-    The matrices are float32 or int8.
+    """The parameters of the decoder, one array for all layers. A pair has weights, and the scales and biases of their
+    outputs. Matrices are float32 or int8; what is float32 has scales of 1.
     """
 
     tokens: np.ndarray  # (V, C)
     positions: np.ndarray  # (S, C)
-    norms: np.ndarray  # (2 L + 1, 2, C): weight and bias, in the order in which they are used
+    norms: tuple[np.ndarray, np.ndarray]  # (N, C) and (N, 2, C) of N = 2 L + 1, in the order in which they are used
     qkv: tuple[np.ndarray, np.ndarray]  # (L, 3C, C) and (L, 2, 3C)
     out: tuple[np.ndarray, np.ndarray]  # (L, C, C) and (L, 2, C)
     up: tuple[np.ndarray, np.ndarray]  # (L, 4C, C) and (L, 2, 4C)
@@ -64,15 +62,11 @@ def read_weights(model: TinyGPT, weights: str) -> Weights:
             raise DifferentNetwork(f"it has no parameter {name} of the shape {shape}")
         return state[name]
 
-    def with_biases(names: list[str], *shape: int) -> tuple[Tensor, Tensor]:
-        zeros = torch.zeros(shape[0])  # where there is no bias
-        pairs = [(read(f"{name}weight", *shape), state.get(f"{name}bias", zeros)) for name in names]
-        return torch.stack([weight for weight, _ in pairs]), torch.stack([bias for _, bias in pairs])
-
-    def matrices(names: list[str], *shape: int) -> tuple[np.ndarray, np.ndarray]:
-        weight, bias = with_biases(names, *shape)
+    def stacked(names: list[str], *shape: int) -> tuple[np.ndarray, np.ndarray]:
+        weight = torch.stack([read(f"{name}weight", *shape) for name in names])
+        bias = torch.stack([state.get(f"{name}bias", torch.zeros(shape[0])) for name in names])
         scale = torch.ones_like(bias)
-        if weights == "int8":
+        if weights == "int8" and len(shape) == 2:
             weight, scale = quantized(weight)
         return weight.numpy(), torch.stack([scale.view_as(bias), bias], dim=1).numpy()
 
@@ -80,12 +74,12 @@ def read_weights(model: TinyGPT, weights: str) -> Weights:
     return Weights(
         read("token_embedding.weight", config.vocab_size, width).numpy(),
         read("position_embedding.weight", config.max_seq, width).numpy(),
-        torch.stack(with_biases([*norms, "final_norm."], width), dim=1).numpy(),
-        matrices([f"{block}attention.in_proj_" for block in blocks], 3 * width, width),
-        matrices([f"{block}attention.out_proj." for block in blocks], width, width),
-        matrices([f"{block}mlp.up." for block in blocks], 4 * width, width),
-        matrices([f"{block}mlp.down." for block in blocks], width, 4 * width),
-        matrices(["head."], config.vocab_size, width),
+        stacked([*norms, "final_norm."], width),
+        stacked([f"{block}attention.in_proj_" for block in blocks], 3 * width, width),
+        stacked([f"{block}attention.out_proj." for block in blocks], width, width),
+        stacked([f"{block}mlp.up." for block in blocks], 4 * width, width),
+        stacked([f"{block}mlp.down." for block in blocks], width, 4 * width),
+        stacked(["head."], config.vocab_size, width),
     )
 
 
@@ -160,7 +154,10 @@ def generate(
     sampling: Sampling,
     suppress_tokens: tuple[int, ...] = (),
 ) -> Iterator[list[int]]:
-    """As `sampler.generate`, without `watch`, for a window whose step is a CompiledStep."""
+    """As `sampler.generate`, without `watch`, for a window whose step is a CompiledStep.
+
+    Tokens are made a block at a time, so a window that is left in the middle of a text cannot be used further.
+    """
     step, cache = window.step, window.cache
     suppressed, seen = (mask.numpy() for mask in token_masks(window, suppress_tokens))
     uniforms = uniform_numbers(generators)
@@ -174,13 +171,13 @@ def generate(
         return make_tokens(logits, numbers, *state, suppressed, seen, *filters)
 
     while remaining:
-        logits, length = window.next_logits().numpy(), cache.length
-        count = min(block, remaining, window.max_seq - length + 1)
+        logits = window.next_logits().numpy()
+        count = min(block, remaining, window.max_seq - cache.length + 1)
         numbers = np.concatenate([next(uniforms).numpy() for _ in range(count)], axis=1)  # (B, count)
         parts = step.share(make, logits, numbers, padding_of(cache), seen)
         chosen = np.concatenate([part[: min(map(len, parts))] for part in parts], axis=1)
         remaining -= len(chosen)
-        for number, tokens in enumerate(chosen.tolist()):
-            cache.length = length + number  # as if the tokens were made one by one
+        cache.length += len(chosen) - 1  # the last one is fed by next_logits
+        for tokens in chosen.tolist():
             window.append(tokens)
             yield tokens

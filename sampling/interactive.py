@@ -10,7 +10,6 @@ from support.command import Parser, UserError, flag_of, one_line, user_errors
 
 # What /NAME VALUE may change.
 CHANGEABLE = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
-GREETING = "Type a prompt. Ctrl-C ends a text, Ctrl-D or /quit ends all; /help shows what can be set."
 
 
 def conversation(settings: argparse.Namespace, parser: Parser) -> Iterator[tuple[argparse.Namespace, str]]:
@@ -21,7 +20,7 @@ def conversation(settings: argparse.Namespace, parser: Parser) -> Iterator[tuple
     """
     with contextlib.suppress(ImportError):  # Windows has none
         import readline  # noqa: F401  line editing and history for input()
-    print(GREETING, file=sys.stderr)
+    print("Type a prompt. Ctrl-C ends a text, Ctrl-D or /quit ends all; /help shows what can be set.", file=sys.stderr)
     while True:
         try:
             with user_errors("standard input is not UTF-8 text: "):

@@ -21,16 +21,13 @@ def write_header(words: str) -> None:
     print(f"--- {words}", file=sys.stdout if sys.stdout.isatty() else sys.stderr)
 
 
-def print_samples(
-    steps: Iterator[list[int]], tokenizer: Tokenizer, prompts: list[str], stops: list[str], seed: int
-) -> int:
+def print_samples(steps: Iterator[list[int]], streams: list[TextStream], prompts: list[str], seed: int) -> int:
     """Print the texts of a batch, until all have ended; returns how many tokens they have.
 
-    steps: the next token of every row, as `sampler.generate` yields them. prompts: how each text begins. stops: see
-    `TextStream`. seed: of the first text; each further one has the next.
+    steps: the next token of every row, as `sampler.generate` yields them; streams make text of each row's. prompts: how
+    each text begins. seed: of the first text; each further one has the next.
     """
     single, count = len(prompts) == 1, 0
-    streams = [TextStream(tokenizer, stops) for _ in prompts]
     texts = [[prompt] for prompt in prompts]  # the pieces that are not printed yet
     if single:
         write(texts[0].pop())

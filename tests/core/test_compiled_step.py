@@ -4,7 +4,6 @@ import copy
 import random
 import sys
 from dataclasses import astuple
-from itertools import islice
 
 import pytest
 import torch
@@ -82,40 +81,6 @@ def test_loop_makes_the_tokens_of_the_textbooks(model, prompts, sampling):
     options = {"suppress_tokens": (0, 5)}
     expected = texts(sampler.generate, model, prompts, 40, sampling, **options)
     assert texts(generate, model, prompts, 40, sampling, CompiledStep(model), **options) == expected
-
-
-@pytest.mark.parametrize("weights", ["float32", "int8"])
-def test_rows_of_unequal_length_go_through_the_loops(model, weights):
-    """Each row gives the logits that it gives alone. PyTorch computed them before, in float32 whatever the weights."""
-    step, prompts = CompiledStep(model, weights), [[1, 2], [3, 4, 5, 6], [7, 8, 9]]
-    batch, *alone = [SlidingWindow(model, rows, step=step) for rows in (prompts, *([prompt] for prompt in prompts))]
-    for tokens in ([7, 8, 9], [1, 2, 3], [5, 5, 5]):
-        expected = torch.cat([window.next_logits() for window in alone])
-        torch.testing.assert_close(batch.next_logits(), expected, rtol=1e-5, atol=2e-5)
-        for window, row in zip([batch, *alone], [tokens, *([token] for token in tokens)], strict=True):
-            window.append(row)
-
-
-def test_window_can_be_left_and_taken_up_at_any_token(model):
-    """Tokens are made ahead, and the window must not show it."""
-    for count in range(1, 12):
-        window = SlidingWindow(model, [[1]], step=CompiledStep(model))
-        assert len(list(islice(generate(window, 50, row_generators(0, 1), Sampling(0.9)), count))) == count
-        fresh = SlidingWindow(model, window.rows)
-        fresh.starts = list(window.starts)
-        torch.testing.assert_close(window.next_logits(), fresh.next_logits(), rtol=1e-5, atol=2e-5)
-
-
-def test_large_logits_are_no_damage(model):
-    """Their sum passes float32's largest number, and the loop once took that for damage, again and again."""
-    with torch.no_grad():
-        model.final_norm.weight.mul_(0.1)
-        model.final_norm.bias.fill_(1.0)  # all logits are positive
-        model.head.weight.copy_(2e37 * model.head.weight.abs() / model.head.weight.abs().max())
-    logits = SlidingWindow(model, [[1]]).next_logits()
-    assert logits.isfinite().all() and not logits.sum().isfinite()
-    expected = texts(sampler.generate, model, [[1], [2]], 30, Sampling(0.9))
-    assert texts(generate, model, [[1], [2]], 30, Sampling(0.9), CompiledStep(model)) == expected
 
 
 def test_threads_change_nothing(model, monkeypatch):

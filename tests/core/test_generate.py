@@ -80,6 +80,9 @@ def test_beams_print_the_best_with_scores(sample):
     scores = [float(score) for score in re.findall(r"score (-[\d.]+), log-probability -", errors)]
     assert len(scores) == 2 and scores[0] >= scores[1]
     assert output.startswith(text_of(sample, "--prompt", "ab", "--beams", 4, "--max-new-tokens", 5))
+    likeliest = text_of(sample, "--prompt", "ab", "--beams", 1, "--max-new-tokens", 1)[2:-1]
+    stopped = text_of(sample, "--prompt", "ab", "--beams", 4, "--length-penalty", 0, "--stop", likeliest)
+    assert stopped == "ab\n"  # without the penalty no text is likelier than its first token
 
 
 def test_explain_shows_the_filters_at_work(sample):
@@ -102,11 +105,9 @@ def test_explain_shows_the_filters_at_work(sample):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--top-p", 1.1], ["--top-p", "at most 1"]),
         (["--stride", 9], ["--stride", "8"]),
         (["--prompt", "a", "b"], ["--prompt 'a b'"]),
         (["--beams", 2, "--n-best", 3], ["--n-best"]),
-        (["--beams", 2, "--num-samples", 2], ["--num-samples", "--beams"]),
         (["--beams", 2, "--temperature", 1, "--seed", 1], ["--beams makes no use of --seed, --temperature"]),
         (["--prompt", "a", "--score", "f"], ["--score makes no use of --prompt"]),
         (["--checkpoint", "."], [". is a folder", ".pth"]),
