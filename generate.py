@@ -11,7 +11,7 @@ import support.start  # noqa: F401  first: it answers a Ctrl-C while the others 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,12 +22,12 @@ from lora import merge_adapters
 from sampler import Sampling, SlidingWindow, row_generators
 from sampling.checks import check_together
 from sampling.engine import ENGINES, WEIGHTS, pick_engine
-from sampling.explain import Explainer
+from sampling.explain import explain
 from sampling.interactive import conversation, one_answer
-from sampling.output import Texts, search
+from sampling.output import print_beams, print_samples
 from sampling.prompts import read_prompts, unescape
 from sampling.score import print_score
-from sampling.text_stream import suppressed
+from sampling.text_stream import TextStream, suppressed
 from support.command import Parser, given_flags, number, one_of, run, text, user_errors, whole
 from support.device import pick_device
 from tiny_decoder import TinyGPT
@@ -63,7 +63,7 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("beam search").add_argument
     add("--beams", type=whole(0, 1024), default=0, help="search for the likeliest text with this many beams; 0 samples")
     add("--n-best", type=whole(1, 1024), default=1, help="how many of the best texts to print, with scores")
-    add("--length-penalty", type=number(-100, 100), default=1.0, help="divide scores by length to this power")
+    add("--length-penalty", type=number(-10, 10), default=1.0, help="divide scores by length to this power")
     add = parser.add_argument_group("machine").add_argument
     add("--stride", type=whole(1, 2**14), help="tokens that a full window moves at once (default: half; 1 is exact)")
     add("--engine", type=one_of(*ENGINES), default="auto", help="compiled needs numba; auto: from 1,000 tokens on")
@@ -81,43 +81,26 @@ def parse_settings(arguments: list[str] | None = None) -> argparse.Namespace:
     return settings
 
 
-def print_samples(
-    settings: argparse.Namespace,
-    window: SlidingWindow,
-    loop: Callable,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    seed: int,
-) -> int:
-    """Sample a text for every row of the window, with `sampler.generate` or a loop like it, and print them.
-
-    Returns how many tokens were made.
-    """
-    filters = (settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
-    texts = Texts(tokenizer, prompts, settings.stop)
-    watch = Explainer(tokenizer, output=texts.output) if settings.explain else None
-    options = (row_generators(seed, len(prompts)), Sampling(*filters), suppressed(tokenizer), watch)
-    for tokens in loop(window, settings.max_new_tokens, *options):  # one token per row
-        texts.add(tokens)
-        if texts.ended:
-            break
-    texts.finish(seed)
-    return texts.count
-
-
 def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokenizer, prompts: list[str]) -> None:
     """Print the texts that the settings ask for, and on stderr how fast they were made."""
     prompts = [prompt for prompt in prompts for _ in range(settings.beams or settings.num_samples)]
     rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts]
     seed = torch.seed() % 2**31 if settings.seed is None else settings.seed
-    step, loop = pick_engine(settings.engine, settings.weights, model, settings.max_new_tokens)
+    engine = "torch" if settings.explain else settings.engine  # only that loop can be watched
+    step, loop = pick_engine(engine, settings.weights, model, settings.max_new_tokens)
     with user_errors():
         window = SlidingWindow(model, rows, settings.stride, step)
     started = time.perf_counter()
     if settings.beams:
-        count = search(settings, window, tokenizer, prompts[0])
+        count = print_beams(settings, window, tokenizer, prompts[0])
     else:
-        count = print_samples(settings, window, loop, tokenizer, prompts, seed)
+        filters = (settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
+        options = [row_generators(seed, len(rows)), Sampling(*filters), suppressed(tokenizer)]
+        if settings.explain:
+            options.append(partial(explain, tokenizer))
+        steps = loop(window, settings.max_new_tokens, *options)
+        streams = [TextStream(tokenizer, settings.stop) for _ in rows]
+        count = print_samples(steps, streams, prompts, seed)
     seconds = time.perf_counter() - started
     seeded = "" if settings.beams else f", seed {seed}"
     print(f"{count} tokens, {count / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)

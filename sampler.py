@@ -135,12 +135,12 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Scale the distances to the largest logit by 1 / temperature; at 0 only the first of the largest stays.
+    """Scale the distances to the largest logit by 1 / temperature; below 1e-6 only the first of the largest stays.
 
     One number trades variety for safety: below 1 the likely tokens get likelier still, above 1 the unlikely ones get
     their chance. The name is from physics (Ackley, Hinton & Sejnowski 1985, Boltzmann machines).
     """
-    if temperature == 0:
+    if temperature < 1e-6:  # 0, or so near to it that float32 may round it to 0, and 0 / 0 is not a number
         top = logits.argmax(-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter_(-1, top, 0.0)
     # Subtracting the maximum first keeps a tiny temperature from overflowing; softmax does not care otherwise.

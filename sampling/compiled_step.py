@@ -7,6 +7,7 @@ step compares itself with the model that it is made for.
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-import sampler
 from sampler import Sampling, SlidingWindow, row_generators, token_masks, uniform_numbers
 from sampling.kernels import forward, make_tokens
 from tiny_decoder import KVCache, TinyGPT
@@ -29,15 +29,13 @@ class DifferentNetwork(Exception):
 
 
 class Weights(NamedTuple):
-    """The parameters of the decoder, one array for all layers. A pair has matrices, and the scales and biases of their
-    outputs.
-
-    The matrices are float32 or int8.
+    """The parameters of the decoder, one array for all layers. A pair has weights, and the scales and biases of their
+    outputs. Matrices are float32 or int8; what is float32 has scales of 1.
     """
 
     tokens: np.ndarray  # (V, C)
     positions: np.ndarray  # (S, C)
-    norms: np.ndarray  # (2 L + 1, 2, C): weight and bias, in the order in which they are used
+    norms: tuple[np.ndarray, np.ndarray]  # (N, C) and (N, 2, C) of N = 2 L + 1, in the order in which they are used
     qkv: tuple[np.ndarray, np.ndarray]  # (L, 3C, C) and (L, 2, 3C)
     out: tuple[np.ndarray, np.ndarray]  # (L, C, C) and (L, 2, C)
     up: tuple[np.ndarray, np.ndarray]  # (L, 4C, C) and (L, 2, 4C)
@@ -51,44 +49,37 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale).round().to(torch.int8), scale
 
 
-def matrices(layers: list[tuple[Tensor, Tensor]], weights: str) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (out, in) and biases of all layers -> (L, out, in) and (L, 2, out), scales and biases."""
-    weight, bias = (torch.stack(column) for column in zip(*layers, strict=True))
-    scale = torch.ones_like(bias)
-    if weights == "int8":
-        weight, scale = quantized(weight)
-    return weight.numpy(), torch.stack([scale.view_as(bias), bias], dim=1).numpy()
-
-
 def read_weights(model: TinyGPT, weights: str) -> Weights:
     """The model's parameters; the matrices are rounded if weights is "int8".
 
     Raises DifferentNetwork if one is missing or has another shape: the loops do not check what they read.
     """
     config, state = model.config, model.state_dict()
-    width, vocab_size, layers = config.embed_dim, config.vocab_size, range(config.num_layers)
+    width, blocks = config.embed_dim, [f"blocks.{n}." for n in range(config.num_layers)]
 
     def read(name: str, *shape: int) -> Tensor:
         if name not in state or state[name].shape != shape:
             raise DifferentNetwork(f"it has no parameter {name} of the shape {shape}")
-        return state[name].contiguous()
+        return state[name]
 
-    def with_bias(name: str, *shape: int) -> tuple[Tensor, Tensor]:
-        return read(f"{name}weight", *shape), state.get(f"{name}bias", torch.zeros(shape[0]))
+    def stacked(names: list[str], *shape: int) -> tuple[np.ndarray, np.ndarray]:
+        weight = torch.stack([read(f"{name}weight", *shape) for name in names])
+        bias = torch.stack([state.get(f"{name}bias", torch.zeros(shape[0])) for name in names])
+        scale = torch.ones_like(bias)
+        if weights == "int8" and len(shape) == 2:
+            weight, scale = quantized(weight)
+        return weight.numpy(), torch.stack([scale.view_as(bias), bias], dim=1).numpy()
 
-    def of_all_layers(name: str, *shape: int) -> tuple[np.ndarray, np.ndarray]:
-        return matrices([with_bias(f"blocks.{n}.{name}", *shape) for n in layers], weights)
-
-    norms = [name for n in layers for name in (f"blocks.{n}.attention_norm.", f"blocks.{n}.mlp_norm.")]
+    norms = [block + name for block in blocks for name in ("attention_norm.", "mlp_norm.")]
     return Weights(
-        read("token_embedding.weight", vocab_size, width).numpy(),
+        read("token_embedding.weight", config.vocab_size, width).numpy(),
         read("position_embedding.weight", config.max_seq, width).numpy(),
-        torch.stack([torch.stack(with_bias(name, width)) for name in [*norms, "final_norm."]]).numpy(),
-        of_all_layers("attention.in_proj_", 3 * width, width),
-        of_all_layers("attention.out_proj.", width, width),
-        of_all_layers("mlp.up.", 4 * width, width),
-        of_all_layers("mlp.down.", width, 4 * width),
-        matrices([with_bias("head.", vocab_size, width)], weights),
+        stacked([*norms, "final_norm."], width),
+        stacked([f"{block}attention.in_proj_" for block in blocks], 3 * width, width),
+        stacked([f"{block}attention.out_proj." for block in blocks], width, width),
+        stacked([f"{block}mlp.up." for block in blocks], 4 * width, width),
+        stacked([f"{block}mlp.down." for block in blocks], width, 4 * width),
+        stacked(["head."], config.vocab_size, width),
     )
 
 
@@ -106,25 +97,27 @@ class CompiledStep:
 
     @torch.inference_mode()
     def compare(self, model: TinyGPT, rounded: bool) -> None:
-        """Raise DifferentNetwork if the loops' logits are not the model's, on a full window of random ids.
+        """Raise DifferentNetwork if the loops' logits are not the model's at four positions, up to the window's last.
 
-        The model reads the window. The loops compute its last token and three earlier ones again, each with the cache
-        of the tokens before it. rounded: compare with a model of the rounded matrices, so that only the formula counts.
+        Both compute a random token after the same random keys and values, so the model need not read a whole window:
+        whatever the cache holds, the same network gives the same logits. rounded: compare with a model of the rounded
+        matrices, so that only the formula counts.
         """
-        length, named = model.config.max_seq, model.named_parameters(remove_duplicate=False)
+        named = model.named_parameters(remove_duplicate=False)
         to_round = {name: p for name, p in named if rounded and p.ndim == 2 and "embedding" not in name}
         replaced = {name: torch.mul(*quantized(p)) for name, p in to_round.items()}
-        ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-        cache, logits = KVCache(model, 1), []
-        positions = sorted({length // 4, length // 2, 3 * length // 4, length - 1})
-        expected = functional_call(model, replaced, (ids, cache), tie_weights=False)[0, positions]
-        for position in positions:
+        generator, cache = torch.Generator().manual_seed(0), KVCache(model, 1)
+        cache.memory.normal_(generator=generator)
+        last = model.config.max_seq - 1
+        for position in (last // 4, last // 2, 3 * last // 4, last):
+            ids = torch.randint(model.config.vocab_size, (1, 1), generator=generator)
             cache.length = position
-            logits.append(self(ids[:, position : position + 1], cache))
-        error, value_range = (torch.cat(logits) - expected).abs().max(), expected.max() - expected.min()
-        # Damaged weights are not another formula: sampling reports logits that are not finite.
-        if expected.isfinite().all() and not error <= max(TOLERANCE * value_range, 1e-6):
-            raise DifferentNetwork(f"its logits differ by {error / value_range:.2%} of their range")
+            expected = functional_call(model, replaced, (ids, cache), tie_weights=False)[0]
+            cache.length = position
+            error, value_range = (self(ids, cache) - expected).abs().max(), expected.max() - expected.min()
+            # Damaged weights are not another formula: sampling reports logits that are not finite.
+            if expected.isfinite().all() and not error <= max(TOLERANCE * value_range, 1e-6):
+                raise DifferentNetwork(f"its logits differ by {error / value_range:.2%} of their range")
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1), one token per row, are added to the cache -> the logits (B, V) after them."""
@@ -154,29 +147,21 @@ def padding_of(cache: KVCache) -> np.ndarray:
     return np.zeros(cache.memory.size(2), np.int64) if cache.padding is None else cache.padding.numpy()
 
 
-def filter_numbers(sampling: Sampling, vocab_size: int) -> tuple[float, int, float, float, float]:
-    """The last arguments of `kernels.choose`."""
-    floor = math.log(sampling.min_p) if sampling.min_p else -math.inf
-    top_k, top_p = sampling.top_k or vocab_size, float(sampling.top_p)
-    return float(sampling.temperature), top_k, top_p, floor, float(sampling.repetition_penalty)
-
-
 def generate(
     window: SlidingWindow,
     max_new_tokens: int,
     generators: list[torch.Generator],
     sampling: Sampling,
     suppress_tokens: tuple[int, ...] = (),
-    watch: Callable | None = None,
 ) -> Iterator[list[int]]:
-    """As `sampler.generate`, for a window whose step is a CompiledStep. With `watch` it is that slower loop."""
-    if watch:
-        yield from sampler.generate(window, max_new_tokens, generators, sampling, suppress_tokens, watch)
-        return
+    """As `sampler.generate`, without `watch`, for a window whose step is a CompiledStep.
+
+    Tokens are made a block at a time, so a window that is left in the middle of a text cannot be used further.
+    """
     step, cache = window.step, window.cache
     suppressed, seen = (mask.numpy() for mask in token_masks(window, suppress_tokens))
     uniforms = uniform_numbers(generators)
-    filters = filter_numbers(sampling, len(suppressed))
+    filters = tuple(map(float, astuple(sampling)))  # always of one type, for which numba compiles once
     rows = math.ceil(len(window.rows) / torch.get_num_threads())
     block = max(1, BLOCK_WORK // (window.model.num_parameters() * rows))  # tokens
     remaining = max_new_tokens
@@ -186,13 +171,13 @@ def generate(
         return make_tokens(logits, numbers, *state, suppressed, seen, *filters)
 
     while remaining:
-        logits, length = window.next_logits().numpy(), cache.length
-        count = min(block, remaining, window.max_seq - length + 1)
+        logits = window.next_logits().numpy()
+        count = min(block, remaining, window.max_seq - cache.length + 1)
         numbers = np.concatenate([next(uniforms).numpy() for _ in range(count)], axis=1)  # (B, count)
         parts = step.share(make, logits, numbers, padding_of(cache), seen)
         chosen = np.concatenate([part[: min(map(len, parts))] for part in parts], axis=1)
         remaining -= len(chosen)
-        for number, tokens in enumerate(chosen.tolist()):
-            cache.length = length + number  # as if the tokens were made one by one
+        cache.length += len(chosen) - 1  # the last one is fed by next_logits
+        for tokens in chosen.tolist():
             window.append(tokens)
             yield tokens

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sampler
-from support.command import UserError
+from support.command import UserError, optional_package
 from tiny_decoder import TinyGPT
 
 ENGINES = ("auto", "torch", "compiled")
 WEIGHTS = ("float32", "int8")
 MIN_TOKENS = 1_000  # per row, from which on the loops save more than the half second that it takes to load them
-MIN_TOKENS_UNCOMPILED = 20_000  # the same for the ten seconds of the first time
 
 
 def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int) -> tuple[Callable | None, Callable]:
@@ -22,17 +21,16 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int) -> tuple
     if --engine or --weights ask for what they cannot do, on this machine or for this network.
     """
     on_cpu, installed = next(model.parameters()).is_cpu, importlib.util.find_spec("numba") is not None
-    flag = "--weights int8" if weights == "int8" else f"--engine {engine}"
-    if weights == "int8" and engine == "torch":
+    if engine == "torch" and weights == "int8":
         raise UserError("--weights int8 needs --engine compiled")
-    worth_it = tokens >= (MIN_TOKENS if compiled_before() else MIN_TOKENS_UNCOMPILED)
-    if engine == "torch" or (flag == "--engine auto" and not (installed and on_cpu and worth_it)):
+    optional = engine == "auto" and weights == "float32"
+    if engine == "torch" or (optional and not (installed and on_cpu and tokens >= MIN_TOKENS)):
         return None, sampler.generate
-    if not installed:
-        raise UserError(f"{flag} needs numba: pip install numba")
+    flag = "--weights int8" if weights == "int8" else "--engine compiled"
     if not on_cpu:
         raise UserError(f"{flag} computes on the CPU: add --device cpu")
-    if not compiled_before():
+    optional_package("numba", flag)
+    if not list(Path(__file__).parent.glob("__pycache__/kernels.make_tokens-*.nbi")):  # numba keeps what it compiled
         print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)
     from sampling.compiled_step import CompiledStep, DifferentNetwork, generate  # numba is optional, and slow to import
 
@@ -40,14 +38,7 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int) -> tuple
         return CompiledStep(model, weights), generate
     except DifferentNetwork as error:
         reason = f"the compiled loops do not compute this network: {error}"
-    if flag != "--engine auto":
-        raise UserError(f"{reason}; leave {flag} out")
-    print(f"{reason}; PyTorch makes the text", file=sys.stderr)
-    return None, sampler.generate
-
-
-def compiled_before() -> bool:
-    """Whether numba has stored the compiled loops beside their source, and the source has not changed since."""
-    source = Path(__file__).with_name("kernels.py")
-    times = [path.stat().st_mtime for path in source.parent.glob("__pycache__/kernels.make_tokens-*.nbi")]
-    return max(times, default=0) > source.stat().st_mtime
+        if not optional:
+            raise UserError(f"{reason}; leave {flag} out") from None
+        print(f"{reason}; PyTorch makes the text", file=sys.stderr)
+        return None, sampler.generate

@@ -5,13 +5,11 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from sampling.checks import check_temperature
 from sampling.prompts import unescape
-from support.command import Parser, UserError, did_you_mean, flag_of, one_line, user_errors
+from support.command import Parser, UserError, flag_of, one_line, user_errors
 
 # What /NAME VALUE may change.
-CHANGEABLE = {"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"}
-GREETING = "Type a prompt. Ctrl-C ends a text, Ctrl-D or /quit ends all; /help shows what can be set."
+CHANGEABLE = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
 
 
 def conversation(settings: argparse.Namespace, parser: Parser) -> Iterator[tuple[argparse.Namespace, str]]:
@@ -22,7 +20,7 @@ def conversation(settings: argparse.Namespace, parser: Parser) -> Iterator[tuple
     """
     with contextlib.suppress(ImportError):  # Windows has none
         import readline  # noqa: F401  line editing and history for input()
-    print(GREETING, file=sys.stderr)
+    print("Type a prompt. Ctrl-C ends a text, Ctrl-D or /quit ends all; /help shows what can be set.", file=sys.stderr)
     while True:
         try:
             with user_errors("standard input is not UTF-8 text: "):
@@ -37,7 +35,8 @@ def conversation(settings: argparse.Namespace, parser: Parser) -> Iterator[tuple
         if command == "/quit":
             return
         if command in ("/", "/help"):
-            print(setting_lines(settings), file=sys.stderr)
+            print(*(f"/{flag_of(name)[2:]} {getattr(settings, name)}" for name in CHANGEABLE), file=sys.stderr)
+            print("/NAME VALUE changes a setting, /NAME alone takes its default, /quit ends.", file=sys.stderr)
         elif command.startswith("/"):
             with one_answer():
                 settings = changed(settings, parser, command[1:])
@@ -56,13 +55,6 @@ def one_answer() -> Iterator[None]:
         print()
 
 
-def setting_lines(settings: argparse.Namespace) -> str:
-    """What can be set, each with its value now, and how."""
-    values = {name: getattr(settings, name) for name in sorted(CHANGEABLE)}
-    shown = [f"/{name.replace('_', '-')} {'none' if value in (None, []) else value}" for name, value in values.items()]
-    return "  ".join(shown) + "\n/NAME VALUE changes a setting, /NAME alone takes its default, /quit ends."
-
-
 def changed(settings: argparse.Namespace, parser: Parser, line: str) -> argparse.Namespace:
     """The settings after `NAME VALUE`, within the bounds of the flag --NAME; after `NAME`, with that flag's default.
 
@@ -71,11 +63,8 @@ def changed(settings: argparse.Namespace, parser: Parser, line: str) -> argparse
     name, _, value = line.partition(" ")
     key = name.replace("-", "_")
     if key not in CHANGEABLE:
-        near = did_you_mean(flag_of(key), map(flag_of, CHANGEABLE)).replace("--", "/")
-        raise UserError(f"/{name} is not a setting{near} (/help shows them)")
+        raise UserError(f"/{name} is not a setting (/help shows them)")
     result = argparse.Namespace(**vars(settings) | {key: parser.get_default(key)})
     if value:
-        value = unescape(value) if key == "stop" else value
-        parser.parse_args([f"{flag_of(key)}={value}"], result)
-        check_temperature(result)
+        parser.parse_args([f"{flag_of(key)}={unescape(value)}"], result)
     return result

@@ -53,8 +53,8 @@ def linear(x, weight, scale, y):
 
 
 @compiled
-def layer_norm(x, norm, y):
-    """x (B, C) -> y (B, C); norm (2, C) is weight and bias."""
+def layer_norm(x, weight, scale, y):
+    """x (B, C) -> y (B, C); the second row of scale (2, C) has the biases, as in `linear`."""
     width = float32(x.shape[1])
     for b in range(x.shape[0]):
         mean, variance = float32(0), float32(0)
@@ -65,7 +65,7 @@ def layer_norm(x, norm, y):
             variance += (x[b, i] - mean) ** 2
         factor = float32(1) / math.sqrt(variance / width + float32(1e-5))
         for i in range(x.shape[1]):
-            y[b, i] = (x[b, i] - mean) * factor * norm[0, i] + norm[1, i]
+            y[b, i] = (x[b, i] - mean) * factor * weight[i] + scale[1, i]
 
 
 @compiled
@@ -128,17 +128,17 @@ def forward(w, ids, memory, padding, first, length, tanh):
     for b in range(batch):
         x[b] = w.tokens[ids[b]] + w.positions[length - padding[b]]
     for n in range(memory.shape[0]):
-        layer_norm(x, w.norms[2 * n], h)
+        layer_norm(x, w.norms[0][2 * n], w.norms[1][2 * n], h)
         linear(h, w.qkv[0][n], w.qkv[1][n], qkv)
         attend(qkv, memory[n, 0], memory[n, 1], padding, first, length, h)
         linear(h, w.out[0][n], w.out[1][n], branch)
         x += branch
-        layer_norm(x, w.norms[2 * n + 1], h)
+        layer_norm(x, w.norms[0][2 * n + 1], w.norms[1][2 * n + 1], h)
         linear(h, w.up[0][n], w.up[1][n], wide)
         gelu(wide, tanh)
         linear(wide, w.down[0][n], w.down[1][n], branch)
         x += branch
-    layer_norm(x, w.norms[-1], h)
+    layer_norm(x, w.norms[0][-1], w.norms[1][-1], h)
     logits = np.empty((batch, w.tokens.shape[0]), np.float32)
     linear(h, w.head[0][0], w.head[1][0], logits)
     return logits
@@ -195,22 +195,22 @@ def sample(x, uniform):
 
 
 @exact
-def choose(x, seen, uniform, temperature, top_k, top_p, floor, penalty):
-    """One token for logits x (V,), which are changed in place. floor: the logarithm of min-p."""
+def choose(x, seen, uniform, temperature, top_k, top_p, min_p, penalty):
+    """One token for logits x (V,), which are changed in place. The filters are the fields of `sampler.Sampling`."""
     if penalty != 1:
         for i in range(x.shape[0]):
             if seen[i]:
                 x[i] = x[i] / float32(penalty) if x[i] > 0 else x[i] * float32(penalty)
-    if temperature == 0:
+    if temperature < 1e-6:
         return np.argmax(x)
     if temperature != 1:
         x = (x - x.max()) / float32(temperature)
-    if top_k < x.shape[0] or top_p < 1:
-        keep_largest(x, min(top_k, x.shape[0]), top_p)
-    least = x.max() + float32(floor)
-    for i in range(x.shape[0]):
-        if x[i] < least:
-            x[i] = -np.inf
+    if 0 < top_k < x.shape[0]:
+        keep_largest(x, int(top_k), top_p)
+    elif top_p < 1:
+        keep_largest(x, x.shape[0], top_p)
+    if min_p > 0:
+        x[x < x.max() + float32(math.log(min_p))] = -np.inf
     return sample(x, uniform)
 
 

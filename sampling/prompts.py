@@ -10,7 +10,6 @@ from pathlib import Path
 
 from support.command import UserError, user_errors
 
-SEPARATOR = re.compile(r"^---(?:\n|\Z)", re.MULTILINE)  # a line of a prompt file
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
@@ -20,18 +19,19 @@ def unescape(text: str) -> str:
 
 
 def read_text(flag: str, path: str) -> str:
-    """The text of the file that a flag names. Raises UserError if it is missing or not UTF-8."""
-    if not Path(path).is_file():
-        raise UserError(f"{flag} {path}: no such file")
+    """The text of the file that a flag names. Raises UserError if it is not UTF-8 or empty, OSError as `open` does."""
     with user_errors(f"{flag} {path} is not UTF-8 text: "):
-        return Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
+    if not text.strip("\n"):
+        raise UserError(f"{flag} {path} holds no text")
+    return text
 
 
 def read_prompts(settings: argparse.Namespace) -> list[str]:
     """One prompt (`-` reads standard input), or those of the prompt file.
 
     With lines of `---` in the file, the prompts stand between them; without, each line that is not empty is one.
-    Raises UserError if they are missing, not UTF-8 or empty, OSError if they cannot be read.
+    Raises UserError if they are not UTF-8 or the file is empty, OSError if they cannot be read.
     """
     if settings.prompt == "-":
         with user_errors("--prompt -: standard input is not UTF-8 text: "):
@@ -39,8 +39,6 @@ def read_prompts(settings: argparse.Namespace) -> list[str]:
     if settings.prompt_file is None:
         return [unescape(settings.prompt or "")]
     text = read_text("--prompt-file", settings.prompt_file)
-    prompts = SEPARATOR.split(text) if SEPARATOR.search(text) else text.split("\n")
-    prompts = [prompt.removesuffix("\n") for prompt in prompts]
-    if not any(prompts):
-        raise UserError(f"--prompt-file {settings.prompt_file} holds no prompt")
-    return list(filter(None, prompts))
+    parts = re.split(r"^---(?:\n|\Z)", text, flags=re.MULTILINE)
+    prompts = parts if len(parts) > 1 else text.split("\n")
+    return [prompt.removesuffix("\n") for prompt in prompts if prompt.strip("\n")]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from corpora.fast_bpe import for_length
 from data_setup import consecutive_windows
 from sampling.prompts import read_text
-from support.command import UserError, visible
+from support.command import visible
 from tiny_decoder import TinyGPT
 from tokenizer import Tokenizer
 
@@ -30,25 +30,15 @@ def token_losses(model: TinyGPT, ids: np.ndarray) -> np.ndarray:
 def print_score(model: TinyGPT, tokenizer: Tokenizer, path: str, explain: bool) -> None:
     """Print the loss of a UTF-8 text per token, character and byte, and its perplexity; with explain each token's.
 
-    Raises UserError if the file holds no text.
+    Raises UserError if the file is empty or not UTF-8.
     """
     text = read_text("--score", path)
-    if not text:
-        raise UserError(f"--score {path} is empty")
     ids = np.concatenate([[tokenizer.start_id], for_length(tokenizer, len(text)).encode_array(text)])
     losses = token_losses(model.eval(), ids)
     if explain:
         for token, loss in zip(ids[1:].tolist(), losses.tolist(), strict=True):
-            print(f"{loss:8.4f}  {shown_token(tokenizer, token)}")
-    nats, size = float(losses.sum(dtype=np.float64)), len(text.encode("utf-8", "surrogatepass"))
+            print(f"{loss:8.4f}  {tokenizer.decode([token])!r}")
+    nats, size = float(losses.sum(dtype=np.float64)), len(text.encode())
     print(f"{visible(path)}: {len(losses):,} tokens, {len(text):,} characters, {size:,} bytes")
     print(f"{nats / len(losses):.4f} nats per token, perplexity {math.exp(nats / len(losses)):.2f}")
     print(f"{nats / len(text):.4f} nats per character, {nats / math.log(2) / size:.4f} bits per byte")
-
-
-def shown_token(tokenizer: Tokenizer, token: int) -> str:
-    """A token in quotes, as a reader can tell it apart; half a character as its bytes."""
-    text, in_bytes = tokenizer.decode([token]), getattr(tokenizer, "decode_bytes", None)
-    if in_bytes and in_bytes([token]) != text.encode():
-        return repr(in_bytes([token]))[1:]
-    return repr(text)

@@ -1,12 +1,10 @@
 """From tokens that arrive one by one to text that can be shown at once.
 
 Two things make the end of a text uncertain: a token of bytes may end in the middle of a character, and the last
-characters may be the beginning of a stop string. Both wait until the next token decides.
+characters may be the beginning of a stop string. Both wait until the next tokens decide.
 """
 
 import codecs
-import copy
-import functools
 
 from tokenizer import Tokenizer
 
@@ -23,53 +21,37 @@ class TextStream:
     Of several stop strings the one that is complete first ends the text, and of those that end together the longest.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()):
-        self.stops = stops
-        self.pending = ""  # may be the beginning of a stop string
+    def __init__(self, tokenizer: Tokenizer, stops: list[str]):
+        self.tokenizer, self.stops = tokenizer, stops
+        self.delay = max(map(len, stops), default=1) - 1  # characters that may begin a stop string
+        self.pending = ""
         self.stopped = False
-        self.eos_id = tokenizer.eos_id
-        # A character tokenizer's tokens are text; a byte-level one's are bytes, which the decoder puts together.
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        in_bytes = getattr(tokenizer, "decode_bytes", None)
-        self.content = functools.cache(lambda token: (in_bytes or tokenizer.decode)([token]))
 
     def add(self, token: int) -> str:
         """The text that is certain now that `token` has come: possibly none."""
-        if token == self.eos_id:
+        if token == self.tokenizer.eos_id:
             rest = self.finish()
             self.stopped = True
             return rest
-        content = self.content(token)
-        return self.release(content if isinstance(content, str) else self.decoder.decode(content))
-
-    def fork(self) -> "TextStream":
-        """A copy that goes on by itself: for beams."""
-        twin = copy.copy(self)
-        twin.decoder = copy.copy(self.decoder)
-        return twin
+        if hasattr(self.tokenizer, "decode_bytes"):
+            return self.release(self.decoder.decode(self.tokenizer.decode_bytes([token])), self.delay)
+        return self.release(self.tokenizer.decode([token]), self.delay)
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens will come."""
-        certain = self.release(self.decoder.decode(b"", final=True))
-        rest, self.pending = self.pending, ""
-        return certain + rest
+        return self.release(self.decoder.decode(b"", final=True), 0)
 
-    def release(self, piece: str) -> str:
-        """Take in more text; what is certain now. Character by character: how the text is cut must not matter."""
-        ready = ""  # not kept: a text may be millions of tokens long
-        for character in piece:
-            if self.stopped:
-                break
-            self.pending += character
-            stop = max((len(stop) for stop in self.stops if self.pending.endswith(stop)), default=0)
-            cut = len(self.pending) - (stop or self.beginning_of_a_stop())
-            ready += self.pending[:cut]
-            self.pending = "" if stop else self.pending[cut:]
-            self.stopped = stop > 0
-        return ready
-
-    def beginning_of_a_stop(self) -> int:
-        """How many of the last pending characters may become a stop string."""
-        longest = min(len(self.pending), max(map(len, self.stops), default=0))
-        ends = (self.pending[-length:] for length in range(longest, 0, -1))
-        return next((len(end) for end in ends if any(stop.startswith(end) for stop in self.stops)), 0)
+    def release(self, piece: str, delay: int) -> str:
+        """Take in more text; return what is certain now: all up to a stop string, or all but the last `delay`
+        characters."""
+        if self.stopped:
+            return ""
+        self.pending += piece
+        end = max(0, len(self.pending) - delay)
+        stops = [(self.pending.index(stop) + len(stop), -len(stop)) for stop in self.stops if stop in self.pending]
+        if stops:
+            end = sum(min(stops))  # where the stop string that ends first begins
+            self.stopped = True
+        certain, self.pending = self.pending[:end], self.pending[end:]
+        return certain

@@ -80,7 +80,7 @@ def test_a_conversation(model_file, in_process, monkeypatch):
     assert code == 0 and "Traceback" not in errors
     assert "2 tokens" in errors and "3 tokens" in errors and "seed 7" in errors and out.count("> ") == 9
     mistakes = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert len(mistakes) == 2 and "--temperature" in mistakes[0] and "/temperature" in mistakes[1]
+    assert len(mistakes) == 2 and "--temperature" in mistakes[0] and "/temp is" in mistakes[1]
     assert "/top-k 0" in errors and "/seed 7" in errors and "/stop ['c']" in errors
 
 

@@ -5,23 +5,9 @@ import math
 import pytest
 import torch
 
-from helpers import survivors, tiny_config
-from sampler import (
-    Sampling,
-    SlidingWindow,
-    filter_stages,
-    generate,
-    keep_min_p,
-    penalize_repetition,
-    row_generators,
-    sample,
-    uniform_numbers,
-)
+from helpers import sampled_ids, tiny_config
+from sampler import Sampling, filter_stages, penalize_repetition, row_generators, sample, uniform_numbers
 from tiny_decoder import TinyGPT
-
-
-def test_min_p_of_one_keeps_the_likeliest():
-    assert survivors(keep_min_p(torch.tensor([[1.0, 3.0, 3.0, -1.0]]), 1.0)) == {1, 2}
 
 
 def test_repetition_penalty_makes_seen_tokens_less_likely_whatever_their_sign():
@@ -35,15 +21,13 @@ def test_switched_off_filters_do_nothing():
     assert [name for name, _ in filter_stages(logits, None, Sampling(top_k=9))] == ["model"]  # k above V
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-6])
-def test_no_temperature_is_too_low(temperature):
-    stages = filter_stages(torch.tensor([[1.0, 3.0, -2.0]]), None, Sampling(temperature))
+@pytest.mark.parametrize(
+    "temperature, logits",
+    [(0.0, [1, 3, -2]), (0.0, [1, 3, 3]), (1e-60, [1, 3, 3]), (1e-30, [1, 3, 2]), (1e-6, [1, 3, 2])],
+)
+def test_near_temperature_0_the_first_of_the_likeliest_is_certain(temperature, logits):
+    stages = filter_stages(torch.tensor([logits]).float(), None, Sampling(temperature))
     assert stages[-1][1].softmax(-1).tolist() == [[0.0, 1.0, 0.0]]
-
-
-def test_greedy_takes_the_first_of_equals():
-    stages = filter_stages(torch.tensor([[3.0, 5.0, 5.0]]), None, Sampling(temperature=0))
-    assert survivors(stages[-1][1]) == {1}
 
 
 def test_draws_follow_the_probabilities():
@@ -72,21 +56,6 @@ def model() -> TinyGPT:
 ORDINARY = Sampling(0.9)
 
 
-def rows_of(model, prompts, seed, count, sampling=ORDINARY, stride=None, **options) -> list[list[int]]:
-    """The new tokens of every row."""
-    window = SlidingWindow(model, prompts, stride)
-    steps = list(generate(window, count, row_generators(seed, len(prompts)), sampling, **options))
-    return [list(row) for row in zip(*steps, strict=True)]
-
-
-@pytest.mark.parametrize("sampling", [Sampling(0.9), Sampling(1.2, 5, 0.9, 0.01, 1.3), Sampling(0)])
-def test_ragged_batch_makes_the_texts_of_single_rows(model, sampling):
-    prompts = [[1], [2, 3, 4, 5, 6, 7, 8], [2, 3], [4, 4, 4, 4, 4]]
-    together = rows_of(model, prompts, 10, 15, sampling)
-    alone = [rows_of(model, [prompt], 10 + i, 15, sampling)[0] for i, prompt in enumerate(prompts)]
-    assert together == alone
-
-
 def plain_text(model, tokens: list[int], seed: int, count: int) -> list[int]:
     """The loop without any cache, written out: the plain way to sample, past the window too."""
     tokens, generator = list(tokens), torch.Generator().manual_seed(seed)
@@ -103,23 +72,23 @@ def test_with_stride_1_a_text_is_that_of_the_plain_loop_token_for_token(model, s
     with torch.no_grad():
         model.head.weight *= 20  # opinions that depend on the whole window
     expected = plain_text(model, [1, 2], seed, 60)
-    assert rows_of(model, [[1, 2]], seed, 60, stride=1) == [expected[2:]]
-    assert rows_of(model, [[1, 2]], seed, 4) == [expected[2:6]], "whatever the stride, as long as the window has room"
-    assert rows_of(model, [[1, 2]], seed, 60) != [expected[2:]]
+    assert sampled_ids(model, [1, 2], 60, ORDINARY, seed=seed, stride=1) == expected[2:]
+    assert sampled_ids(model, [1, 2], 4, ORDINARY, seed=seed) == expected[2:6], "any stride, while the window has room"
+    assert sampled_ids(model, [1, 2], 60, ORDINARY, seed=seed) != expected[2:]
 
 
 def test_text_does_not_depend_on_the_global_generator(model):
     torch.manual_seed(0)
-    first = rows_of(model, [[1]], 5, 20)
+    first = sampled_ids(model, [1], 20, ORDINARY, seed=5)
     torch.manual_seed(1)
     torch.rand(3)
-    assert rows_of(model, [[1]], 5, 20) == first
-    assert rows_of(model, [[1]], 6, 20) != first
+    assert sampled_ids(model, [1], 20, ORDINARY, seed=5) == first
+    assert sampled_ids(model, [1], 20, ORDINARY, seed=6) != first
 
 
 def test_suppressed_tokens_are_never_sampled(model):
     special = (0, 1, 2, 3)
-    assert not set(rows_of(model, [[1]], 0, 200, Sampling(5.0), suppress_tokens=special)[0]) & set(special)
+    assert not set(sampled_ids(model, [1], 200, Sampling(5.0), special)) & set(special)
 
 
 def test_repetition_penalty_counts_the_prompt_and_the_new_tokens(model):
@@ -127,8 +96,8 @@ def test_repetition_penalty_counts_the_prompt_and_the_new_tokens(model):
     with torch.no_grad():
         model.final_norm.bias.fill_(1)
         model.head.weight += 1  # positive logits, which the penalty divides
-    (row,) = rows_of(model, [[4, 7]], 0, 9, Sampling(0.01, repetition_penalty=1e6))
-    assert sorted([4, 7, *row]) == list(range(11))
+    tokens = sampled_ids(model, [4, 7], 9, Sampling(0.01, repetition_penalty=1e6))
+    assert sorted([4, 7, *tokens]) == list(range(11))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -136,4 +105,4 @@ def test_logits_that_are_not_finite_stop_the_loop(model, value):
     with torch.no_grad():
         model.head.weight[3, 0] = value
     with pytest.raises(FloatingPointError, match="not finite"):
-        rows_of(model, [[1]], 0, 1)
+        sampled_ids(model, [1], 1)

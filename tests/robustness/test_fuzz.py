@@ -102,7 +102,7 @@ SAMPLE |= {"--max-new-tokens": one_of(0, 1, 20), "--stop": st.text(max_size=3), 
 SAMPLE |= {"--temperature": one_of(0, 1e-30, 0.8, 1e6), "--top-k": one_of(0, 1, 5, 10**9), "--min-p": one_of(0, 0.5, 1)}
 SAMPLE |= {"--top-p": one_of(1e-30, 0.5, 1), "--repetition-penalty": one_of(1e-3, 1, 1.3, 1e6)}
 SAMPLE |= {"--seed": one_of(0, 2**62), "--beams": one_of(0, 1, 3), "--n-best": one_of(1, 2, 3)}
-SAMPLE |= {"--length-penalty": one_of(-100, 0, 1, 100), "--stride": one_of(1, 3, 8, 9999), "--device": one_of("cpu")}
+SAMPLE |= {"--length-penalty": one_of(-10, 0, 1, 10), "--stride": one_of(1, 3, 8, 9999), "--device": one_of("cpu")}
 
 
 def command_lines():
