@@ -24,7 +24,7 @@ from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
 from formats.write_page import save_page
 from lora import merge_adapters
-from support.command import Parser, UserError, one_line, run
+from support.command import Parser, UserError, one_line, one_of, run
 from support.durable import check_overwrite
 
 
@@ -52,7 +52,7 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
         save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
     elif ending == ".html":
         metrics = (settings.lora or settings.source).with_suffix(".metrics.jsonl")
-        deviation = save_page(target, loaded, metrics, settings.force)
+        deviation = save_page(target, loaded, metrics, settings.precision, settings.force)
         print_deviation(target, deviation, "its weights are rounded to float16")
     elif ending == ".gguf":
         deviation = save_gguf(target, loaded, settings.force)
@@ -78,6 +78,7 @@ def make_parser() -> Parser:
     add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
     add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
+    add("--precision", type=one_of("float16", "float32"), default="float16", help="of the weights in a page")
     add("--force", action="store_true", help="overwrite TARGET; write a page of more than 50 MB")
     return parser
 

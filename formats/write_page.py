@@ -37,18 +37,18 @@ ORIGIN_FIELDS = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed"
 CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it shows of an evaluation
 
 
-def save_page(path: Path, loaded: Checkpoint, metrics: Path | None = None, force: bool = False) -> float:
-    """Write a page that runs the model; returns how far its log-probabilities are off: its weights are in float16.
+def save_page(path: Path, loaded: Checkpoint, metrics: Path | None, precision: str, force: bool = False) -> float:
+    """Write a page that runs the model; returns how far its log-probabilities are off because of rounded weights.
 
-    metrics: the file with the curves, if there is one. Raises UserError if `path` is another file, if a weight does not
+    metrics: the file with the curves, if there is one. precision: of the weights, "float16" or "float32". Raises UserError if `path` is another file, if a weight does not
     fit into float16, if the network is not GPT-2's (`check_twin`), or if the page would be larger than MAX_PAGE_BYTES;
     `force` allows the first and the last.
     """
     check_overwrite(path, is_page, force)
     weights = model_weights(loaded.model)
     check_twin(loaded.model, weights, "a page")
-    rounded = half_precision(weights)
-    text = fill_template(page_data(loaded, rounded, read_metrics(metrics)), encode(rounded))
+    rounded = half_precision(weights) if precision == "float16" else weights
+    text = fill_template(page_data(loaded, rounded, read_metrics(metrics), precision), encode(rounded, precision))
     if len(text) > MAX_PAGE_BYTES and not force:
         raise UserError(f"{path} would have {len(text) / 1e6:.0f} MB, too much for most browsers; --force writes it")
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -61,15 +61,15 @@ def is_page(path: Path) -> bool:
         return GENERATOR.encode() in file.read(2000)
 
 
-def encode(weights: dict[str, Tensor]) -> str:
-    """All weights one after the other in float16, little-endian, in base64. UserError if one was too large for it."""
+def encode(weights: dict[str, Tensor], precision: str) -> str:
+    """All weights one after the other, little-endian, in base64. UserError if one was too large for the precision."""
     numbers = torch.cat([tensor.flatten() for tensor in weights.values()])
     if not numbers.isfinite().all():
-        raise UserError("a weight is too large for float16, which a page holds: keep the model as .pth")
-    return base64.b64encode(numbers.numpy().astype("<f2")).decode()
+        raise UserError("a weight is too large for float16: add --precision float32")
+    return base64.b64encode(numbers.numpy().astype("<f2" if precision == "float16" else "<f4")).decode()
 
 
-def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]) -> dict:
+def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict], precision: str) -> dict:
     """Everything that the page needs except the weights, as plain data; weights: as the page will compute with them."""
     origin = {name: value for name, value in loaded.origin.items() if name in ORIGIN_FIELDS and is_plain(value)}
     if "corpus" in origin:
@@ -83,6 +83,7 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict]
         "prompt": "ROMEO:" if origin.get("corpus") == "tinyshakespeare" else "",
         "curves": curves,
         "parameters": loaded.model.num_parameters(),
+        "precision": precision,
         "layout": [[name, tensor.numel()] for name, tensor in weights.items()],
         "check": self_check(loaded.model.config, weights),
         "maps": {

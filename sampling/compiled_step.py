@@ -97,24 +97,21 @@ class CompiledStep:
 
     @torch.inference_mode()
     def compare(self, model: TinyGPT, rounded: bool) -> None:
-        """Raise DifferentNetwork if the loops' logits are not the model's at four positions, up to the window's last.
+        """Raise DifferentNetwork if the loops' logits are not the model's, on a full window of random ids.
 
-        Both compute a random token after the same random keys and values, so the model need not read a whole window:
-        whatever the cache holds, the same network gives the same logits. rounded: compare with a model of the rounded
-        matrices, so that only the formula counts.
+        The model reads the window. The loops compute its last token and three earlier ones again, each with the cache
+        of the tokens before it. rounded: compare with a model of the rounded matrices, so that only the formula counts.
         """
-        named = model.named_parameters(remove_duplicate=False)
+        last, named = model.config.max_seq - 1, model.named_parameters(remove_duplicate=False)
         to_round = {name: p for name, p in named if rounded and p.ndim == 2 and "embedding" not in name}
         replaced = {name: torch.mul(*quantized(p)) for name, p in to_round.items()}
-        generator, cache = torch.Generator().manual_seed(0), KVCache(model, 1)
-        cache.memory.normal_(generator=generator)
-        last = model.config.max_seq - 1
-        for position in (last // 4, last // 2, 3 * last // 4, last):
-            ids = torch.randint(model.config.vocab_size, (1, 1), generator=generator)
-            cache.length = position
-            expected = functional_call(model, replaced, (ids, cache), tie_weights=False)[0]
-            cache.length = position
-            error, value_range = (self(ids, cache) - expected).abs().max(), expected.max() - expected.min()
+        ids = torch.randint(model.config.vocab_size, (1, last + 1), generator=torch.Generator().manual_seed(0))
+        cache = KVCache(model, 1)
+        logits = functional_call(model, replaced, (ids, cache), tie_weights=False)[0]
+        for position in sorted({last // 4, last // 2, 3 * last // 4, last}):
+            cache.length, expected = position, logits[position]
+            error = (self(ids[:, position : position + 1], cache) - expected).abs().max()
+            value_range = expected.max() - expected.min()
             # Damaged weights are not another formula: sampling reports logits that are not finite.
             if expected.isfinite().all() and not error <= max(TOLERANCE * value_range, 1e-6):
                 raise DifferentNetwork(f"its logits differ by {error / value_range:.2%} of their range")

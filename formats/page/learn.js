@@ -82,14 +82,14 @@ function floorText({ config, origin }) {
 }
 
 /** What is known of the model's shape and training, in three tables: [title, rows of two cells]. */
-function recipeTables({ config, origin, parameters }) {
+function recipeTables({ config, origin, parameters, precision }) {
   const digits = { maximumFractionDigits: 6 };
   const number = (value) => (typeof value !== "number" ? String(value)
     : (Number.isInteger(value) ? value : Number(value.toPrecision(5))).toLocaleString("en", digits));
   const rows = (fields) => Object.entries(fields).map(([name, value]) => [name.replaceAll("_", " "), number(value)]);
   const { recipe = {}, ...rest } = origin;
   return [
-    ["Shape", rows({ parameters, ...config, "weights in this page": "float16" })],
+    ["Shape", rows({ parameters, ...config, "weights in this page": precision })],
     ["Recipe", rows(recipe)],
     ["Origin", rows(rest)],
   ].filter(([, entries]) => entries.length);

@@ -19,9 +19,10 @@ function fromBase64(text) {
 }
 
 /** The weights by name; layout: [[name, how many numbers], …] in the order in which they lie in the file. */
-function readWeights(base64, layout) {
+function readWeights(base64, precision, layout) {
   const { buffer } = fromBase64(base64), values = float16Values();
-  const all = Float32Array.from(new Uint16Array(buffer), (bits) => values[bits]);
+  const all = precision === "float16" ? Float32Array.from(new Uint16Array(buffer), (bits) => values[bits])
+    : new Float32Array(buffer);
   const weights = {};
   let start = 0;
   for (const [name, count] of layout) weights[name] = all.subarray(start, start += count);
@@ -62,7 +63,7 @@ function checkModel(model, { ids, positions, logits, tolerance }) {
 /** What the page can ask of the model. Each method's answer goes back to it. */
 class ModelServer {
   load({ model, weights }) {
-    const network = new TinyGPT(model.config, readWeights(weights, model.layout));
+    const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
     checkModel(network, model.check);
     this.model = network;
     this.endId = model.tokenizer.endId; // ends a text when it is sampled; null if no token does

@@ -50,7 +50,7 @@ def checkpoint(characters=TEXT, tokenizer=None, seed: int = 0, **changes) -> Che
 
 def data_of(loaded: Checkpoint) -> dict:
     """The block of data in a checkpoint's page."""
-    save_page(Path("x.html"), loaded, force=True)
+    save_page(Path("x.html"), loaded, None, "float16", force=True)
     text = Path("x.html").read_text("utf-8")
     data = re.search(r'<script type="application/json" id="model">(.*?)</script>', text, re.DOTALL)[1]
     scripts = len(write_page.ENGINE) + len(write_page.INTERFACE)
@@ -77,15 +77,15 @@ def test_a_file_that_is_no_page_and_a_page_that_is_too_large_need_force(tmp_path
     path = tmp_path / "x.html"
     path.write_text("my thesis")
     with pytest.raises(UserError, match="not from this command"):
-        save_page(path, checkpoint())
-    save_page(path, checkpoint(), force=True)
-    save_page(path, checkpoint(seed=1))
+        save_page(path, checkpoint(), None, "float16")
+    save_page(path, checkpoint(), None, "float16", force=True)
+    save_page(path, checkpoint(seed=1), None, "float16")
     before = path.read_text()
     monkeypatch.setattr(write_page, "MAX_PAGE_BYTES", 1000)
     with pytest.raises(UserError, match="--force"):
-        save_page(path, checkpoint())
+        save_page(path, checkpoint(), None, "float16")
     assert path.read_text() == before
-    save_page(path, checkpoint(), force=True)
+    save_page(path, checkpoint(), None, "float16", force=True)
 
 
 def test_damaged_metrics_cost_only_their_lines(tmp_path):
@@ -127,9 +127,9 @@ def open_page(browser, tmp_path):
     """Write a checkpoint's page and open it, offline; at the end there was no request, error or message."""
     opened, noises = [], []
 
-    def open_it(loaded: Checkpoint, width=1280, color_scheme="light", change=None, awaited="#lens table"):
+    def open_it(loaded, width=1280, color_scheme="light", change=None, awaited="#lens table", precision="float16"):
         path = tmp_path / f"page{len(opened)}.html"
-        save_page(path, loaded)
+        save_page(path, loaded, None, precision)
         if change:
             text = path.read_text("utf-8")
             path.write_text(change(text), "utf-8")
@@ -167,9 +167,10 @@ VARIANTS = [
 
 @marked
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_logits_attention_and_lens_are_pytorchs(open_page, changes):
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_logits_attention_and_lens_are_pytorchs(open_page, changes, precision):
     loaded = checkpoint(**changes)
-    page = open_page(loaded)
+    page = open_page(loaded, precision=precision)
     config = loaded.model.config
     for length in (1, 2, 5, config.max_seq):
         ids = random_ids(length, seed=length, vocab_size=config.vocab_size).tolist()
