@@ -7,13 +7,11 @@ turns.
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
 from benchmarks.ablate import bench_ablate
-from benchmarks.data import bench_data
 from benchmarks.decode import bench_decode
 from benchmarks.decode_loss import bench_decode_loss
 from benchmarks.gpu import bench_gpu
 from benchmarks.lora import bench_lora
 from benchmarks.plots import bench_plots
-from benchmarks.scale import bench_scale
 from benchmarks.tools import machine
 from benchmarks.train import bench_train
 from support.command import Parser, one_of, run
@@ -21,13 +19,11 @@ from support.command import Parser, one_of, run
 # name -> what runs, what it measures, how long it takes on two cores
 BENCHMARKS = {
     "ablate": (bench_ablate, "what each choice of the preset tiny does to the loss", "6 minutes"),
-    "data": (bench_data, "text to ids: speed, and memory for a text of 1 GB", "1 minute"),
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "10 minutes"),
     "decode-loss": (bench_decode_loss, "what --weights int8 and --stride do to the loss of a checkpoint", "2 minutes"),
     "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding, its tests", "not measured"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
     "plots": (bench_plots, "no measuring: draws the pictures of README and docs", "seconds"),
-    "scale": (bench_scale, "what two processes gain over one", "5 minutes"),
     "train": (bench_train, "seconds on a CPU to a validation loss, beside nanoGPT's recipe", "20 minutes or more"),
 }
 

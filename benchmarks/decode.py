@@ -27,12 +27,8 @@ Task = Callable[[], object]
 
 
 def bench_decode() -> None:
-    """Tokens per second of every shape, with all threads, and with one beside others; in the end a line per shape."""
-    for name in ("numba", "transformers", "ctranslate2"):
-        if not importlib.util.find_spec(name):
-            print(f"{name} is not installed: skipped")
+    """Tokens per second of every shape, with all threads, and with one beside the libraries that are installed."""
     all_threads = torch.get_num_threads()
-    summary = []
     for shape, config in SHAPES.items():
         torch.manual_seed(0)
         model = TinyGPT(config).eval()  # the weights' values do not matter to speed
@@ -40,32 +36,20 @@ def bench_decode() -> None:
             torch.set_num_threads(threads)
             with tempfile.TemporaryDirectory() as folder:
                 print(f"{shape}, {threads} thread{'s' if threads > 1 else ''}: tokens/s of the whole batch\n")
-                rates = compare(model, threads, Path(folder))
-        torch.set_num_threads(all_threads)
-        summary.append(in_words(shape, rates))
-    print("one text, one thread, tokens/s:", *summary, sep="\n")
+                compare(model, threads, Path(folder))
 
 
-def in_words(shape: str, rates: dict[str, list[float]]) -> str:
-    """One line on batch 1: every way that uses a cache within the window, the fastest first."""
-    ways = {name: batches[0] for name, batches in rates.items() if not name.startswith(("no cache", "past"))}
-    fastest = sorted(ways, key=ways.get, reverse=True)
-    return f"{shape}: " + "; ".join(f"{name.removeprefix('cache, ')} {ways[name]:,.0f}" for name in fastest)
-
-
-def compare(model: TinyGPT, threads: int, folder: Path) -> dict[str, list[float]]:
-    """One table: a row per way to decode, a column per batch size. Returns its figures, by way."""
-    rates: dict[str, list[float]] = {}
+def compare(model: TinyGPT, threads: int, folder: Path) -> None:
+    """One table: a row per way to decode, a column per batch size."""
+    rows: dict[str, list[str]] = {}
     for batch, rounds in ROUNDS.items():
         tasks = our_tasks(model, batch)
         if threads == 1:  # with more, the threads of several libraries in one process hinder each other
             tasks |= peer_tasks(model, batch, folder)
         seconds = take_turns({name: task for name, (task, _tokens) in tasks.items()}, rounds)
         for name, (_task, tokens) in tasks.items():
-            rates.setdefault(name, []).append(tokens * batch / seconds[name])
-    rows = [[name, *(f"{rate:,.0f}" for rate in row)] for name, row in rates.items()]
-    print_table(["", *(f"batch {batch}" for batch in ROUNDS)], rows)
-    return rates
+            rows.setdefault(name, [name]).append(f"{tokens * batch / seconds[name]:,.0f}")
+    print_table(["", *(f"batch {batch}" for batch in ROUNDS)], list(rows.values()))
 
 
 def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:

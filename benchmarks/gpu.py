@@ -13,7 +13,7 @@ from benchmarks.train import NANOGPT_BEST, lowest, seconds_to, throughput
 from sampler import SlidingWindow, generate
 from support.command import UserError
 from support.device import product_rate
-from tiny_decoder import KVCache, TinyGPT
+from tiny_decoder import TinyGPT
 
 
 def bench_gpu() -> None:
@@ -38,24 +38,9 @@ def print_training() -> None:
     print_table(["training", target, "lowest val loss", "tokens/s", f"TFLOP/s (of {peak:.0f} in products)"], rows)
 
 
-@torch.inference_mode()
 def print_decoding(model: TinyGPT) -> None:
-    """Tokens per second of the whole loop, and of one step at half a window: called, and from a CUDA graph."""
-    rows, window = [], model.config.max_seq
-    for batch in (1, 8, 64):
-        cache, ids = KVCache(model, batch), torch.full((batch, 1), 5, device="cuda")
-
-        def step(cache: KVCache = cache, ids: torch.Tensor = ids) -> None:
-            cache.length = window // 2
-            model(ids, cache, last_only=True)
-
-        take_turns({"warm-up": step}, 3)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        whole = take_turns({"loop": lambda n=batch: make(SlidingWindow(model, [[5]] * n), window - 1, generate)}, 3)
-        ways = {"called": step, "graph": graph.replay}
-        steps = take_turns({name: lambda way=way: (way(), torch.cuda.synchronize()) for name, way in ways.items()}, 50)
-        speeds = [batch * (window - 1) / whole["loop"], batch / steps["called"], batch / steps["graph"]]
-        rows.append([f"batch {batch}", *(f"{speed:,.0f}" for speed in speeds)])
-    print_table(["6 x 384, window 256: tokens/s", "the loop", "one step, called", "one step, CUDA graph"], rows)
+    """Tokens per second of the whole batch, from one token to a full window."""
+    tokens = model.config.max_seq - 1
+    tasks = {n: lambda n=n: make(SlidingWindow(model, [[5]] * n), tokens, generate) for n in (1, 8, 64)}
+    rows = [[f"batch {n}", f"{n * tokens / seconds:,.0f}"] for n, seconds in take_turns(tasks, 3).items()]
+    print_table(["6 x 384, window 256", "tokens/s"], rows)
