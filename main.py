@@ -140,7 +140,8 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
     stopped = dist.stop_signal(stop)
     with Meter(run) as meter:
         while state.step < run.last_step and not stopped:
-            if not state.planned and state.step >= settings.warmup:  # the warm-up has shown how long a step takes
+            # The warm-up has shown how long a step takes.
+            if not state.planned and state.step >= max(1, settings.warmup):
                 with meter.paused():
                     began = time.perf_counter()
                     if settings.minutes:
@@ -152,11 +153,11 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
             meter.count(loss)
             if state.step % settings.eval_every == 0 or state.step == settings.steps:
                 with meter.paused():
-                    report = log_evaluation(run, evaluate(run))
-                    if report.better:
+                    line = log_evaluation(run, evaluate(run))
+                    if state.stale == 0:  # a new best
                         save_best(run)
                     save_state(run)
-                    print_step(run, report, sample_text(run))
+                    print_step(run, line, sample_text(run))
                 if settings.patience and state.stale >= settings.patience:
                     break
             stopped = dist.stop_signal(stop)

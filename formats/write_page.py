@@ -40,9 +40,9 @@ CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it sh
 def save_page(path: Path, loaded: Checkpoint, metrics: Path | None, precision: str, force: bool = False) -> float:
     """Write a page that runs the model; returns how far its log-probabilities are off because of rounded weights.
 
-    metrics: the file with the curves, if there is one. precision: of the weights, "float16" or "float32". Raises UserError if `path` is another file, if a weight does not
-    fit into float16, if the network is not GPT-2's (`check_twin`), or if the page would be larger than MAX_PAGE_BYTES;
-    `force` allows the first and the last.
+    metrics: the file with the curves, if there is one. precision: of the weights, "float16" or "float32". Raises
+    UserError if `path` is another file, if a weight does not fit into float16, if the network is not GPT-2's
+    (`check_twin`), or if the page would be larger than MAX_PAGE_BYTES; `force` allows the first and the last.
     """
     check_overwrite(path, is_page, force)
     weights = model_weights(loaded.model)

@@ -3,11 +3,10 @@
 from argparse import Namespace
 from pathlib import Path
 
-from recipe import PRESETS, check_together, make_parser
+from recipe import check_together, make_parser
 from support.command import UserError, flag_of
 from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
-from training.state import TrainState
 
 # What may change when a run is resumed; everything else would make it another run.
 ADJUSTABLE = {"steps", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
@@ -22,8 +21,7 @@ def refuse_unused(settings: Namespace, given: set[str]) -> None:
     if settings.lora_rank:
         unused, beside = ("optimizer", "muon_lr", "muon_momentum", "weight_decay"), "--lora-rank, which takes AdamW"
     elif settings.optimizer == "adamw":
-        by_preset = f" (of --preset {settings.preset})" if "optimizer" in PRESETS[settings.preset] else ""
-        unused, beside = ("muon_lr", "muon_momentum"), f"--optimizer adamw{by_preset}"
+        unused, beside = ("muon_lr", "muon_momentum"), "--optimizer adamw"
     for name in unused:
         if name in given:
             raise UserError(f"{flag_of(name)} does nothing beside {beside}: leave it out")
@@ -62,14 +60,6 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
     return Namespace(**resumed | {name: getattr(settings, name) for name in given & ADJUSTABLE})
 
 
-def check_progress(settings: Namespace, state: TrainState, path: Path) -> None:
-    """Raise UserError if there is nothing left to do."""
-    if state.step >= settings.steps:
-        raise UserError(f"the run in {path} has made {state.step} steps already: give a larger --steps to continue it")
-    if settings.stop_at and state.step >= settings.stop_at:
-        raise UserError(f"the run in {path} is at step {state.step} already: give a larger --stop-at, or none")
-
-
 def settings_for_base(settings: Namespace, given: set[str], config: TinyGPTConfig) -> Namespace:
     """The settings for fine-tuning a model of this config; UserError that names a flag that contradicts it.
 
@@ -86,13 +76,10 @@ def settings_for_base(settings: Namespace, given: set[str], config: TinyGPTConfi
 
 
 def check_split(settings: Namespace, dist: DistContext) -> None:
-    """Raise UserError if the batch cannot be split over ranks and --grad-accum, or the ranks' recipes differ."""
-    size, processes, parts = settings.batch_size, dist.size, dist.size * settings.grad_accum
-    if size % parts:
-        fitting = max(1, round(size / parts)) * parts
-        split = f"{processes} (processes) x {settings.grad_accum} (--grad-accum)"
-        raise UserError(f"--batch-size {size} cannot be split into {split} equal parts: --batch-size {fitting} can")
-    dist.require_same("recipe", repr(settings))
+    """Raise UserError if the batch cannot be split over ranks and --grad-accum."""
+    if settings.batch_size % (dist.size * settings.grad_accum):
+        parts = f"{dist.size} (processes) x {settings.grad_accum} (--grad-accum)"
+        raise UserError(f"--batch-size {settings.batch_size} must be divisible by {parts}")
 
 
 def minimum_memory(settings: Namespace, vocab_size: int) -> int:

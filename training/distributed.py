@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import uuid
@@ -19,7 +18,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -68,10 +66,6 @@ class DistContext:
         """The element-wise sum, in float64, of what the ranks give."""
         return self.combined(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.SUM).numpy()
 
-    def largest(self, value: int) -> int:
-        """The largest of what the ranks give."""
-        return int(self.combined(torch.tensor(value), dist.ReduceOp.MAX))
-
     def require_same(self, what: str, value: str) -> None:
         """Wait until every rank has come here; UserError if this one's value is not rank 0's."""
         if self.size > 1:
@@ -89,20 +83,12 @@ class DistContext:
         if self.size > 1 and not self.local_rank:
             self.store.set(key, "")
 
-    @contextlib.contextmanager
-    def file_of_first(self, path: Path) -> Iterator[Path]:
-        """A path under which this rank can read rank 0's file, which other machines do not have."""
-        if self.size == 1:
-            yield path
-            return
-        content = np.fromfile(path, np.uint8) if self.first else np.empty(0, np.uint8)
-        content = np.resize(content, self.largest(len(content)))
-        dist.broadcast(torch.from_numpy(content), src=0)
-        with tempfile.TemporaryDirectory() as folder:
-            if not self.first:
-                path = Path(folder, path.name)
-                content.tofile(path)
-            yield path
+    def from_first(self, value: object) -> object:
+        """What rank 0 gives, on every rank; it travels as a pickle."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
 
     def pick_device(self, device: torch.device) -> torch.device:
         """The device for this rank: the CPU for all, or a GPU each. Raises UserError if there are too few."""
@@ -127,7 +113,8 @@ class DistContext:
 
     def stop_signal(self, stop: StopSignal) -> int:
         """The signal that ends the run, on whichever process it came, or 0; all processes agree on it."""
-        return self.largest(signal.SIGTERM if self.abandoned else stop.signum)
+        signum = signal.SIGTERM if self.abandoned else stop.signum
+        return int(self.combined(torch.tensor(int(signum)), dist.ReduceOp.MAX))
 
     @contextlib.contextmanager
     def faults_named(self) -> Iterator[None]:

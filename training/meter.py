@@ -1,15 +1,12 @@
 """What a run's loop counts: steps, seconds, losses, and the progress that its user sees."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 
 from tqdm import tqdm
 
 from training.run import Run
-
-PROGRESS_SECONDS = 30.0  # between two lines of progress, where no bar is shown
 
 
 class Meter:
@@ -18,7 +15,7 @@ class Meter:
     def __init__(self, run: Run):
         self.run = run
         self.step_seconds: list[float] = []  # of every step so far
-        self.began = self.last_line = time.perf_counter()
+        self.began = time.perf_counter()
 
     def __enter__(self) -> "Meter":
         self.bar = tqdm(initial=self.run.state.step, unit="step", disable=None, dynamic_ncols=True)
@@ -39,12 +36,9 @@ class Meter:
         self.bar.total = self.run.settings.steps
         self.bar.update()
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        if not sys.stderr.isatty() and now - self.last_line > PROGRESS_SECONDS:  # into a pipe or file
-            self.last_line = now
-            print(f"step {state.step:5d} of {self.run.settings.steps:,} | loss {loss:.3f}", file=sys.stderr)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Time spent within it does not count as training."""
         yield
-        self.began = self.last_line = time.perf_counter()
+        self.began = time.perf_counter()

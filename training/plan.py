@@ -9,8 +9,6 @@ import statistics
 from recipe import preset_settings
 from training.run import Run
 
-MIN_ANNOUNCED = 30.0  # seconds from which on a run's length is announced
-
 
 def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, elapsed: float) -> None:
     """Fix the number of steps, and how often to evaluate, and print both; without --minutes, only print the length.
@@ -21,19 +19,17 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     settings, state = run.settings, run.state
     state.planned = True
     # the second half, because the first steps also load code; a run that was resumed just now has only its average
-    seconds = statistics.median(step_seconds[len(step_seconds) // 2 :] or [state.train_seconds / max(1, state.step)])
-    rate = settings.batch_size * settings.max_seq / seconds if seconds else math.inf
+    seconds = statistics.median(step_seconds[len(step_seconds) // 2 :] or [state.train_seconds / state.step])
+    rate = settings.batch_size * settings.max_seq / seconds
     if not settings.minutes:
-        left = seconds * (settings.steps - state.step)
-        if left > MIN_ANNOUNCED:
-            print(f"time     {rate:,.0f} tokens/s: {in_minutes(left)}, evaluations not counted")
+        left = in_minutes(seconds * (settings.steps - state.step))
+        print(f"time     {rate:,.0f} tokens/s: {left}, evaluations not counted")
         return
     preset = preset_settings(settings.preset)
     evaluations = math.ceil(preset.steps / preset.eval_every)
     overhead = elapsed + evaluations * evaluation_seconds
-    fitting = two_digits(state.step + int(max(0, 60 * settings.minutes - overhead) / seconds))
-    fitting = min(settings.steps, max(fitting, state.step + 1))
-    fitting = run.dist.largest(fitting if run.dist.first else 0)  # the first process's number
+    fitting = state.step + max(1, int((60 * settings.minutes - overhead) / seconds))
+    fitting = run.dist.from_first(min(fitting, settings.steps))
     if settings.eval_every == preset.eval_every:
         settings.eval_every = max(1, round(fitting / evaluations))
     length = in_minutes(overhead + seconds * (fitting - state.step))
@@ -43,12 +39,6 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
         plan += f", as many as fit into {settings.minutes:g} minutes ({repeat} repeats this run)"
     print(plan)
     settings.steps = fitting
-
-
-def two_digits(number: int) -> int:
-    """The number rounded down to two digits: 437 -> 430."""
-    unit = 10 ** max(0, len(str(number)) - 2)
-    return number // unit * unit
 
 
 def in_minutes(seconds: float) -> str:

@@ -1,11 +1,10 @@
 """How a run is saved, and what its user is told about that."""
 
 import contextlib
+import dataclasses
 import shlex
 import signal
 from collections.abc import Iterator
-
-import torch
 
 from formats.adapter import adapter_weights, base_weights, save_adapter
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
@@ -27,10 +26,9 @@ def origin_of(run: Run) -> dict:
         "corpus_sha256": run.corpus.sha256,
         "preset": run.settings.preset,
         "step": run.state.step,
-        "val_loss": run.state.to_plain()["best_loss"],
+        "val_loss": run.state.best_loss,
         "train_seconds": run.state.train_seconds,
         "seed": run.settings.seed,
-        "torch": str(torch.__version__),
         "bigram_entropy": run.bigram_entropy,
         "floor": run.corpus.floor,
         "recipe": {name: getattr(run.settings, name) for name in RECIPE},
@@ -56,7 +54,7 @@ def save_state(run: Run) -> None:
         trained = trained_parameters(run.average.module)
         tensors |= {f"average/{name}": p.detach().cpu() for name, p in trained.items()}
     header = model_header(run.model.config, run.tokenizer, origin_of(run), TRAINING)
-    header |= {"settings": vars(run.settings), "training": run.state.to_plain()}
+    header |= {"settings": vars(run.settings), "training": dataclasses.asdict(run.state)}
     previous = run.files.previous if run.saved_in == run.files.last else None  # a damaged one must not push out a whole
     if run.dist.first:
         write_checkpoint(run.files.last, header, tensors, previous)
@@ -65,15 +63,13 @@ def save_state(run: Run) -> None:
 
 def where_kept(run: Run) -> str:
     """What a user still has after a failure."""
-    last, step, steps = run.files.last, run.saved_step, run.settings.steps
+    step, steps = run.saved_step, run.settings.steps
     if not run.saved_in:
         return "no training state of this run was saved yet"
-    if run.dist.first and not run.saved_in.is_file():
-        earlier = f"; --resume continues from {run.files.previous}" if run.files.previous.is_file() else ""
-        return f"{run.saved_in} was saved at step {step} and is gone{earlier}"
-    if run.saved_in == last and step >= steps:
-        return f"saved at step {step} of {steps}, the last; sample from it with: {next_command(run, 'generate.py')}"
-    return f"saved at step {step} of {steps}; continue with: {next_command(run, 'main.py --resume')}"
+    if step >= steps:
+        return f"saved at step {step} of {steps}, the last; sample from it with: {sample_command(run)}"
+    start = "torchrun …" if run.dist.size > 1 else "python"
+    return f"saved at step {step} of {steps}; continue with: {start} main.py --resume{out_flag(run, '--out')}"
 
 
 @contextlib.contextmanager
@@ -89,11 +85,15 @@ def names_what_is_kept(run: Run) -> Iterator[None]:
         raise OSError(f"{one_line(error)}; {where_kept(run)}") from None
 
 
-def next_command(run: Run, command: str) -> str:
-    """A command line for the user to type, with --out or --checkpoint only where it is not the default."""
-    flag = {"main.py --resume": "--out", "generate.py": "--checkpoint"}[command]
-    best = shlex.quote(str(run.files.best))
-    if run.settings.lora_rank and command == "generate.py":
-        return f"python generate.py --checkpoint {shlex.quote(run.settings.init_from)} --lora {best}"
-    start = "torchrun …" if run.dist.size > 1 and flag == "--out" else "python"
-    return f"{start} {command}" + (f" {flag} {best}" if run.settings.out != make_parser().get_default("out") else "")
+def sample_command(run: Run) -> str:
+    """A command line that samples from the best model."""
+    settings = run.settings
+    if settings.lora_rank:
+        return shlex.join(["python", "generate.py", "--checkpoint", settings.init_from, "--lora", settings.out])
+    return f"python generate.py{out_flag(run, '--checkpoint')}"
+
+
+def out_flag(run: Run, flag: str) -> str:
+    """The flag with the best model's path, or nothing where that is the default."""
+    out = run.settings.out
+    return f" {flag} {shlex.quote(out)}" if out != make_parser().get_default("out") else ""

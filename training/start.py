@@ -1,9 +1,8 @@
 """Where a run begins: with nothing, with a model to fine-tune, or with its own saved state."""
 
 import contextlib
-import dataclasses
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from training import checks
 from training.distributed import DistContext
 from training.optimizer_state import restore_optimizers, trained_parameters
 from training.run import Run
-from training.state import RunPaths, TrainState, read_state
+from training.state import RunPaths, TrainState
 
 MAX_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may not know
 
@@ -57,7 +56,7 @@ def restarted(files: RunPaths, dist: DistContext) -> bool:
     if dist.launch and dist.first:
         with contextlib.suppress(UserError):  # there is no state, or not one of ours
             ours = files.read_newest()[0]["training"]["launch"] == dist.launch
-    return bool(dist.largest(ours))
+    return dist.from_first(ours)
 
 
 def fine_tune(settings: Namespace, given: set[str]) -> Start:
@@ -65,8 +64,7 @@ def fine_tune(settings: Namespace, given: set[str]) -> Start:
     adapters = lora_config(settings)
     base = load_model(Path(settings.init_from), settings.large_window)
     settings = checks.settings_for_base(settings, given, base.model.config)
-    dropouts = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
-    config = dataclasses.replace(base.model.config, **dropouts)
+    config = replace(base.model.config, dropout=settings.dropout, attention_dropout=settings.attention_dropout)
     model = model_from_weights(config, model_weights(base.model), large_window=True)
     if adapters:
         torch.manual_seed(settings.seed)
@@ -77,33 +75,23 @@ def fine_tune(settings: Namespace, given: set[str]) -> Start:
 
 def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistContext) -> Start:
     """The run whose training state lies beside --out, as it was after its last saved step."""
-    header, tensors, path = files.read_newest() if dist.first else ({}, {}, files.last)
-    with dist.file_of_first(path) as copy:
-        if not dist.first:
-            header, tensors = read_state(copy)
-    with refused_state(path, "its settings: "):
+    header, tensors, path = dist.from_first(files.read_newest() if dist.first else None)
+    try:
         saved = checks.saved_settings(header["settings"])
+        weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+        loaded = checked_model(header, weights, settings.large_window or saved.large_window)
+        if saved.max_seq > loaded.model.config.max_seq:
+            raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")
+        if adapters := lora_config(saved):
+            adapt(loaded.model, adapters, with_prefix(tensors, "adapter/"))
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
     settings = checks.settings_to_resume(saved, settings, given, path)
     checks.refuse_unused(settings, given)
     state = TrainState.from_plain(header["training"])
-    checks.check_progress(settings, state, path)
-    with refused_state(path):
-        weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
-        loaded = checked_model(header, weights, settings.large_window)
-        if settings.max_seq > loaded.model.config.max_seq:
-            raise ValueError(f"max_seq {settings.max_seq} is more than the model's {loaded.model.config.max_seq}")
-        if adapters := lora_config(settings):
-            adapt(loaded.model, adapters, with_prefix(tensors, "adapter/"))
+    if state.step >= min(settings.steps, settings.stop_at or settings.steps):
+        raise UserError(f"the run in {path} has made {state.step} steps already: give a larger --steps or --stop-at")
     return Start(settings, state, loaded.model, loaded.tokenizer, tensors, path)
-
-
-@contextlib.contextmanager
-def refused_state(path: Path, part: str = ""):
-    """Name the file in whatever is wrong with what it holds."""
-    try:
-        yield
-    except (ValueError, UserError) as error:
-        raise UserError(f"{path} cannot be used: {part}{error}") from None
 
 
 def begin(run: Run, start: Start) -> None:
@@ -116,15 +104,13 @@ def begin(run: Run, start: Start) -> None:
     settings.data, settings.dtype = run.corpus.name, str(run.dtype).removeprefix("torch.")  # "auto" is not chosen anew
     if start.saved_in:
         restore(run, start)
-    elif settings.init_from:
-        check_vocabulary(run)
-    now = {"threads": torch.get_num_threads(), "processes": dist.size}
-    for name, number in now.items():
-        if start.saved_in and number != getattr(state, name):
-            print(f"NOTE: the run used {getattr(state, name)} {name}, now {number}: close, but not bit-exact")
-    run.state = dataclasses.replace(state, **now, launch=dist.launch, corpus_sha256=run.corpus.sha256)
-    if dist.first and not start.saved_in:
-        run.files.keep_earlier_run()
+    else:
+        if settings.init_from:
+            check_vocabulary(run)
+        if dist.first:
+            run.files.keep_earlier_run()
+    state.threads, state.processes = torch.get_num_threads(), dist.size
+    state.launch, state.corpus_sha256 = dist.launch, run.corpus.sha256
 
 
 def restore(run: Run, start: Start) -> None:
@@ -141,20 +127,21 @@ def restore(run: Run, start: Start) -> None:
         run.average.n_averaged.fill_(step)
         run.average.module.load_state_dict(averages, strict=False)  # what is frozen is not saved again
     run.saved_in, run.saved_step = path, step
+    before, now = f"{start.state.processes} x {start.state.threads}", f"{run.dist.size} x {torch.get_num_threads()}"
+    if before != now:
+        print(f"NOTE: the run used {before} (processes x threads), now {now}: close, but not bit-exact")
     if run.dist.first:
         run.files.trim_metrics(step)
 
 
 def check_vocabulary(run: Run) -> None:
     """Say how much of the text the base of a fine-tuning does not know; UserError if that is too much."""
-    name, base, tokens = run.corpus.name, run.settings.init_from, (run.train_set.tokens, run.val_tokens)
+    tokens = (run.train_set.tokens, run.val_tokens)
     share = sum(count_unknown(run.tokenizer, ids) for ids in tokens) / sum(len(ids) for ids in tokens)
-    print(f"base     {base}; {share:.2%} of the characters of {name} are unknown to it")
+    unknown = f"{share:.2%} of the characters of {run.corpus.name} are unknown to {run.settings.init_from}"
     if share > MAX_UNKNOWN:
-        raise UserError(
-            f"{share:.1%} of the characters of {name} are unknown to {base}: fine-tune a base with byte-level BPE, "
-            "which knows all of them (python train_tokenizer.py, then main.py --tokenizer)"
-        )
+        raise UserError(f"{unknown}: fine-tune a base with byte-level BPE, which knows all characters (--tokenizer)")
+    print(f"base     {unknown}")
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

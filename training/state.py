@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +14,12 @@ from torch import Tensor
 
 from formats.checkpoint import TRAINING, read_checkpoint
 from support.command import UserError, user_errors
-from support.durable import locked, remove_leftovers, sync_folder, temporary_name, write_atomically
+from support.durable import locked, remove_leftovers, sync_folder, write_atomically
 from support.plain import check_fields
 from training.distributed import DistContext
+
+MAX_NAME = 200  # bytes of NAME: file systems take 255, and what is written beside it is longer
+MAX_NUMBER = 1e30  # that a training state may hold
 
 
 @dataclass
@@ -30,39 +31,30 @@ class TrainState:
     loss_sum: float = 0.0  # of the training losses since the last evaluation, …
     loss_steps: int = 0  # … and their number
     seconds_sum: float = 0.0  # what they took
-    best_loss: float = math.inf
+    best_loss: float | None = None  # none before the first evaluation
     best_step: int = 0
     stale: int = 0  # evaluations since the last new best
-    overfitting_noted: bool = False  # since the last new best
     planned: bool = False  # whether the number of steps is final
     threads: int = 1
     processes: int = 1
     corpus_sha256: str = ""
     launch: str = ""  # names the torchrun that started the run, the same after it has restarted the ranks
 
-    def note_best(self, val_loss: float) -> bool:
-        """Whether this is the lowest validation loss so far; if so, remember it."""
-        better = val_loss < self.best_loss
-        self.stale = 0 if better else self.stale + 1
-        if better:
-            self.best_loss, self.best_step, self.overfitting_noted = val_loss, self.step, False
-        return better
-
-    def to_plain(self) -> dict:
-        """For the header of a checkpoint; an infinite loss is null there."""
-        return {**dataclasses.asdict(self), "best_loss": None if math.isinf(self.best_loss) else self.best_loss}
+    def note_evaluation(self, val_loss: float) -> None:
+        """Remember the lowest validation loss, and how long ago it was: `stale` is 0 if it is this one."""
+        self.stale += 1
+        if self.best_loss is None or val_loss < self.best_loss:
+            self.best_loss, self.best_step, self.stale = val_loss, self.step, 0
 
     @classmethod
-    def from_plain(cls, found: dict) -> "TrainState":
-        """The inverse of `to_plain`. Raises ValueError if a field is missing, of another type or out of range."""
-        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        check_fields(found, {**fields, "best_loss": (float, type(None))})
-        state = cls(**{name: found[name] for name in fields})
+    def from_plain(cls, fields: dict) -> "TrainState":
+        """The inverse of `dataclasses.asdict`. Raises ValueError if a field is missing or wrong."""
+        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        check_fields(fields, kinds | {"best_loss": (float, type(None))})
+        state = cls(**{name: fields[name] for name in kinds})
         for name, value in vars(state).items():
-            largest = 10**9 if isinstance(value, int) else sys.float_info.max
-            if isinstance(value, int | float) and not 0 <= value <= largest:
+            if isinstance(value, int | float) and not 0 <= value < MAX_NUMBER:
                 raise ValueError(f"its entry {name!r} is out of range")
-        state.best_loss = math.inf if state.best_loss is None else state.best_loss
         return state
 
 
@@ -77,72 +69,41 @@ class RunPaths:
         self.metrics = Path(f"{name}.metrics.jsonl")  # one JSON line per evaluation
         self.tensorboard = Path(f"{name}.tensorboard")  # a folder
         self.lock = Path(f"{name}.lock")
-        self.all = (self.best, self.last, self.previous, self.metrics)
+        self.all = (self.best, self.metrics, self.tensorboard, self.previous, self.last)
 
     def check_name(self) -> None:
         """Raise UserError, before any file is made, if --out cannot name a run."""
-        if self.best.suffix != ".pth" or self.best.stem.endswith((".last", ".previous")):
-            raise UserError(f"--out {self.best} must end in .pth, and not in .last.pth or .previous.pth")
-        if self.best.is_dir():
-            raise UserError(f"--out {self.best} is a folder: name a file in it, such as {self.best / 'model.pth'}")
-        folder = next(parent for parent in self.best.absolute().parents if parent.is_dir())
-        most = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-        most -= len(temporary_name(Path(".9999.metrics.jsonl")).name)  # while an earlier run's metrics are copied
-        if len(os.fsencode(self.best.stem)) > most:
-            raise UserError(f"--out {self.best}: the name is too long: choose one of at most {most} bytes before .pth")
+        if self.best.suffix != ".pth" or self.best.stem.endswith((".last", ".previous")) or self.best.is_dir():
+            raise UserError(f"--out {self.best} must name a file in .pth, and not in .last.pth or .previous.pth")
+        if len(os.fsencode(self.best.stem)) > MAX_NAME:
+            raise UserError(f"--out {self.best}: the name is too long: at most {MAX_NAME} bytes before .pth")
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run's files for this process, and find out before training whether its folder can be written.
-
-        What a killed run left half-written is removed. Raises UserError if another process holds them, OSError if the
-        folder cannot be made or written.
-        """
-        folder = self.best.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--out {self.best}: {folder} is no folder; choose another --out") from None
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"--out: cannot write into {folder}")
-        refusal = f"--out {self.best}: another process trains into it; wait for it, stop it, or choose another --out"
-        with locked(self.lock, refusal):
-            for path in self.all:
-                remove_leftovers(path, older_than=0.0)
-            yield
-
-    def existing(self) -> list[Path]:
-        """Those that are there, the folder of TensorBoard among them."""
-        return [path for path in (*self.all, self.tensorboard) if path.exists()]
+    def exist(self) -> bool:
+        """Whether there is any of them."""
+        return any(path.exists() for path in self.all)
 
     def keep_earlier_run(self) -> None:
         """Give the files of an earlier run under this name the first free number: NAME.1.pth, NAME.1.last.pth, …
 
         Free is a number without files, whose lock can be had: without it, a run that has yet to save has that name.
-        The files are linked (copied, where the file system has no links), not moved: NAME.pth stays loadable until the
-        new run's first save replaces it, and a kill at any moment loses nothing.
+        The best model keeps its name too, for generate.py, until the new run's first save. A kill at any moment loses
+        nothing.
         """
-        if not self.existing():
+        if not self.exist():
             return
         for number in itertools.count(1):
             copies = RunPaths(self.best.with_suffix(f".{number}.pth"))
-            if copies.existing():
+            if copies.exist():
                 continue
             with contextlib.suppress(UserError), locked(copies.lock, "another run has this name"):
-                self.link_as(copies)
-                break
-        print(f"the earlier run in {self.best} is kept as {copies.best}")
-
-    def link_as(self, copies: "RunPaths") -> None:
-        """Give these files the names `copies`, and remove the own names of all but the best model."""
-        for path, copy in zip(self.all, copies.all, strict=True):
-            if path.exists():
-                link_or_copy(path, copy)
-        if self.tensorboard.exists():
-            os.replace(self.tensorboard, copies.tensorboard)
-        sync_folder(self.best.parent)
-        for path in (self.previous, self.last, self.metrics):
-            path.unlink(missing_ok=True)
+                if self.best.exists():
+                    link_or_copy(self.best, copies.best)
+                for path, copy in zip(self.all[1:], copies.all[1:], strict=True):
+                    if path.exists():
+                        os.replace(path, copy)
+                sync_folder(self.best.parent)
+                print(f"the earlier run in {self.best} is kept as {copies.best}")
+                return
 
     def read_newest(self) -> tuple[dict, dict[str, Tensor], Path]:
         """Header and tensors of the newest training state that is whole, and its file: `last`, or with a warning the
@@ -157,9 +118,8 @@ class RunPaths:
                 header, tensors = read_state(self.previous)
             except (UserError, OSError):
                 raise error from None
-            print(f"WARNING: {error}", file=sys.stderr)
             step = header["training"]["step"]
-            print(f"WARNING: continuing from the state before it, {self.previous}, step {step}", file=sys.stderr)
+            print(f"WARNING: {error}; continuing from {self.previous}, step {step}", file=sys.stderr)
             return header, tensors, self.previous
 
     def trim_metrics(self, step: int) -> None:
@@ -178,9 +138,8 @@ def link_or_copy(path: Path, copy: Path) -> None:
     """A second name for the file at `path`, or a second file where the file system has no hard links."""
     try:
         os.link(path, copy)
-    except (OSError, AttributeError):
-        with open(path, "rb") as source:
-            write_atomically(copy, lambda file: shutil.copyfileobj(source, file))
+    except OSError:
+        write_atomically(copy, lambda file: file.write(path.read_bytes()))
 
 
 def read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -196,16 +155,17 @@ def read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:
 def open_files(out: str, dist: DistContext) -> Iterator[RunPaths]:
     """The files of the run --out, which the first process holds for all; others cannot train into them meanwhile.
 
-    Raises UserError or OSError if the name or its folder will not do.
+    What a killed run left half-written is removed. Raises UserError if the name will not do or another run holds the
+    files, OSError if the folder cannot be made or written.
     """
     files = RunPaths(Path(out))
     files.check_name()
-    folder_is_new = not files.best.parent.exists()
-    try:
-        with files.locked() if dist.first else contextlib.nullcontext():
-            yield files
-    except UserError:
-        if folder_is_new:
-            with contextlib.suppress(OSError):  # it is not empty, or not there
-                files.best.parent.rmdir()
-        raise
+    if not dist.first:
+        yield files
+        return
+    files.best.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"--out {out}: another process trains into it; wait for it, stop it, or choose another --out"
+    with locked(files.lock, refusal):
+        for path in files.all:
+            remove_leftovers(path, older_than=0.0)
+        yield files

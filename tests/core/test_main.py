@@ -101,7 +101,7 @@ def test_rising_validation_is_said_and_the_best_weights_are_kept(output_of, tmp_
     """300 random characters can only be learned by heart; what is saved is the model from before that."""
     written(tmp_path / "short.txt", "".join(random.Random(0).choices("abcdefgh", k=300)))
     schedule = ["--steps", 200, "--eval-every", 20, "--lr", 0.01, "--out", "a.pth"]
-    assert "the model overfits" in output_of("main.py", "--data", "short.txt", *SMALL_NETWORK, *schedule)
+    assert "the model may overfit" in output_of("main.py", "--data", "short.txt", *SMALL_NETWORK, *schedule)
     losses = [line["val_loss"] for line in read_metrics(tmp_path / "a.metrics.jsonl")]
     assert losses[-1] > min(losses) + 0.02
     assert load_model(tmp_path / "a.pth").origin["val_loss"] == min(losses)

@@ -30,7 +30,8 @@ from formats.checkpoint import TRAINING, read_checkpoint
 from helpers import assert_one_error_line, assert_same_state
 from support import durable
 from training import state as run_files
-from training.state import RunPaths
+from training.distributed import ALONE
+from training.state import RunPaths, open_files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast")
 RUN = [*SMALL_RUN, "--steps", 3, "--eval-every", 1]
@@ -182,7 +183,7 @@ def test_an_earlier_run_is_kept_under_a_number_that_nobody_uses(earlier, tmp_pat
     before = files_of(folder)
     if not links:
         monkeypatch.setattr(run_files.os, "link", lambda *_: failing(errno.EPERM)())
-    with RunPaths(folder / "checkpoints/tiny_decoder.1.pth").locked():
+    with open_files(folder / "checkpoints/tiny_decoder.1.pth", ALONE):
         RunPaths(folder / OUT.best).keep_earlier_run()
     after = files_of(folder)
     assert {name.replace("decoder.2.", "decoder."): after[name] for name in after if ".2." in name} == before
