@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from corpora.download import Download, fetch
-from corpora.gutenberg import add_flags, fetch_books, gutenberg_corpus
+from corpora.gutenberg import BOOKS, MIRROR, fetch_books, gutenberg_corpus, mirror_url
 from corpora.synthetic import synthetic_text
 from corpora.texts import Corpus, mapped_anew, split_documents
 from support import start
-from support.command import Parser, UserError, one_line, run
+from support.command import Parser, UserError, one_line, one_of, run, whole
 
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")
 
@@ -208,16 +208,15 @@ def batch_starts(
 
 
 def main() -> None:
-    """Fetch corpora ahead of time."""
+    """Fetch or make a corpus ahead of time, and say how it is split."""
     parser = Parser(__doc__)
-    commands = parser.add_subparsers(dest="name", required=True, metavar="|".join(NAMES[1:]))
-    for name in NAMES[1:]:
-        command = commands.add_parser(name, description=f"Fetch or make {name}, and say how it is split.")
-        if name == "gutenberg":
-            add_flags(command)
+    parser.add_argument("name", type=one_of(*NAMES[1:]), help="of the corpus")
+    add = parser.add_argument_group("gutenberg").add_argument
+    add("--books", type=whole(1, 10**7), nargs="+", default=BOOKS, metavar="ID", help="their numbers")
+    add("--mirror", type=mirror_url, default=MIRROR, help="what comes before /cache/epub/ID/pgID.txt")
     args = parser.parse_args()
     if args.name == "gutenberg":
-        fetch_books(data_folder() / args.name, args.books, args.mirror, args.pause)
+        fetch_books(data_folder() / args.name, args.books, args.mirror)
     corpus = load_corpus(args.name)
     floor = f", entropy floor {corpus.floor:.4f} nats per character" if corpus.floor else ""
     print(f"{args.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate on{floor}")

@@ -308,8 +308,8 @@ class BPETokenizer(Tokenizer):
         self.start_id = self.bos_id if start == BOS else id_of[SYMBOLS[ord(start)]]
         self._bytes_of = [b"" if token == self.bos else bytes(BYTE_OF[c] for c in token) for token in tokens]
         self._id_of_byte = [id_of[symbol] for symbol in SYMBOLS]
-        self._rank_of = {(id_of[left], id_of[right]): rank for rank, (left, right) in enumerate(merges)}
-        self._merged_id = [id_of[left + right] for left, right in merges]
+        # Pair of ids -> when it was learned, and the id of the merged token.
+        self._merges = {(id_of[a], id_of[b]): (rank, id_of[a + b]) for rank, (a, b) in enumerate(merges)}
         self._encode_word = functools.lru_cache(2**15)(self.encode_word)  # most words of a text occur many times
 
     @classmethod
@@ -327,13 +327,10 @@ class BPETokenizer(Tokenizer):
     def encode_word(self, word: str) -> list[int]:
         """The ids of one word: its bytes, merged in the order in which the merges were learned."""
         ids = [self._id_of_byte[byte] for byte in word.encode()]
-        while True:
-            ranks = [self._rank_of.get(pair, len(self.merges)) for pair in pairwise(ids)]
-            first = min(ranks, default=len(self.merges))
-            if first == len(self.merges):
-                return ids
-            i = ranks.index(first)
-            ids[i : i + 2] = [self._merged_id[first]]
+        while found := [(*self._merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in self._merges]:
+            _, merged, i = min(found)  # the earliest merge, and of its places the leftmost
+            ids[i : i + 2] = [merged]
+        return ids
 
     def encode_array(self, text: str) -> np.ndarray:
         """Ids of a text (T,) as an unsigned array. No character is unknown to a byte-level tokenizer.

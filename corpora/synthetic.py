@@ -7,7 +7,9 @@ model: a model that gets below it has seen the answers.
 """
 
 from bisect import bisect
+from collections import Counter
 from itertools import accumulate
+from math import log
 
 import numpy as np
 
@@ -46,17 +48,11 @@ class Choice:
     def __init__(self, options: list[str], weights: list[float]):
         self.options = options
         self.cumulative = list(accumulate(weights))
-        mass = {}  # total weight of the options that begin so
+        mass = Counter()  # total weight of the options that begin so
         for option, weight in zip(options, weights, strict=True):
             for end in range(len(option) + 1):
-                mass[option[:end]] = mass.get(option[:end], 0.0) + weight
-        for option in options:
-            if any(other != option and other.startswith(option) for other in options):
-                raise ValueError(f"the option {option!r} begins another one: the grammar would be ambiguous")
-        self.nats = [
-            [float(np.log(mass[option[:end]] / mass[option[: end + 1]])) for end in range(len(option))]
-            for option in options
-        ]
+                mass[option[:end]] += weight
+        self.nats = [[log(mass[o[:end]] / mass[o[: end + 1]]) for end in range(len(o))] for o in options]
 
     def sample(self, uniform: float) -> int:
         """The option that a uniform number from [0, 1) falls on."""

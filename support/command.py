@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from math import inf
+from math import inf, nan
 from types import ModuleType
 from typing import NoReturn, TextIO
 
@@ -223,35 +223,27 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A flag type: a whole number from low to high."""
-    return bounded(int, "a whole number", "N", low, high)
+    return bounded(int, "N", low, high)
 
 
 def number(low: float = -inf, high: float = inf, above: float = -inf, below: float = inf) -> Callable[[str], float]:
     """A flag type: a finite number; low and high are inclusive bounds, above and below exclusive ones."""
-    return bounded(float, "a number", "X", low, high, above, below)
+    return bounded(float, "X", low, high, above, below)
 
 
-def bounded(kind: type, what: str, metavar: str, low, high, above=-inf, below=inf) -> Callable:
+def bounded(kind: type, metavar: str, low: float, high: float, above: float = -inf, below: float = inf) -> Callable:
     """The flag type behind `whole` and `number`."""
+    bounds = {"at least": low, "above": above, "at most": high, "below": below}
+    limits = [f"{word} {bound}" for word, bound in bounds.items() if abs(bound) < inf]
+    expected = " ".join(["a whole number" if kind is int else "a finite number", " and ".join(limits)]).strip()
 
     def parse(value: str) -> int | float:
         try:
             parsed = kind(value)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {what}, not {value[:40]!r}") from None
-        bound = ""
-        if not abs(parsed) < inf:
-            bound = "a finite number"
-        elif parsed < low:
-            bound = f"at least {low}"
-        elif parsed <= above:
-            bound = f"more than {above}"
-        elif parsed > high:
-            bound = f"at most {high}"
-        elif parsed >= below:
-            bound = f"less than {below}"
-        if bound:
-            raise argparse.ArgumentTypeError(f"must be {bound}, not {value[:40]}")
+            parsed = nan
+        if not (low <= parsed <= high and above < parsed < below):  # as neither nan nor an infinity is
+            raise argparse.ArgumentTypeError(f"must be {expected}, not {value[:40]!r}")
         return parsed
 
     parse.metavar = metavar

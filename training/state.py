@@ -163,9 +163,16 @@ def open_files(out: str, dist: DistContext) -> Iterator[RunPaths]:
     if not dist.first:
         yield files
         return
-    files.best.parent.mkdir(parents=True, exist_ok=True)
+    folder = files.best.parent
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     refusal = f"--out {out}: another process trains into it; wait for it, stop it, or choose another --out"
-    with locked(files.lock, refusal):
-        for path in files.all:
-            remove_leftovers(path, older_than=0.0)
-        yield files
+    try:
+        with locked(files.lock, refusal):
+            for path in files.all:
+                remove_leftovers(path, older_than=0.0)
+            yield files
+    finally:
+        with contextlib.suppress(OSError):  # it holds files
+            if is_new:
+                folder.rmdir()

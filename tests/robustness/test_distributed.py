@@ -124,7 +124,7 @@ def test_what_cannot_be_split_is_refused():
     for device in ("mps", "cuda"):
         with pytest.raises(UserError, match=f"--nproc-per-node: here are {beyond} CUDA GPUs"):
             DistContext(size=beyond + 2, rank=beyond, local_rank=beyond).pick_device(torch.device(device))
-    with pytest.raises(UserError, match="--batch-size 10 .* 3 .processes. x 2 .*: --batch-size 12 can"):
+    with pytest.raises(UserError, match="--batch-size 10 must be divisible by 3 .processes. x 2"):
         check_split(parse_flags(["--batch-size", "10", "--grad-accum", "2"])[0], DistContext(size=3))
 
 
@@ -147,7 +147,7 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
     for kind in ("one", "two"):
         load_model(folder / f"{kind}.pth")
     _, resumed, _ = in_process("main.py", "--resume", "--steps", 60, "--out", "two.pth")
-    assert "the run used 2 processes, now 1" in resumed and "resuming at step 50" in resumed
+    assert "the run used 2 x 1 (processes x threads), now 1 x 1" in resumed and "resuming at step 50" in resumed
     assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
 
 
