@@ -175,10 +175,12 @@ def train_step(run: Run, network: nn.Module) -> float:
     # A rare batch has a gradient many times the usual. It is scaled down, or this step could undo many others
     # (Pascanu et al. 2013, https://arxiv.org/abs/1211.5063).
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip).item()
+    factor = lr_factor(state.step, settings)
     if not math.isfinite(loss + norm):
-        state_of_step = f"step {state.step}: the loss is {loss}, the gradient's norm {norm}; nothing was updated"
-        raise FloatingPointError(f"{state_of_step}. Try a smaller --lr (now {settings.lr:g}) or --dtype float32")
-    set_learning_rates(run.optimizers, lr_factor(state.step, settings))
+        numbers = f"step {state.step}: the loss is {loss}, the gradient's norm {norm}; nothing was updated"
+        lr = f"now {settings.lr * factor:g}, at its peak {settings.lr:g}"
+        raise FloatingPointError(f"{numbers}. Try a smaller --lr ({lr}) or --dtype float32")
+    set_learning_rates(run.optimizers, factor)
     for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -235,7 +235,7 @@ def bounded(kind: type, metavar: str, low: float, high: float, above: float = -i
     """The flag type behind `whole` and `number`."""
     bounds = {"at least": low, "above": above, "at most": high, "below": below}
     limits = [f"{word} {bound}" for word, bound in bounds.items() if abs(bound) < inf]
-    expected = " ".join(["a whole number" if kind is int else "a finite number", " and ".join(limits)]).strip()
+    expected = ", ".join(["a whole number" if kind is int else "a finite number", *limits])
 
     def parse(value: str) -> int | float:
         try:

@@ -36,7 +36,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}"
     if fitting < settings.steps:
         repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
-        plan += f", as many as fit into {settings.minutes:g} minutes ({repeat} repeats this run)"
+        plan += f", as many as --minutes {settings.minutes:g} allows ({repeat} repeats this run)"
     print(plan)
     settings.steps = fitting
 

@@ -49,6 +49,18 @@ def test_step_equals_the_model(shape, batch):
     torch.testing.assert_close(fed(CompiledStep(model), model, batch), fed(model, model, batch), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_rows_of_unequal_length_go_through_the_loops(model, weights):
+    """Each row gives the logits that it gives alone. PyTorch computed them before, in float32 whatever the weights."""
+    step, prompts = CompiledStep(model, weights), [[1, 2], [3, 4, 5, 6], [7, 8, 9]]
+    batch, *alone = [SlidingWindow(model, rows, step=step) for rows in (prompts, *([prompt] for prompt in prompts))]
+    for tokens in ([7, 8, 9], [1, 2, 3], [5, 5, 5]):
+        expected = torch.cat([window.next_logits() for window in alone])
+        torch.testing.assert_close(batch.next_logits(), expected, rtol=1e-5, atol=2e-5)
+        for window, row in zip([batch, *alone], [tokens, *([token] for token in tokens)], strict=True):
+            window.append(row)
+
+
 @pytest.mark.parametrize("shape", ["defaults", "nanoGPT", "odd widths"])
 def test_int8_is_the_model_with_rounded_matrices(shape):
     """Each row of a matrix is a whole number from -127 to 127 times its largest / 127."""

@@ -66,13 +66,10 @@ def test_utf_16_without_a_mark_is_refused(tmp_path, encoding):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_only_regular_files_are_read(tmp_path):
-    """Of a pipe, and of files such as /proc/kmsg, whose size is 0, a read may wait for ever."""
+    """A read of a pipe may wait for ever."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe: not a regular file"):
         load_corpus(str(tmp_path / "pipe"))
-    if os.path.exists("/proc/self/status"):
-        with pytest.raises(UserError, match="/proc/self/status holds 0 characters"):
-            load_corpus("/proc/self/status")
 
 
 def test_a_span_is_a_slice(tmp_path, small_blocks):
@@ -148,17 +145,6 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
     encode_split(tokenizer, corpus.val, tmp_path)
     encode_split(CharTokenizer.from_text(DIGITS + "é"), corpus.train, tmp_path)
     assert len(list(tmp_path.iterdir())) == 4  # another text, another part, another tokenizer: another file
-
-
-@pytest.mark.parametrize("damage", ["another file", "empty", "cut short"])
-def test_a_token_file_that_is_not_whole_is_made_anew(tmp_path, large, damage):
-    corpus, tokenizer = split_documents("x", [DIGITS]), CharTokenizer.from_text(DIGITS)
-    ids = encode_split(tokenizer, corpus.train, tmp_path).tolist()
-    (file,) = tmp_path.iterdir()
-    data = file.read_bytes()
-    file.write_bytes({"another file": b"x" * len(data), "empty": b"", "cut short": data[:-2]}[damage])
-    assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == ids
-    assert file.read_bytes() == data
 
 
 def test_more_than_65536_tokens_take_uint32(tmp_path, large):

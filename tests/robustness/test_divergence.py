@@ -34,7 +34,7 @@ def no_validation_loss(logits, targets) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name, replacement, words",
     [
-        ("compute_gradients", no_loss, ["step 3", "nan"]),
+        ("compute_gradients", no_loss, ["step 3", "nan", "now 0.006, at its peak 0.01"]),
         ("compute_gradients", infinite_gradient, ["step 3", "inf"]),
         ("next_token_loss", no_validation_loss, ["step 4", "-inf"]),
     ],
