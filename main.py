@@ -34,7 +34,7 @@ from training.checks import minimum_memory
 from training.distributed import DistContext, joined
 from training.meter import Meter
 from training.plan import plan_steps
-from training.report import announce, finish, log_evaluation, print_step
+from training.report import announce, finish, log_metrics, print_step
 from training.run import Run
 from training.save import names_what_is_kept, save_best, save_state
 from training.start import Start, begin, find_start
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
-    """Corpus, tokenizer, dataset, model and optimizers of a run; a start that has a model and its tokenizer gives them.
+    """Corpus, tokenizer, dataset, model and optimizers of a run. If `start` has a model and tokenizer, these are used.
 
     Raises UserError if the settings ask for what the text or the machine does not have.
     """
@@ -131,44 +131,46 @@ def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
 def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
     """Train until the last step or a stop signal; evaluate and save every eval_every steps.
 
-    run.model holds the weights; network is the same model, compiled and shared among processes where that is asked for.
+    run.model holds the weights; network is the same model, compiled if that was asked for. Each of several processes
+    has a copy of it, and `backward` averages their gradients.
     """
     settings, state, dist = run.settings, run.state, run.dist
-    if dist.size > 1:  # the first gradients fix the order in which all later ones are summed, so these are dropped
+    if dist.size > 1:  # PyTorch fixes the order in which it sums gradients in the first backward pass: one for nothing
         compute_gradients(run, network)
         network.zero_grad(set_to_none=True)
-    stopped = dist.stop_signal(stop)
-    with Meter(run) as meter:
-        while state.step < run.last_step and not stopped:
-            # The warm-up has shown how long a step takes.
-            if not state.planned and state.step >= max(1, settings.warmup):
+    stopped = dist.stop_signal(stop)  # a signal that came to any of the processes, or 0
+    with Meter(run) as meter:  # adds up times and losses, and shows them
+        while state.step < run.last_step and not stopped:  # the last of all steps, or --stop-at
+            if not state.planned and state.step >= max(1, settings.warmup):  # now the length of a step is known
                 with meter.paused():
                     began = time.perf_counter()
-                    if settings.minutes:
+                    if settings.minutes:  # an evaluation, only to time it
                         evaluate(run)
                         sample_text(run)
                     now = time.perf_counter()
+                    # Sets settings.steps and settings.eval_every, so that all fits into the minutes.
                     plan_steps(run, meter.step_seconds, evaluation_seconds=now - began, elapsed=now - STARTED)
             loss = train_step(run, network)
             meter.count(loss)
             if state.step % settings.eval_every == 0 or state.step == settings.steps:
                 with meter.paused():
-                    line = log_evaluation(run, evaluate(run))
-                    if state.stale == 0:  # a new best
-                        save_best(run)
-                    save_state(run)
+                    val_loss = evaluate(run)
+                    if state.note_evaluation(val_loss):  # the lowest so far
+                        save_best(run)  # the model, to NAME.pth
+                    line = log_metrics(run, val_loss)
+                    save_state(run)  # what --resume needs, to NAME.last.pth
                     print_step(run, line, sample_text(run))
-                if settings.patience and state.stale >= settings.patience:
+                if settings.patience and state.stale >= settings.patience:  # so many evaluations without a new best
                     break
             stopped = dist.stop_signal(stop)
-    if run.saved_step < state.step or not run.saved_in:
+    if run.saved_step < state.step or not run.saved_in:  # it ended between two evaluations
         save_state(run)
 
 
 def train_step(run: Run, network: nn.Module) -> float:
     """One update of the weights; returns the mean loss of the whole batch in nats per token.
 
-    Raises FloatingPointError, before anything is changed, if the loss or the gradient is not finite.
+    Raises FloatingPointError, before any weight is changed, if the loss or the gradient is not finite.
     """
     settings, state = run.settings, run.state
     loss = compute_gradients(run, network)
@@ -193,14 +195,14 @@ def train_step(run: Run, network: nn.Module) -> float:
 def compute_gradients(run: Run, network: nn.Module) -> float:
     """Leave the mean gradient of the whole batch in the weights' `.grad`; returns its mean loss in nats per token.
 
-    All that is random depends only on seed, step and process, so a resumed run samples the same.
+    All that is random depends only on seed, step and process, so a resumed run draws the same windows and dropout.
     """
     settings, dist, step = run.settings, run.dist, run.state.step
     # batch
     place = (settings.seed, step, dist.rank, dist.size)
     starts = batch_starts(run.train_set, settings.batch_size, *place, settings.windows)
     inputs, targets = run.train_set.batch(starts)  # (B, T) both
-    torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # of dropout
+    torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # for dropout
     network.train()
     total, parts = 0.0, settings.grad_accum
     for part, (x, y) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True), start=1):
@@ -211,10 +213,10 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
             with autocast(run):
                 logits = network(x)
             loss = next_token_loss(logits, y) / parts
-            # backward
+            # backward: adds to .grad, so the parts sum to the mean gradient of the batch
             loss.backward()
         total += loss.detach()
-    return float(dist.sum(total.item())) / dist.size  # not finite for one, not finite for all: they stop together
+    return float(dist.sum(total.item())) / dist.size  # if it is not finite in one process, all see that
 
 
 def autocast(run: Run) -> torch.autocast:
@@ -232,7 +234,7 @@ def evaluate(run: Run) -> float:
     Raises FloatingPointError if it is not finite.
     """
     settings, dist = run.settings, run.dist
-    model = run.model_to_keep.eval()
+    model = run.model_to_keep.eval()  # the average of the weights, if there is one
     batch_tokens = min(2**14, MAX_EVAL_LOGITS // run.tokenizer.vocab_size)
     losses, count = [], 0
     batches = consecutive_windows(run.val_tokens, settings.max_seq, batch_tokens, settings.eval_tokens)

@@ -1,7 +1,8 @@
 """How the weights are updated: Muon for the matrices of the blocks, AdamW for the rest, and a moving average.
 
 Backpropagation gives each weight a gradient: how the loss grows if the weight grows a little. A step moves every
-weight the other way. What an optimizer adds is how far, and along which mean of recent gradients.
+weight the other way, w = w - lr · gradient (Robbins & Monro 1951). What an optimizer adds is how far, and along which
+mean of recent gradients.
 
 AdamW (Loshchilov & Hutter 2017) divides each weight's gradient by the size that it usually has, so that all weights
 move about as fast. Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) looks at a matrix as a whole.
@@ -26,9 +27,9 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, rounds: 
 
     For a matrix X with singular values s, X Xᵀ X has the same singular vectors and values s³. So an odd polynomial
     a X + b (X Xᵀ) X + c (X Xᵀ)² X changes each s to a s + b s³ + c s⁵ and needs no decomposition, only products. Muon's
-    coefficients are chosen so that small values grow as fast as possible (3.4 times a round); they do not converge to 1
-    but to somewhere from about 0.7 to 1.2. Five rounds are not enough for values that begin below a thousandth of the
-    largest: these stay small.
+    coefficients are chosen so that small values grow as fast as possible (3.4 times a round); the values do not
+    converge to 1 but end somewhere from about 0.7 to 1.2. Five rounds are not enough for values that begin below a
+    thousandth of the largest: these stay small.
     """
     x = updates.to(dtype)
     tall = x.size(-2) > x.size(-1)
@@ -42,10 +43,11 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, rounds: 
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of each hidden matrix is made orthogonal (Jordan et al. 2024), with decoupled weight decay.
+    """Momentum whose update of each matrix is made orthogonal: all its singular values near 1 (Jordan et al. 2024).
 
-    Momentum: the gradient of one batch is noisy, so the update follows a running mean of the gradients. Weight decay:
-    every step also shrinks the weights a little, so that only what the gradients keep asking for stays.
+    Momentum (Polyak 1964): the gradient of one batch is noisy, so the update follows a running mean of the gradients.
+    Weight decay (Krogh & Hertz 1991): every step also shrinks the weights a little, so that only what the gradients
+    keep asking for stays. It is decoupled: it does not pass through the momentum (Loshchilov & Hutter 2017).
 
     `torch.optim.Muon` sees the packed q, k, v projection as one matrix and takes the matrices one by one; here the
     three are treated as three, and matrices of one shape are orthogonalized in one batch.
@@ -72,14 +74,16 @@ class Muon(torch.optim.Optimizer):
                 if p not in self.state:
                     self.state[p]["momentum"] = torch.zeros_like(p)
                 momentum = self.state[p]["momentum"]
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(momentum, group["momentum"])  # Nesterov's look ahead
+                m = group["momentum"]
+                momentum.lerp_(p.grad, 1 - m)  # momentum = m · momentum + (1 - m) · gradient
+                update = p.grad.lerp(momentum, m)  # the same once more: Nesterov's look ahead to the next momentum
                 for part, change in zip(p.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
                     by_shape.setdefault(part.shape, []).append((part, change))
             for (rows, columns), pairs in by_shape.items():
                 changes = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
+                # An orthogonal matrix with more rows than columns changes each output less; this makes up for it.
                 scale = group["lr"] * math.sqrt(max(1, rows / columns))
-                for (part, _), change in zip(pairs, changes, strict=True):
+                for (part, _), change in zip(pairs, changes, strict=True):  # a part is a view: p itself changes
                     part.mul_(1 - group["lr"] * group["weight_decay"])
                     part.sub_(change, alpha=scale)
 
@@ -87,16 +91,16 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model: TinyGPT, settings: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices and AdamW for the rest, or AdamW for all that trains.
 
-    Muon is for matrices that map one vector of the stream to another. A bias or a norm's weight has no singular values.
-    Embeddings and head are tables with a row per token: each row is learned from its own token's gradients, and rare
-    tokens must not move as far as frequent ones.
-    Weight decay is for matrices only; beside Muon for the blocks' only, and adapters have none: they start at zero and
-    stay small.
+    Muon is for the matrices of the blocks, which map whole vectors to vectors. A bias or a norm's weight has no
+    singular values. Embeddings and head are tables with a row per token: a token that is not in the batch has no
+    gradient in its row, and an update made orthogonal would still move it. Weight decay is for matrices only. With
+    Muon, the tables have none: between two occurrences of a rare token, its row would shrink. Adapters have none
+    either: their product starts at zero and stays small.
     """
     with_muon = settings.optimizer == "muon" and not settings.lora_rank
     matrices = {f"blocks.{name}": p for name, p in model.blocks.named_parameters() if p.ndim == 2}
-    hidden = matrices if with_muon else {}
-    rest = [p for name, p in model.named_parameters() if p.requires_grad and name not in hidden]
+    for_muon = matrices if with_muon else {}
+    rest = [p for name, p in model.named_parameters() if p.requires_grad and name not in for_muon]
     decay = 0.0 if with_muon or settings.lora_rank else settings.weight_decay
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": decay},
@@ -105,8 +109,8 @@ def make_optimizers(model: TinyGPT, settings: argparse.Namespace) -> list[torch.
     groups = [group for group in groups if group["params"]]
     optimizers = [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), fused=True)]
     if with_muon:
-        packed = [p for name, p in hidden.items() if name.endswith("in_proj_weight")]
-        single = [p for name, p in hidden.items() if not name.endswith("in_proj_weight")]
+        packed = [p for name, p in for_muon.items() if name.endswith("in_proj_weight")]
+        single = [p for name, p in for_muon.items() if not name.endswith("in_proj_weight")]
         groups = [{"params": packed, "parts": 3}, {"params": single}]
         dtype = pick_dtype(settings.dtype, model.head.weight.device)
         optimizers.append(Muon(groups, settings.muon_lr, settings.muon_momentum, settings.weight_decay, dtype))
@@ -114,7 +118,7 @@ def make_optimizers(model: TinyGPT, settings: argparse.Namespace) -> list[torch.
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Set every group's learning rate to its peak, which the first call keeps under "initial_lr", times `factor`."""
+    """Set every group's learning rate to `factor` times its peak, which the first call stores as "initial_lr"."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
@@ -124,7 +128,8 @@ def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that `update_parameters` moves towards its weights: an exponential moving average (Polyak &
     Juditsky 1992; for language models of small texts Merity et al. 2017, https://arxiv.org/abs/1708.02182).
 
-    decay: the share of the average that a step leaves as it was. It never reaches back further than a tenth of the run.
+    decay: the share of the average that a step leaves as it was. The average never reaches back further than a tenth of
+    the steps so far.
     """
 
     def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""TinyGPT: a decoder-only transformer, from the attention leaf to the whole model.
+"""TinyGPT: a decoder-only transformer, from attention to the whole model.
 
 Shapes: B batch, T time (tokens in the window), C embed_dim, nh num_heads, hs = C / nh, L num_layers,
 V vocab_size.
@@ -6,9 +6,10 @@ V vocab_size.
     ids (B, T) -> token + position embedding -> num_layers x DecoderBlock -> LayerNorm -> linear head -> (B, T, V)
 
 The vector x of each position is called the residual stream. It runs from the embeddings to the head, and every
-sub-layer only adds to it (He et al. 2015): the gradient of the loss reaches the first layer through these sums without
-shrinking. The input of every sub-layer is normalised, not its output ("pre-norm", GPT-2's order): deep stacks then
-train without tricks (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
+attention and every MLP only adds to it (He et al. 2015): the gradient of the loss reaches the first layer through these
+sums without shrinking. LayerNorm rescales the vector of each position to mean 0 and variance 1, then weights its
+numbers. It stands before each of them, x + f(norm(x)), not behind the sum, norm(x + f(x)), as in the first transformer:
+such "pre-norm" stacks train well with a short warm-up or none (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
 """
 
 import math
@@ -18,9 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# On a CPU in bfloat16, plain products train up to 1.2 times as fast as the fused kernel. They hold the weights of all
-# pairs of tokens in memory, which is too much for longer windows.
-PLAIN_LIMIT = 512  # tokens
+PLAIN_LIMIT = 512  # tokens, up to which attention may hold the weights of all pairs of tokens in memory
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class TinyGPTConfig:
     embed_dim: int
     num_heads: int
     num_layers: int
-    dropout: float = 0.0  # probability of zeroing, on the embeddings and both residual branches
+    dropout: float = 0.0  # probability of zeroing, on the embeddings and on what attention and MLP add
     attention_dropout: float = 0.0  # the same on the attention weights
     bias: bool = True  # whether linear layers and norms, except the head, have a bias
     gelu: str = "exact"  # or "tanh", GPT-2's approximation
@@ -71,14 +70,15 @@ class CausalSelfAttention(nn.MultiheadAttention):
 
         softmax(q kᵀ / sqrt(hs) + mask) v
 
-    Products of hs independent terms have a standard deviation of sqrt(hs). Divided by it, they stay so small that
-    softmax still has a gradient. The mask adds -inf where a key comes later than the query: exp(-inf) is 0, so nothing
-    flows back from the future. A single weighted mean can look for one thing at a time; several heads, each with hs of
-    the C numbers, look for several.
+    A product of a query and a key sums hs terms; if these are independent with variance 1, its standard deviation is
+    sqrt(hs). Divided by it, scores stay so small that softmax still has a gradient. The mask adds -inf where a key
+    comes later than the query: exp(-inf) is 0, so nothing flows back from the future. One query can look for one thing
+    at a time; with several heads, each with hs of the C numbers, a position looks for several.
 
-    `nn.MultiheadAttention(…, batch_first=True)` provides the parameters and their initial values:
+    `nn.MultiheadAttention(…, batch_first=True)` provides the parameters, which TinyGPT initialises:
 
-        in_proj_weight (3C, C), in_proj_bias (3C)    the linear maps to queries, keys and values, one below the other
+        in_proj_weight (3C, C), in_proj_bias (3C)    the linear maps to queries, keys and values, one below the other;
+                                                     as in nn.Linear, y = x Wᵀ + b
         out_proj       nn.Linear(C, C)               mixes what the heads found
 
     The arithmetic is written out here, to be read, and so that a cache can stand in for earlier tokens. A test holds it
@@ -94,12 +94,14 @@ class CausalSelfAttention(nn.MultiheadAttention):
         qkv = self.project(x)
         q, k, v = qkv
         if cache is not None:
-            cache[:, :, :, -x.size(1) :] = qkv[1:]
+            cache[:, :, :, -x.size(1) :] = qkv[1:]  # (2, B, nh, T, hs)
             k, v = cache
         dropout = self.dropout if self.training else 0.0
+        # `attend` is the formula. The other line is the same in one call that does not hold the weights of all pairs of
+        # tokens in memory. On a CPU in bfloat16 the formula trains up to 1.2 times as fast; elsewhere that call does.
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) <= PLAIN_LIMIT:
             h = self.attend(q, k, v, mask, dropout)
-        else:  # the same in one call, which does not keep the weights of all pairs in memory
+        else:
             h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(h.transpose(1, 2).flatten(2))  # heads side by side again (B, T, C), and mixed
 
@@ -119,9 +121,9 @@ class MLP(nn.Module):
     """Two linear layers with a GELU between them, at every position by itself.
 
     Attention moves information between positions; this works on what has arrived. The hidden layer is four times as
-    wide as the stream, as in the first transformer (Vaswani et al. 2017). Without a non-linear function between them,
-    the two layers would be one. GELU(x) = x · P(X <= x) for a standard normal X: almost x where x is large, almost 0
-    where it is very negative, and smooth between, so that its gradient is never cut off (Hendrycks & Gimpel 2016).
+    wide as the stream: a convention since the first transformer (Vaswani et al. 2017). Without a non-linear function
+    between them, the two layers would be one. GELU(x) = x · P(X <= x) for a standard normal X: almost x where x is
+    large, almost 0 where it is very negative, and smooth between, without ReLU's kink (Hendrycks & Gimpel 2016).
     """
 
     def __init__(self, config: TinyGPTConfig):
@@ -166,9 +168,10 @@ def causal_mask(max_seq: int) -> Tensor:
 
 
 def sinusoids(max_seq: int, embed_dim: int) -> Tensor:
-    """A row per position (max_seq, embed_dim) of sines, then cosines, with mean square 1 (Vaswani et al. 2017).
+    """A row per position (max_seq, embed_dim) of sines, then cosines, with mean square 1.
 
-    The wavelengths form a geometric series from 2 pi towards 4 max_seq, so no two positions in the window look alike.
+    Like those of Vaswani et al. 2017, but the wavelengths fit the window: a geometric series from 2 pi towards
+    4 max_seq, so no two positions in the window look alike.
     """
     waves = math.ceil(embed_dim / 2)
     frequencies = (2 * max_seq / math.pi) ** (-torch.arange(waves) / waves)
@@ -187,8 +190,8 @@ class TinyGPT(nn.Module):
         super().__init__()
         self.config = config
         width = config.embed_dim
-        # from_pretrained, because nn.Embedding samples random weights, and on the meta device, on which loaders build
-        # the network, the first sample imports 822 modules of PyTorch's compiler: 3 to 5 seconds.
+        # Two tables, nn.Embedding(rows, width). from_pretrained gives them zeros at first: to sample weights on the
+        # meta device, on which loaders build the network, imports 822 modules of PyTorch's compiler, in 3 to 5 seconds.
         self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
         self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(config.max_seq, width), freeze=False)
         self.dropout = nn.Dropout(config.dropout)
@@ -274,11 +277,10 @@ class TinyGPT(nn.Module):
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token: logits (B, T, V) against the next tokens (B, T).
+    """Mean cross-entropy per token, in nats (natural logarithms): logits (B, T, V) against the next tokens (B, T).
 
     For one token it is -ln p, where softmax of the logits gave the true next token the probability p: 0 if the model
-    was certain and right, ln V if all tokens were equally likely to it. Its gradient says for every weight how the loss
-    changes with it; training moves each weight a little the other way.
+    was certain and right, ln V if all tokens were equally likely to it (Shannon 1948).
     Computed in float32, whatever the logits' precision. Raises ValueError if the shapes do not match.
     """
     if logits.shape[:-1] != targets.shape:
@@ -289,7 +291,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 class KVCache:
     """The keys and values of every layer for a batch of texts, so that a new token does not read the others again.
 
-    All rows share the slot that is written next. Shorter texts are padded on the left: the first `padding[b]` slots of
+    All rows write to the same slot. Shorter texts are padded on the left: the first `padding[b]` slots of
     row b are never looked at, and its positions count from there. Positions are learned and added to the embeddings,
     so a key is bound to its position: when a window moves, the cache must be filled anew.
     """
@@ -317,8 +319,8 @@ class KVCache:
         """Positions (T,) and mask (T, slots) -> (B, T) and (B, 1, T, slots), for rows whose first padding[b] slots hold
         no token.
 
-        The padding itself has position 0 and sees only itself: a query that sees nothing would give NaN, which the
-        next layer would hand on to the real tokens as 0 times NaN.
+        The padding itself has position 0 and sees only itself: softmax of nothing but -inf is NaN, and the next layer
+        would spread it to the real tokens, because 0 times NaN is NaN.
         """
         slots = torch.arange(mask.size(1), device=mask.device)
         hidden = (slots < self.padding[:, None])[:, None] & (slots != positions[:, None])  # (B, T, slots)

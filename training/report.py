@@ -48,11 +48,9 @@ def announce(run: Run) -> None:
         print(f"resuming at step {run.state.step}")
 
 
-def log_evaluation(run: Run, val_loss: float) -> dict[str, float]:
-    """Compare the loss with the best so far and append a line to `NAME.metrics.jsonl`, which is returned; the mean of
-    the training losses begins anew."""
+def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
+    """Append a line to `NAME.metrics.jsonl`, and return it; the mean of the training losses begins anew."""
     state = run.state
-    state.note_evaluation(val_loss)
     line = metrics_line(run, val_loss)
     if run.dist.first:
         with open(run.files.metrics, "a", encoding="utf-8") as file:

@@ -40,11 +40,12 @@ class TrainState:
     corpus_sha256: str = ""
     launch: str = ""  # names the torchrun that started the run, the same after it has restarted the ranks
 
-    def note_evaluation(self, val_loss: float) -> None:
-        """Remember the lowest validation loss, and how long ago it was: `stale` is 0 if it is this one."""
+    def note_evaluation(self, val_loss: float) -> bool:
+        """Whether this validation loss is the lowest so far; remember the lowest, and how long ago it was."""
         self.stale += 1
         if self.best_loss is None or val_loss < self.best_loss:
             self.best_loss, self.best_step, self.stale = val_loss, self.step, 0
+        return self.stale == 0
 
     @classmethod
     def from_plain(cls, fields: dict) -> "TrainState":

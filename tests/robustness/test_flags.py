@@ -76,7 +76,7 @@ def test_every_flag_with_a_value_is_swept():
         ("main.py", ["--epochs=3"], ["--epochs", "mean --steps?"]),
         ("main.py", ["--dataset", "a.txt"], ["--dataset", "mean --data?"]),
         ("main.py", ["--preset", "smal"], ["--preset", "mean small?"]),
-        ("main.py", ["--batch_size", 0], ["--batch-size: must be a whole number, at least 1"]),  # underscores are accepted
+        ("main.py", ["--batch_size", 0], ["--batch-size: must be", "at least 1"]),  # underscores are accepted
         ("generate.py", ["--temp", 0.5], ["--temp", "mean --temperature?"]),
         ("generate.py", ["--prom", "a"], ["--prom", "mean --prompt?"]),
         ("train_tokenizer.py", ["--vocab", 300], ["--vocab", "mean --vocab-size?"]),
