@@ -11,6 +11,7 @@ the first command needs no network.
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -144,8 +145,12 @@ class ShiftedWindowDataset(Dataset):
         return inputs[0], targets[0]
 
     def batch(self, starts: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Inputs (B, T) and targets (B, T), int64, of the windows that start at `starts` (B,): one gather, no loop."""
-        windows = mapped_anew(self.tokens)[starts[:, None] + np.arange(self.max_seq + 1)]  # (B, T + 1)
+        """Inputs (B, T) and targets (B, T), int64, of the windows that start at `starts` (B,): one gather, no loop.
+
+        A window that begins too close to the end goes on at the beginning of the text.
+        """
+        places = (starts[:, None] + np.arange(self.max_seq + 1)) % len(self.tokens)  # (B, T + 1)
+        windows = mapped_anew(self.tokens)[places]
         windows = torch.from_numpy(windows.astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
@@ -161,7 +166,7 @@ def consecutive_windows(
     windows_in_all = (len(tokens) - 1) // max_seq
     everything = eval_tokens is None or eval_tokens >= len(tokens) - 1
     count = windows_in_all if everything else min(windows_in_all, max(1, eval_tokens // max_seq))
-    starts = np.arange(count) * windows_in_all // max(1, count) * max_seq
+    starts = (np.arange(count) * windows_in_all // max(1, count)) * max_seq
     batch_size = max(1, batch_tokens // max_seq)
     for first in range(0, count, batch_size):
         yield ShiftedWindowDataset(tokens, max_seq).batch(starts[first : first + batch_size])
@@ -171,15 +176,17 @@ def consecutive_windows(
 
 
 @lru_cache(maxsize=2)
-def epoch_starts(num_windows: int, max_seq: int, seed: int, epoch: int) -> np.ndarray:
-    """The windows of one epoch in random order: side by side, so that no token comes twice.
+def epoch_starts(num_tokens: int, max_seq: int, seed: int, epoch: int) -> np.ndarray:
+    """Where the windows of one epoch begin (count,), in random order: side by side on the text, closed to a ring, so
+    that no token is an input twice.
 
-    The first one starts anywhere from which the others still fit: over the epochs every token gets its turn.
+    Each epoch turns the ring by the golden ratio: no other step spreads the places that are left out, and the seam
+    between end and beginning, as evenly over the text. So over the epochs every token is read equally often.
     """
-    random = np.random.default_rng([seed, epoch])
-    count = max(1, num_windows // max_seq)
-    first = random.integers(num_windows - max_seq * (count - 1))
-    return first + max_seq * random.permutation(count)
+    count = max(1, num_tokens // max_seq)
+    turn = (np.random.default_rng([seed]).random() + epoch * (math.sqrt(5) - 1) / 2) % 1
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return (int(turn * num_tokens) + max_seq * order) % num_tokens
 
 
 def batch_starts(
@@ -191,19 +198,21 @@ def batch_starts(
     ranks: int = 1,
     windows: str = "epochs",
 ) -> np.ndarray:
-    """Which windows make up this rank's share of the batch at `step`: a pure function, so nothing to save or replay.
+    """Where the windows of this process's share of the batch at `step` begin (batch_size / ranks,): a pure function, so
+    nothing to save or replay.
 
-    windows: "epochs" follow each other without a seam; "random" ones may begin anywhere.
-    The batch is cut into `ranks` equal parts, and rank r takes part r.
+    windows: "random" ones may begin anywhere; of "epochs", a batch may hold the end of one and the beginning of the
+    next. Of several processes ("ranks"), each takes an equal part of the batch.
     """
     share = batch_size // ranks
     if windows == "random":
         starts = np.random.default_rng([seed, step]).integers(len(dataset), size=batch_size)
         return starts[rank * share : (rank + 1) * share]
-    per_epoch = max(1, len(dataset) // dataset.max_seq)
+    size = len(dataset.tokens)
+    per_epoch = max(1, size // dataset.max_seq)
     first = step * batch_size + rank * share
     epochs, places = np.divmod(np.arange(first, first + share), per_epoch)
-    order = {epoch: epoch_starts(len(dataset), dataset.max_seq, seed, epoch) for epoch in np.unique(epochs).tolist()}
+    order = {epoch: epoch_starts(size, dataset.max_seq, seed, epoch) for epoch in np.unique(epochs).tolist()}
     return np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
 
 

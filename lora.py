@@ -2,9 +2,12 @@
 
     W becomes W + B A · alpha / rank        W (out, in), A (rank, in), B (out, rank)
 
+The change that fine-tuning makes to a large matrix can often be written with few directions, so two thin matrices hold
+it with a few percent of the numbers. alpha scales it, so that a learning rate found for one rank serves others too.
+
 W stays frozen. B starts at zero, so at step 0 the adapted model is its base exactly. The sum is a parametrization
 (`torch.nn.utils.parametrize`) of the weight itself: whoever reads the weight gets the adapted one. That reaches the
-packed q, k, v projection, which is no module that an adapter could be wrapped around, and whatever else reads it.
+packed q, k, v projection too: in_proj_weight is a bare parameter, so no module is there that could be wrapped.
 
     python main.py --init-from checkpoints/tiny_decoder.pth --lora-rank 8 --data my.txt --out checkpoints/my_lora.pth
     python generate.py --checkpoint checkpoints/tiny_decoder.pth --lora checkpoints/my_lora.pth
@@ -35,7 +38,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """What is adapted and how. Raises ValueError that names the flag if a value is out of range."""
+    """What is adapted and how. Raises ValueError that names the flag if rank, alpha or targets are out of range."""
 
     rank: int
     alpha: float
@@ -106,7 +109,7 @@ def adapter_shapes(model: TinyGPT, config: LoRAConfig) -> dict[str, torch.Size]:
 
 def add_adapters(model: TinyGPT, config: LoRAConfig) -> None:
     """Freeze an unadapted model and put a fresh adapter on each target of each block; raises like `adapter_shapes`."""
-    adapter_shapes(model, config)
+    adapter_shapes(model, config)  # raises if the rank is too large
     model.requires_grad_(False)
     for block in model.blocks:
         for target in config.targets:

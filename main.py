@@ -30,13 +30,13 @@ from support.command import run as run_command
 from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype, to_device, wants_compile
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
 from tokenizer import BOS, CharTokenizer, Tokenizer
-from training.checks import minimum_memory
+from training.checks import training_memory
 from training.distributed import DistContext, joined
 from training.meter import Meter
 from training.plan import plan_steps
-from training.report import announce, finish, log_metrics, print_step
+from training.report import announce, finish, log_metrics, print_base, print_step
 from training.run import Run
-from training.save import names_what_is_kept, save_best, save_state
+from training.save import names_what_is_kept, save_best, save_state, saved_if_it_fails
 from training.start import Start, begin, find_start
 from training.state import RunPaths, open_files
 
@@ -77,7 +77,8 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
 
     # The network, and what updates it.
-    check_memory(minimum_memory(settings, tokenizer.vocab_size), device)
+    dtype = pick_dtype(settings.dtype, device)
+    check_memory(training_memory(settings, tokenizer.vocab_size, dtype), device)
     torch.manual_seed(settings.seed)
     model = start.model
     if model is None:
@@ -107,7 +108,7 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         optimizers=optimizers,
         average=average,
         device=device,
-        dtype=pick_dtype(settings.dtype, device),
+        dtype=dtype,
         state=start.state,
         files=files,
         dist=dist,
@@ -140,6 +141,11 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
         network.zero_grad(set_to_none=True)
     stopped = dist.stop_signal(stop)  # a signal that came to any of the processes, or 0
     with Meter(run) as meter:  # adds up times and losses, and shows them
+        if settings.init_from and state.step == 0:  # the base counts: a worse model must not become the best
+            with meter.paused():
+                state.note_evaluation(evaluate(run))
+                save_best(run)
+                print_base(run)
         while state.step < run.last_step and not stopped:  # the last of all steps, or --stop-at
             if not state.planned and state.step >= max(1, settings.warmup):  # now the length of a step is known
                 with meter.paused():
@@ -153,7 +159,7 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
             loss = train_step(run, network)
             meter.count(loss)
             if state.step % settings.eval_every == 0 or state.step == settings.steps:
-                with meter.paused():
+                with meter.paused(), saved_if_it_fails(run):
                     val_loss = evaluate(run)
                     if state.note_evaluation(val_loss):  # the lowest so far
                         save_best(run)  # the model, to NAME.pth

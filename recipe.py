@@ -10,9 +10,9 @@ from support.device import pick_device, pick_dtype, product_rate
 
 AUTO = "auto"
 MAX_STEPS = 10**9
-DEFAULT_MINUTES = 5.0  # that a run plans which asks for neither a preset nor a number of steps
+DEFAULT_MINUTES = 5.0  # of a run, if neither a preset nor a number of steps is given
 MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
-# TFLOP of matrix products within the minutes of a run, from which on `small` learns more than `mini`.
+# Above so many TFLOP of matrix products within the minutes of a run, `small` learns more than `mini`.
 ENOUGH_PRODUCTS = 120.0
 
 # What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
@@ -251,7 +251,7 @@ def lr_factor(step: int, settings: argparse.Namespace) -> float:
     """The learning rate at `step` as a share of its peak: a linear rise (warm-up), the peak, then the schedule's fall.
 
     At first the optimizers' running means know few gradients, and the random weights give large ones: full steps would
-    go far in a wrong direction (Goyal et al. 2017, https://arxiv.org/abs/1706.02677). At the end, large steps jump
+    go far in a wrong direction (Liu et al. 2019, https://arxiv.org/abs/1908.03265). At the end, large steps jump
     about the minimum; falling to zero lets the weights settle. The cosine to a tenth is nanoGPT's.
     """
     if step < settings.warmup:

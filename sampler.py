@@ -58,7 +58,7 @@ def sample(probabilities: Tensor, uniforms: Tensor) -> list[int]:
     cumulative = probabilities.cumsum(-1)
     # right=True: a token of probability zero spans no part of the line, so it is never sampled.
     tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    # u * total can round up to the total: then the last token that has any probability is meant.
+    # Rounding can push the point to the end of the line: then take the last token whose probability is above 0.
     return torch.minimum(tokens, cumulative.argmax(-1, keepdim=True))[:, 0].tolist()
 
 
@@ -128,8 +128,8 @@ def filter_stages(logits: Tensor, seen: Tensor | None, sampling: Sampling) -> li
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Divide the positive logits of seen tokens by the penalty and multiply the negative ones: less likely both times.
 
-    seen (B, V) is True for every token of the text so far, prompt included. It breaks the loops that a model falls into
-    when it nearly always takes the likeliest token: CTRL (Keskar et al. 2019), section 4.1.
+    seen (B, V) is True for every token of the text so far, prompt included. The penalty breaks the loops that a model
+    falls into when it nearly always takes the likeliest token: CTRL (Keskar et al. 2019), section 4.1.
     """
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -174,9 +174,10 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     """Drop tokens whose probability is below the share min_p of the top one's.
 
-    At a high temperature a nucleus fills up with bad tokens, because it must reach its total; this share needs none
-    (Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling").
+    At a high temperature a nucleus fills up with bad tokens, because it must reach its total; min-p has no total to
+    reach (Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling").
     """
+    # p >= min_p · p_max means logit >= log(min_p) + the largest logit
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -torch.inf)
 
 
@@ -186,10 +187,11 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
 class SlidingWindow:
     """A model reading a batch of texts that grow by one token per row at a time.
 
-    Every row has a window of at most max_seq tokens. While all have room, the cache answers for the tokens before the
-    last. A full window must drop `stride` tokens at its left end to take one more; all its positions, and with them
-    all keys, change, so it is read anew. With stride 1 that is the exact sliding window, and every further token costs
-    a whole window; with stride H only every H-th token does, and the model sees max_seq - H + 1 to max_seq tokens.
+    Every row has a window of at most max_seq tokens. While all have room, the cache supplies keys and values of the
+    tokens before the last. A full window must drop `stride` tokens at its left end to take one more; all its positions,
+    and with them all keys, change, so it is read anew. With stride 1 that is the exact sliding window, and every
+    further token costs a whole window; with stride H only every H-th token does, and the model sees max_seq - H + 1 to
+    max_seq tokens.
     """
 
     def __init__(

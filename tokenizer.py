@@ -278,6 +278,7 @@ def learn_merges(words: list[list[int]], counts: list[int], new_ids: Iterable[in
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding (Sennrich et al. 2016) on bytes (Radford et al. 2019).
 
+    Frequent sequences of characters become one token, so the same window holds a longer text.
     A text is split into words and a word into its UTF-8 bytes; then pairs of neighbours are merged, the pair that was
     learned first before all others. Every byte is a token, so no text is unknown. Tokens are written in `SYMBOLS`.
 

@@ -3,6 +3,8 @@
 from argparse import Namespace
 from pathlib import Path
 
+import torch
+
 from recipe import check_together, make_parser
 from support.command import UserError, flag_of
 from tiny_decoder import TinyGPTConfig
@@ -82,13 +84,14 @@ def check_split(settings: Namespace, dist: DistContext) -> None:
         raise UserError(f"--batch-size {settings.batch_size} must be divisible by {parts}")
 
 
-def minimum_memory(settings: Namespace, vocab_size: int) -> int:
-    """A lower bound on the bytes that training holds at once, for refusing what cannot fit.
+def training_memory(settings: Namespace, vocab_size: int, dtype: torch.dtype) -> int:
+    """About how many bytes training holds at once, for refusing what cannot fit.
 
-    Weights, gradients and one optimizer state; the mask; and what a forward pass keeps for the backward pass: per token
-    and layer at least 16 x embed_dim numbers of 2 bytes, per token the logits.
+    Weights, gradients and one optimizer state; the mask; and what a forward pass keeps for the backward pass, as
+    measured on a CPU: per token and layer 20 x embed_dim numbers of the products' precision, per token the logits in
+    that precision, in float32, and their gradients.
     """
     width, layers, window = settings.embed_dim, settings.num_layers, settings.max_seq
     parameters = 12 * layers * width**2 + (2 * vocab_size + window) * width
     tokens = settings.batch_size // settings.grad_accum * window
-    return 12 * parameters + 4 * window**2 + tokens * (2 * 16 * layers * width + 4 * vocab_size)
+    return 12 * parameters + 4 * window**2 + tokens * (20 * dtype.itemsize * layers * width + 16 * vocab_size)

@@ -78,9 +78,10 @@ def metrics_line(run: Run, val_loss: float) -> dict[str, float]:
         "tokens_per_second": round(state.loss_steps * tokens / state.seconds_sum, 1),
     }
     if run.tokenizer.kind != CharTokenizer.kind:
-        nats = val_loss * (len(run.val_tokens) - 1)
-        line["val_nats_per_character"] = nats / len(run.corpus.val)
-        line["val_bits_per_byte"] = nats / math.log(2) / run.val_bytes
+        nats = val_loss * (len(run.val_tokens) - 1)  # the first token is only ever an input
+        first = run.tokenizer.decode(run.val_tokens[:1])
+        line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first))
+        line["val_bits_per_byte"] = nats / math.log(2) / (run.val_bytes - len(first.encode()))
     return line
 
 
@@ -91,6 +92,11 @@ def log_tensorboard(run: Run, line: dict[str, float]) -> None:
     with SummaryWriter(str(run.files.tensorboard)) as writer:
         for name, value in line.items():
             writer.add_scalar(name, value, line["step"])
+
+
+def print_base(run: Run) -> None:
+    """What the base of a fine-tuning reaches on the new text, which is the loss to beat."""
+    tqdm.write(f"step     0 | val {run.state.best_loss:.4f} * | the base itself")
 
 
 def print_step(run: Run, line: dict[str, float], sample: str) -> None:
@@ -119,6 +125,11 @@ def finish(run: Run, signum: int) -> None:
         return
     best = run.files.best
     seconds = state.train_seconds
+    guessing = math.log(run.tokenizer.vocab_size)
+    if settings.init_from and state.best_step == 0:
+        print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr")
+    elif state.best_loss > guessing:
+        print(f"NOTE: guessing has a loss of {guessing:.4f}: this run has learned nothing; try a smaller --lr")
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds:.0f} s of training")
     if state.stale >= MIN_STALE or patience_is_over:
         advice = "the model may overfit; try more text, more --dropout or fewer --steps"

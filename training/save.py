@@ -46,7 +46,7 @@ def save_best(run: Run) -> None:
 
 
 def save_state(run: Run) -> None:
-    """Write the training state that `resume_run` reads; rank 0 does so for all."""
+    """Write the training state that `training.start.resume` reads; rank 0 does so for all."""
     tensors = base_weights(run.model)
     tensors |= {f"adapter/{name}": tensor for name, tensor in adapter_weights(run.model).items()}
     tensors |= {f"optimizer/{name}": tensor.cpu() for name, tensor in optimizer_tensors(run.optimizers).items()}
@@ -70,6 +70,20 @@ def where_kept(run: Run) -> str:
         return f"saved at step {step} of {steps}, the last; sample from it with: {sample_command(run)}"
     start = "torchrun …" if run.dist.size > 1 else "python"
     return f"saved at step {step} of {steps}; continue with: {start} main.py --resume{out_flag(run, '--out')}"
+
+
+@contextlib.contextmanager
+def saved_if_it_fails(run: Run) -> Iterator[None]:
+    """Within it the weights do not change. If what is done with them fails, they are saved: no step is lost."""
+    try:
+        yield
+    except FloatingPointError:  # such weights are of no use
+        raise
+    except Exception:
+        with contextlib.suppress(Exception):  # the disk may be what failed
+            if run.saved_step < run.state.step:
+                save_state(run)
+        raise
 
 
 @contextlib.contextmanager

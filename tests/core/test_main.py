@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import main
-from formats.checkpoint import MODEL, load_model, read_checkpoint
+from formats.checkpoint import MODEL, TRAINING, load_model, read_checkpoint
 from helpers import SMALL_NETWORK, assert_one_error_line, assert_same_state, new_run, read_metrics, written
-from support.command import UserError
+from support.command import StopSignal, UserError
 from training.run import Run
 
 SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--ema-decay", "0.8", "--eval-every", "6"]
@@ -121,3 +121,23 @@ def test_a_users_mistake_is_one_line_and_a_bug_keeps_its_traceback(output_of, mo
     else:
         with pytest.raises(ValueError, match="a bug"):
             output_of("main.py", *SHORT, "--steps", 2)
+
+
+def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypatch):
+    """3,000 steps were lost, once, when a package for the report of the first evaluation was missing."""
+    output_of("main.py", *SHORT, "--steps", 12)
+    for name in ("evaluate", "log_metrics", "sample_text"):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(main, name, lambda *_: 1 / 0)
+            run = new_run(*SHORT, "--out", f"{name}.pth", "--steps", 12)
+            main.train(run, run.model, StopSignal())
+        assert read_checkpoint(tmp_path / f"{name}.last.pth", TRAINING)[0]["training"]["step"] == 6
+        output_of("main.py", "--resume", "--out", f"{name}.pth")
+        weights = [load_model(tmp_path / f"{out}.pth").model.state_dict() for out in ("a", name)]
+        assert all(map(torch.equal, *(w.values() for w in weights)))
+
+
+def test_a_run_that_learns_nothing_says_so(output_of):
+    """With --lr 50, a loss of 207,389 was announced as the best."""
+    output = output_of("main.py", *SHORT, "--steps", 6, "--lr", 50, "--muon-lr", 50)
+    assert "guessing has a loss of" in output and "smaller --lr" in output

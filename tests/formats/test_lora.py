@@ -222,6 +222,17 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
     assert not (tmp_path / "bad.pth").exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--lora-rank", 2]])
+def test_a_fine_tuning_that_makes_the_base_worse_keeps_the_base(run, tmp_path, flags):
+    """The base was not evaluated, and a worse model was announced as the best."""
+    output = run("main.py", *TUNING, *flags, "--lr", 30, "--optimizer", "adamw", "--steps", 2, "--out", "x.pth")
+    assert "no gain over the base" in output and output.count(" *") == 1
+    base, kept = load_model(tmp_path / "base.pth"), load_model(tmp_path / ("base.pth" if flags else "x.pth"))
+    if flags:
+        apply_adapter(kept, tmp_path / "x.pth")
+    torch.testing.assert_close(kept.model.eval()(IDS), base.model.eval()(IDS))
+
+
 def test_what_fine_tuning_refuses(run, tmp_path):
     tuning = ["main.py", *TUNING, "--steps", 1, "--out", "x.pth"]
     for flags, words in (
