@@ -35,7 +35,7 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
         # 300 s, less 10 s so far and 10 evaluations of 4 s: 250 s, 500 steps after the warm-up's 24
         ([], 0.5, 4.0, 524, 52, ["524 steps take about 5 minutes", "--preset small --steps 524 --eval-every 52"]),
         ([], 0.1, 0.0, 1200, 120, ["1,200 steps take about 3 minutes"]),  # the preset's own steps fit
-        (["--minutes", "10", "--eval-every", "33"], 0.125, 0.0, 4744, 33, ["4,744 steps", "into 10 minutes"]),
+        (["--minutes", "10", "--eval-every", "33"], 0.125, 0.0, 4744, 33, ["4,744 steps", "--minutes 10 allows"]),
     ],
 )
 def test_as_many_steps_as_fit(capsys, flags, seconds, evaluation, steps, eval_every, words):

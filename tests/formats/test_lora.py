@@ -225,7 +225,7 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--lora-rank", 2]])
 def test_a_fine_tuning_that_makes_the_base_worse_keeps_the_base(run, tmp_path, flags):
     """The base was not evaluated, and a worse model was announced as the best."""
-    output = run("main.py", *TUNING, *flags, "--lr", 30, "--optimizer", "adamw", "--steps", 2, "--out", "x.pth")
+    output = run("main.py", *TUNING, *flags, "--lr", 30, "--steps", 2, "--out", "x.pth")
     assert "no gain over the base" in output and output.count(" *") == 1
     base, kept = load_model(tmp_path / "base.pth"), load_model(tmp_path / ("base.pth" if flags else "x.pth"))
     if flags:
