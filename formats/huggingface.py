@@ -25,6 +25,7 @@ PURPOSE = "a Hugging Face folder"
 WEIGHTS = "model.safetensors"
 PICKLED = "; pytorch_model.bin may hold any program: save it as safetensors, with save_pretrained of transformers"
 SIZES = {"max_seq": "n_positions", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
+NO_TEXT = SYMBOLS[0xFF]  # the token of a byte that no UTF-8 text holds serves as padding
 # Parts of a tensor's name: ours, GPT-2's.
 GPT2_NAMES = (
     *(("token_embedding.", "wte."), ("position_embedding.", "wpe."), ("final_norm.", "ln_f."), ("head.", "lm_head.")),
@@ -120,8 +121,12 @@ def config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
 
 
 def generation_json(tokenizer: Tokenizer) -> dict:
-    """The content of generation_config.json: special tokens are not sampled, as generate.py does not."""
-    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.bos_id}
+    """The content of generation_config.json: special tokens are not sampled, as generate.py does not.
+
+    Without a mask, transformers ignores every token of the prompt that is pad_token_id: it must not be the start token.
+    """
+    padding = tokenizer.tokens.index(NO_TEXT) if isinstance(tokenizer, BPETokenizer) else tokenizer.unk_id
+    ids = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": padding}
     suppressed = [token for token in tokenizer.special_ids if token != tokenizer.eos_id]
     return {**ids, "suppress_tokens": suppressed or None}
 
@@ -145,8 +150,9 @@ def tokenizer_config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
 
     A text that spells a special token, "<bos>", is read as characters.
     """
-    unknown = tokenizer.bos if tokenizer.unk_id is None else UNK
-    tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.bos, "unk_token": unknown}
+    unknown, padding = (tokenizer.bos, NO_TEXT) if isinstance(tokenizer, BPETokenizer) else (UNK, UNK)
+    tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.bos, "unk_token": unknown, "pad_token": padding}
+    tokens["padding_side"] = "left"  # what is written goes on from the right end
     options = {"model_max_length": config.max_seq, "clean_up_tokenization_spaces": False, "split_special_tokens": True}
     return {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **options}
 

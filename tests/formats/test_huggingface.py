@@ -17,7 +17,7 @@ from helpers import sampled_ids, shaken
 from sampling.text_stream import suppressed
 from support.command import UserError
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import BPETokenizer, CharTokenizer
+from tokenizer import BOS, BPETokenizer, CharTokenizer
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("tokenizers")
@@ -28,13 +28,13 @@ TEXT = "Hello wörld, €5 and 12 345!\n  <bos> don't \U0001d11e\t日本\n"
 SHAPES = list(itertools.product(("char", "bpe"), (False, True), (False, True)))
 
 
-def a_model(kind="char", tied=False, bias=True, end="<bos>") -> Checkpoint:
+def a_model(kind="char", tied=False, bias=True, end="<bos>", start=None) -> Checkpoint:
     """A model with clear preferences; tied ones have the tanh GELU, as GPT-2."""
     if kind == "char":
-        tokenizer = CharTokenizer.from_text(TEXT)
+        tokenizer = CharTokenizer.from_blocks([TEXT], start)
     else:
         tokenizer = BPETokenizer.train([TEXT], 280)
-        tokenizer = BPETokenizer([end, *tokenizer.tokens[1:]], tokenizer.merges)
+        tokenizer = BPETokenizer([end, *tokenizer.tokens[1:]], tokenizer.merges, start or BOS)
     torch.manual_seed(0)
     gelu = "tanh" if tied else "exact"
     config = TinyGPTConfig(tokenizer.vocab_size, 32, 24, 3, 2, bias=bias, gelu=gelu, tie_embeddings=tied)
@@ -45,7 +45,9 @@ def a_model(kind="char", tied=False, bias=True, end="<bos>") -> Checkpoint:
 
 def greedy(loaded: Checkpoint, prompt: str, length: int) -> list[int]:
     tokenizer = loaded.tokenizer
-    return sampled_ids(loaded.model, tokenizer.encode(prompt), length, suppressed=suppressed(tokenizer))
+    return sampled_ids(
+        loaded.model, tokenizer.encode(prompt) or [tokenizer.start_id], length, suppressed=suppressed(tokenizer)
+    )
 
 
 def pretrained(folder):
@@ -77,6 +79,27 @@ def test_transformers_has_the_same_ids_logits_and_text(tmp_path, kind, tied, bia
         assert torch.equal(back.model.eval()(window), loaded.model(window)) and back.origin == {"converted_from": name}
         assert back.model.config == dataclasses.replace(loaded.model.config, bias=True)
         assert back.tokenizer.to_plain() == loaded.tokenizer.to_plain()
+
+
+@pytest.mark.parametrize("start", ["<bos>", "\n"])
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_a_padded_batch_and_an_empty_prompt_make_our_texts(tmp_path, kind, start):
+    """The start token was the padding, which transformers hides: another text; and batches could not be padded."""
+    transformers = pytest.importorskip("transformers")
+    loaded = a_model(kind, start=start)
+    save_huggingface(tmp_path / "out", loaded)
+    theirs, tokenizer = pretrained(tmp_path / "out")
+    assert theirs.generation_config.pad_token_id != loaded.tokenizer.start_id == theirs.config.bos_token_id
+    batch = tokenizer(["Hello", "H", "Hello, hello"], padding=True, return_tensors="pt")
+    made = theirs.generate(**batch, do_sample=False, max_new_tokens=12)[:, batch.input_ids.size(1) :].tolist()
+    assert made == [greedy(loaded, prompt, 12) for prompt in ("Hello", "H", "Hello, hello")]
+    expected = loaded.tokenizer.decode(greedy(loaded, "", 12))
+    ids = theirs.generate(do_sample=False, max_new_tokens=12)[0, 1:].tolist()
+    assert loaded.tokenizer.decode(ids) == expected
+    pipeline = transformers.pipeline("text-generation", model=theirs, tokenizer=tokenizer)
+    assert pipeline("", do_sample=False, max_new_tokens=12)[0]["generated_text"].endswith(expected)
+    collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    assert collate([tokenizer("Hello"), tokenizer("H")])["labels"].shape == (2, len(loaded.tokenizer.encode("Hello")))
 
 
 @pytest.fixture
