@@ -6,7 +6,7 @@ from pathlib import Path
 
 from support.command import UserError, user_errors
 from support.plain import check_fields, parse_json
-from tokenizer import BOS, BYTE_OF, END_OF_TEXT, LONG_WORD, BPETokenizer, CharTokenizer, Tokenizer
+from tokenizer import BOS, BYTE_OF, END_OF_TEXT, LONE_SURROGATE, LONG_WORD, BPETokenizer, CharTokenizer, Tokenizer
 
 
 def tokenizer_from_plain(plain: dict) -> Tokenizer:
@@ -26,6 +26,8 @@ def checked_characters(characters: str, start: str) -> CharTokenizer:
     # A text longer than Unicode must hold a character twice; to look for it in millions of them takes memory.
     if not 0 < len(characters) <= sys.maxunicode + 1 or len(set(characters)) < len(characters):
         raise ValueError("a character vocabulary must hold at least one character, and each only once")
+    if LONE_SURROGATE.search(characters):
+        raise ValueError("its vocabulary holds half a surrogate pair, which is not a character")
     if start != BOS and (len(start) != 1 or start not in characters):
         raise ValueError(f"the start token {start[:20]!r} is not in the character vocabulary")
     return CharTokenizer(characters, start)

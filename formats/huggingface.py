@@ -180,7 +180,7 @@ def load_huggingface(folder: Path, large_window: bool = False) -> Checkpoint:
 def read_json(path: Path) -> dict:
     """The dictionary in a JSON file. Raises UserError if there is none, or too much of it."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path.parent} is not a Hugging Face folder: it has no {path.name}")
     with user_errors(f"{path}: "), open(path, encoding="utf-8") as file:
         content = parse_json(file.read(MAX_JSON + 1))
         check_fields(content, {})

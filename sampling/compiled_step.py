@@ -24,8 +24,11 @@ BLOCK_WORK = 2**27  # weights x rows x tokens that a thread computes, in some te
 TOLERANCE = 1e-4  # how far a logit may be from the model's, as a share of the logits' range
 
 
-class DifferentNetwork(Exception):
-    """The loops do not compute what this model computes; the message says why."""
+class DifferentNetwork(RuntimeError):
+    """The loops do not compute what this model computes."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"they do not compute this network: {reason}")
 
 
 class Weights(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sampler
-from support.command import UserError, optional_package
+from support.command import UserError, one_line, optional_package
 from tiny_decoder import TinyGPT
 
 ENGINES = ("auto", "torch", "compiled")
@@ -32,12 +32,12 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int) -> tuple
     optional_package("numba", flag)
     if not list(Path(__file__).parent.glob("__pycache__/kernels.make_tokens-*.nbi")):  # numba keeps what it compiled
         print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)
-    from sampling.compiled_step import CompiledStep, DifferentNetwork, generate  # numba is optional, and slow to import
-
     try:
+        from sampling.compiled_step import CompiledStep, generate  # numba is optional, and slow to import
+
         return CompiledStep(model, weights), generate
-    except DifferentNetwork as error:
-        reason = f"the compiled loops do not compute this network: {error}"
+    except RuntimeError as error:  # DifferentNetwork, or numba has no folder for what it compiles
+        reason = f"the compiled loops cannot be used: {one_line(error)}"
         if not optional:
             raise UserError(f"{reason}; leave {flag} out") from None
         print(f"{reason}; PyTorch makes the text", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The compiled loops against the network, the filters and the loop that they write out."""
 
+import builtins
 import copy
 import random
 import sys
@@ -212,6 +213,22 @@ def test_changed_network_is_noticed(capsys, change):
     for flags in [("compiled", "float32"), ("auto", "int8")]:
         with pytest.raises(UserError, match="do not compute this network: .*; leave .* out"):
             engine.pick_engine(*flags, model, 5)
+
+
+def test_without_a_folder_for_compiled_code_pytorch_makes_the_text(monkeypatch, capsys, model):
+    """numba raises RuntimeError when neither the source's folder nor a home can be written."""
+    real = builtins.__import__
+
+    def no_folder(name, *rest):
+        if name == "sampling.compiled_step":
+            raise RuntimeError("cannot cache function 'linear': no locator available")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", no_folder)
+    assert engine.pick_engine("auto", "float32", model, 10**6)[0] is None
+    assert "no locator available; PyTorch makes the text" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no locator available; leave --engine compiled out"):
+        engine.pick_engine("compiled", "float32", model, 5)
 
 
 @pytest.fixture

@@ -202,6 +202,10 @@ EDITS = {
     "terabytes from one number": (with_tensor(NORM, lambda t: t[:1].expand(2**40)), "more than the file holds"),
     "another size of vocabulary": (part_of("tokenizer", characters="abc", start="a"), "5 tokens"),
     "a vocabulary of one character": (part_of("tokenizer", characters="a" * 16_000_000), "vocabulary"),
+    "half a surrogate pair": (
+        lambda h, t: h["tokenizer"].update(characters=h["tokenizer"]["characters"][:-1] + "\ud800"),
+        "not a character",
+    ),
     "an unknown tokenizer": (part_of("tokenizer", kind="morse"), "kind"),
     "BPE that is not one": (part_of("tokenizer", kind="bpe", tokens=[[]], merges=[5], start="\n"), "byte"),
     "another kind": (lambda h, t: h.update(kind="model\n\x1b[2J"), "kind"),
