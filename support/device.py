@@ -11,23 +11,31 @@ import timeit
 import torch
 from torch import Tensor
 
-from support.command import UserError
+from support.command import UserError, one_line
 
 
 def pick_device(name: str) -> torch.device:
     """The device that `name` stands for; "auto" is the first that is there of cuda, mps and cpu.
 
-    Raises UserError if there is no such device.
+    A note on stderr says if PyTorch cannot make good use of the machine. Raises UserError if it cannot compute there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise UserError(f"--device {name}: this machine has no such device; try --device cpu") from None
+        torch.ones(1, device=device).add(1).item()  # a GPU too old for this PyTorch has memory, but runs no kernel
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = one_line(error)[:100]
+        raise UserError(f"--device {name}: PyTorch cannot compute there ({reason}); try --device cpu") from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"--device {name}: only cpu, cuda and mps can train or sample")
+    if device.type == "mps" and torch.__version__ < (2, 13):
+        print(
+            "NOTE: on Apple GPUs, PyTorch before 2.13 can compute wrong results: pip install -U torch", file=sys.stderr
+        )
+    if sys.platform == "win32" and torch.version.cuda is None and shutil.which("nvidia-smi"):
+        command = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+        print(f"NOTE: this PyTorch cannot use the NVIDIA GPU; to change that: {command}", file=sys.stderr)
     return device
 
 

@@ -6,6 +6,7 @@ import glob
 import os
 import secrets
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,6 +41,15 @@ def remove_leftovers(path: Path, older_than: float = ABANDONED) -> None:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
+def replace(source: Path, target: Path) -> None:
+    """`os.replace`; on Windows, where it fails while another program holds a file open, tried again for 2 seconds."""
+    for _ in range(20 if sys.platform == "win32" else 0):
+        with contextlib.suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(0.1)
+    os.replace(source, target)
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Path | None = None) -> None:
     """Let `write` fill the file at `path`, which at every moment is either the old file or the whole new one.
 
@@ -47,6 +57,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
     reaches the disk (fsync of the folder). With `previous`, the old file takes that name first: killed in between, only
     the old file is there, as `previous`. Raises OSError that names `path`, the temporary file removed.
     """
+    path = Path(os.path.realpath(path))  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     temporary = temporary_name(path)
@@ -56,8 +67,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
             file.flush()
             os.fsync(file.fileno())
         if previous and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
+            replace(path, previous)
+        replace(temporary, path)
         sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -29,7 +29,7 @@ def announce(run: Run) -> None:
     batch = counted(settings.batch_size, "window")
     length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:
-        length = f"steps of {batch}, as many as fit into {settings.minutes:g} minutes"
+        length = f"steps of {batch}, as many as fit into {settings.minutes:g} min"
     compiled = ", compiled" if wants_compile(settings.compile, run.device) else ""
     print(
         f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate\n"

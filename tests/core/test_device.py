@@ -44,6 +44,18 @@ def test_precision_is_what_is_asked_for_or_what_the_processor_multiplies(monkeyp
     assert pick_dtype("float32", CPU) == torch.float32 and pick_dtype("bfloat16", CPU) == torch.bfloat16
 
 
+def test_a_gpu_that_pytorch_cannot_use_is_named(monkeypatch, capsys):
+    """Not measured on such machines: an old Mac's PyTorch, Windows with PyPI's wheel, a card that runs no kernel."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    pick_device("cpu")
+    assert "whl/cu" in capsys.readouterr().err
+    monkeypatch.setattr(torch.Tensor, "add", lambda *_: torch.empty(1, device="cuda:99"))
+    with pytest.raises(UserError, match="--device cpu: PyTorch cannot compute there"):
+        pick_device("cpu")
+
+
 def test_more_memory_than_there_is_is_refused():
     check_memory(2**20, CPU)
     with pytest.raises(UserError, match=r"GiB of memory.*--batch-size"):

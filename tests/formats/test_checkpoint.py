@@ -134,6 +134,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(saved):
     assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
 
 
+def test_a_link_is_followed(tmp_path):
+    """It was replaced by a file, so a folder on a larger disk no longer got what was meant for it."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model.pth").symlink_to(tmp_path / "disk" / "real.pth")
+    for content in (b"one", b"two"):
+        write_atomically(tmp_path / "model.pth", lambda file, content=content: file.write(content))
+        assert (tmp_path / "model.pth").is_symlink() and (tmp_path / "disk" / "real.pth").read_bytes() == content
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
 def test_the_digest_is_of_shape_vocabulary_and_weights(tiny_model):
     def digest(model, tokenizer=TOKENIZER, **changes):
         return model_digest(dataclasses.replace(model.config, **changes), tokenizer, model_weights(model))
