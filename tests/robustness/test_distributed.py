@@ -27,9 +27,10 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals a
 
 NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--dtype", "float32"]
 PLAIN = ["--data", "text.txt", *NETWORK, "--batch-size", "12", "--optimizer", "adamw", "--lr", "1e-3"]
-# main.py, in which one rank meets a fault before its sixth update, in torchrun's first attempt.
+# main.py, in which one rank meets a fault before its sixth update, in torchrun's first attempt, and silence is noticed
+# after 10 seconds, not 50.
 FAULTY_MAIN = """
-import os, runpy, signal, sys
+import datetime, os, runpy, signal, sys
 import torch
 real, updates = torch.optim.AdamW.step, 0
 def step(self, *arguments, **options):
@@ -40,6 +41,8 @@ def step(self, *arguments, **options):
     return real(self, *arguments, **options)
 torch.optim.AdamW.step = step
 sys.path.insert(0, {root!r})
+import support.start, training.distributed
+training.distributed.SILENCE = datetime.timedelta(seconds=10)
 runpy.run_path({root!r} + "/main.py", run_name="__main__")
 """
 FAULTS = {
@@ -84,9 +87,9 @@ def torchrun(folder: Path, *arguments: object, launch=STANDALONE, **options) -> 
 
 
 def faulty_main(folder: Path, fault: str, rank: str) -> Path:
-    """The path of a main.py with this fault."""
+    """The path of a main.py that executes `fault`."""
     script = folder / "faulty.py"
-    script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank=rank, fault=FAULTS[fault]), encoding="utf-8")
+    script.write_text(FAULTY_MAIN.format(root=str(ROOT), rank=rank, fault=fault), encoding="utf-8")
     return script
 
 
@@ -155,7 +158,9 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
     """With --max-restarts the run goes on by itself and ends with the bits of an undisturbed one."""
     steps = [*PLAIN, "--dropout", "0.1", "--ema-decay", "0.5", "--steps", "8", "--eval-every", "4"]
     restarts = (*STANDALONE, "--max-restarts", "3")
-    done = torchrun(folder, *steps, "--out", "killed.pth", launch=restarts, script=faulty_main(folder, "dies", "1"))
+    done = torchrun(
+        folder, *steps, "--out", "killed.pth", launch=restarts, script=faulty_main(folder, FAULTS["dies"], "1")
+    )
     assert done.returncode == 0, done.stderr
     assert "resuming at step 4" in done.stdout and len(last_words(done.stderr)) == 1
     assert "lost contact" in done.stderr and [line["step"] for line in metrics(folder, "killed")] == [4, 8]
@@ -176,10 +181,9 @@ def test_another_torchrun_starts_a_new_run(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", ["0", "1"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault, rank", zip(FAULTS, "010101", strict=True))
 def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
-    script = faulty_main(folder, fault, rank)
+    script = faulty_main(folder, FAULTS[fault], rank)
     done = torchrun(folder, *PLAIN, "--steps", 500, "--eval-every", 4, "--out", "a.pth", script=script)
     assert done.returncode != 0
     (line,) = last_words(done.stderr)
@@ -266,23 +270,24 @@ def machines():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut, restarts", [(0, "0"), (1, "0"), (1, "3")])
+@pytest.mark.parametrize("cut, restarts", [(0, "0"), (1, "3")])
 def test_a_machine_that_is_cut_off_ends_by_itself_or_goes_on(folders, machines, cut, restarts):
-    """The cable is cut for ever: both machines end within two minutes. Or for a minute: torchrun starts them again."""
+    """The cable is cut for ever: both machines end by themselves. Or for a while: torchrun starts them again."""
     flags = [*PLAIN, "--eval-every", "100", "--out", "a.pth", "--steps", "1000000" if restarts == "0" else "3000"]
     addresses, launchers = ["10.77.0.1", "10.77.0.2"], []
     for number, name in enumerate(machines):
         options = {"launch": joint_launch(number, addresses, 29500, restarts), "GLOO_SOCKET_IFNAME": name}
+        options["script"] = faulty_main(folders[number], "pass", "0")
         launchers.append(start(folders[number], *flags, inside=["ip", "netns", "exec", name], **options))
     while not (folders[0] / "a.last.pth").exists():
         assert [launcher.poll() for launcher in launchers] == [None, None]
         time.sleep(0.1)
     ip("-n", machines[cut], "link", "set", machines[cut], "down")
     if restarts == "0":
-        ends = [launcher.communicate(timeout=120)[1] for launcher in launchers]
+        ends = [launcher.communicate(timeout=80)[1] for launcher in launchers]
         assert all(launcher.returncode for launcher in launchers)
     else:
-        time.sleep(60)
+        time.sleep(15)
         ip("-n", machines[cut], "link", "set", machines[cut], "up")
         ends = [launcher.communicate(timeout=300)[1] for launcher in launchers]
         assert [launcher.returncode for launcher in launchers] == [0, 0]
