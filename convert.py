@@ -13,7 +13,6 @@ examples:
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
 import argparse
-from decimal import ROUND_UP, Context
 from pathlib import Path
 
 from formats.adapter import apply_adapter
@@ -62,10 +61,9 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
 
 
 def print_deviation(target: Path, deviation: float, reason: str) -> None:
-    """Say how far the target is from the model, rounded up, if it differs."""
+    """Say how far the target is from the model, if it differs; a little too much, because digits are cut off."""
     if deviation:
-        rounded = Context(prec=1, rounding=ROUND_UP).create_decimal(deviation)
-        print(f"{target}: log-probabilities differ from the model's by up to {float(rounded):g} ({reason})")
+        print(f"{target}: log-probabilities differ from the model's by up to {1.05 * deviation:.2g} ({reason})")
 
 
 def make_parser() -> Parser:
@@ -79,7 +77,7 @@ def make_parser() -> Parser:
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
     add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
     add("--precision", type=one_of("float16", "float32"), default="float16", help="of the weights in a page")
-    add("--force", action="store_true", help="overwrite TARGET; write a page of more than 50 MB")
+    add("--force", action="store_true", help="overwrite TARGET")
     return parser
 
 

@@ -91,25 +91,13 @@ def adapted_places(model: TinyGPT) -> Iterator[tuple[str, nn.Module, str, LowRan
                 yield f"{prefix}.{name}", module, name, steps[0]
 
 
-def adapter_shapes(model: TinyGPT, config: LoRAConfig) -> dict[str, torch.Size]:
-    """The shapes of the tensors that `adapter_weights` gives once an unadapted model has these adapters.
+def add_adapters(model: TinyGPT, config: LoRAConfig) -> None:
+    """Freeze an unadapted model and put a fresh adapter on each target of each block.
 
     Raises ValueError if the rank is larger than the matrices.
     """
     if config.rank > model.config.embed_dim:
         raise ValueError(f"--lora-rank {config.rank} is larger than the matrices: at most {model.config.embed_dim}")
-    shapes = {}
-    for number, block in enumerate(model.blocks):
-        for name in (TARGETS[target] for target in config.targets):
-            out_features, in_features = block.get_parameter(name).shape
-            shapes[f"blocks.{number}.{name}.A"] = torch.Size([config.rank, in_features])
-            shapes[f"blocks.{number}.{name}.B"] = torch.Size([out_features, config.rank])
-    return shapes
-
-
-def add_adapters(model: TinyGPT, config: LoRAConfig) -> None:
-    """Freeze an unadapted model and put a fresh adapter on each target of each block; raises like `adapter_shapes`."""
-    adapter_shapes(model, config)  # raises if the rank is too large
     model.requires_grad_(False)
     for block in model.blocks:
         for target in config.targets:

@@ -116,12 +116,8 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     add("--bias", action=YES_NO, default=True, help="biases in linear layers and norms")
     add("--gelu", type=one_of("exact", "tanh"), default="exact", help="tanh is GPT-2's approximation")
     add("--tie-embeddings", action=YES_NO, default=False, help="share the token embedding with the head")
-    add(
-        "--init",
-        type=one_of("normal", "sinusoid"),
-        default="normal",
-        help="GPT-2's first weights, or Xavier's and sines",
-    )
+    init = "initial weights: GPT-2's, or Xavier's with sines for positions"
+    add("--init", type=one_of("normal", "sinusoid"), default="normal", help=init)
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -188,13 +184,11 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
 
     Raises UserError that names the flag if a value is out of bounds or does not go with the others.
     """
-    parser = make_parser(description)
-    given = given_flags(parser, arguments)
+    given = given_flags(make_parser(description), arguments)
     preset = given.get("preset", AUTO)
     if preset == AUTO:
         preset = usual_preset(given)
-    parser.set_defaults(**PRESETS[preset])
-    settings = argparse.Namespace(**vars(parser.parse_args([])) | given | {"preset": preset})
+    settings = argparse.Namespace(**vars(preset_settings(preset)) | given | {"preset": preset})
     if settings.minutes:
         if "steps" in given:
             raise UserError("--minutes and --steps exclude each other")

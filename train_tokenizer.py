@@ -8,9 +8,7 @@ python train_tokenizer.py --merges 20 --tokenizer tokenizer.json
 import support.start  # noqa: F401  first: Ctrl-C during the imports is one line
 
 import argparse
-import shutil
 import sys
-import textwrap
 from pathlib import Path
 
 from tqdm import tqdm
@@ -58,12 +56,6 @@ def show_token(tokenizer: BPETokenizer, token_id: int) -> str:
     return visible(piece, sys.stdout)
 
 
-def show(tokenizer: BPETokenizer, words: str, width: int) -> None:
-    """Print the pieces of a text, each with its id, in lines of at most `width` columns."""
-    shown = [f"{show_token(tokenizer, token_id)}({token_id})" for token_id in tokenizer.encode(words)]
-    print(textwrap.fill(" ".join(shown), width, break_long_words=False, break_on_hyphens=False))
-
-
 def show_merges(tokenizer: BPETokenizer, count: int) -> None:
     """Print the first merges in the order in which they were learned: the two tokens, and the one that they make."""
     id_of = {token: number for number, token in enumerate(tokenizer.tokens)}
@@ -88,7 +80,7 @@ def main() -> None:
     if args.merges is not None:
         show_merges(tokenizer, args.merges)
     if args.show is not None:
-        show(tokenizer, args.show, shutil.get_terminal_size().columns)
+        print(*(f"{show_token(tokenizer, token_id)}({token_id})" for token_id in tokenizer.encode(args.show)))
 
 
 if __name__ == "__main__":

@@ -184,10 +184,7 @@ def encode_split(tokenizer: Tokenizer, split: Split, cache: Path) -> np.ndarray:
     else:
         ids = encode_into_file(tokenizer, split, cache)
     if unknown := count_unknown(tokenizer, ids):
-        known = set(tokenizer.characters)
-        strange = next(filter(None, (sorted(set(block) - known) for block in split.blocks())))
-        named = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in strange[:5])
-        message = f"{unknown:,} of {len(split):,} characters are not in the vocabulary, such as {named}; read as {UNK}"
+        message = f"{unknown:,} of {len(split):,} characters are not in the vocabulary; read as {UNK}"
         warnings.warn(message, UnknownCharacterWarning, stacklevel=2)
     return ids
 

@@ -14,7 +14,7 @@ from formats.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from lora import LoRAConfig, adapted_places, adapter_shapes, add_adapters
+from lora import LoRAConfig, adapted_places, add_adapters
 from support.command import UserError, user_errors
 from support.plain import check_fields
 from tiny_decoder import TinyGPT
@@ -38,12 +38,9 @@ def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
 
 
 def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> None:
-    """Add adapters with these tensors, named as by `adapter_weights`.
-
-    Raises ValueError, with the model as it was, if they do not fit.
-    """
-    check_tensors(weights, adapter_shapes(model, config))
+    """Add adapters with these tensors, named as by `adapter_weights`. Raises ValueError if they do not fit."""
     add_adapters(model, config)
+    check_tensors(weights, {name: tensor.shape for name, tensor in adapter_weights(model).items()})
     for name, _, _, adapter in adapted_places(model):
         adapter.load_state_dict({part: weights[f"{name}.{part}"] for part in ("A", "B")})
 
@@ -62,8 +59,7 @@ def save_adapter(path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAC
 def apply_adapter(base: Checkpoint, path: Path) -> dict:
     """Adapt a loaded base with the adapter in a file; returns the adapter's origin.
 
-    Raises UserError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
-    cannot be read.
+    Raises UserError if the file is damaged, no adapter, or for another base; OSError if it cannot be read.
     """
     header, tensors = read_checkpoint(path, ADAPTER)
     weights = model_weights(base.model)

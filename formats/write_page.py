@@ -30,7 +30,6 @@ PARTS = Path(__file__).with_name("page")
 ENGINE = ("model.js", "sampler.js", "tokenizer.js", "worker.js")
 INTERFACE = ("api.js", "draw.js", "write.js", "look.js", "maps.js", "learn.js", "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
-MAX_PAGE_BYTES = 50_000_000  # of a page, unless forced
 MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
 # What the page shows of a checkpoint's origin.
 ORIGIN_FIELDS = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
@@ -41,16 +40,14 @@ def save_page(path: Path, loaded: Checkpoint, metrics: Path | None, precision: s
     """Write a page that runs the model; returns how far its log-probabilities are off because of rounded weights.
 
     metrics: the file with the curves, if there is one. precision: of the weights, "float16" or "float32". Raises
-    UserError if `path` is another file, if a weight does not fit into float16, if the network is not GPT-2's
-    (`check_twin`), or if the page would be larger than MAX_PAGE_BYTES; `force` allows the first and the last.
+    UserError if `path` is another file and not `force`, if a weight does not fit into float16, or if the network is not
+    GPT-2's (`check_twin`).
     """
     check_overwrite(path, is_page, force)
     weights = model_weights(loaded.model)
     check_twin(loaded.model, weights, "a page")
     rounded = half_precision(weights) if precision == "float16" else weights
     text = fill_template(page_data(loaded, rounded, read_metrics(metrics), precision), encode(rounded, precision))
-    if len(text) > MAX_PAGE_BYTES and not force:
-        raise UserError(f"{path} would have {len(text) / 1e6:.0f} MB, too much for most browsers; --force writes it")
     write_atomically(path, lambda file: file.write(text.encode()))
     return deviation(loaded.model, rounded)
 

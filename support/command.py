@@ -168,12 +168,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
         settings, unknown = self.parse_known_args(arguments, namespace)
-        for word in unknown:
-            name = word.partition("=")[0]
-            if name.startswith("-"):
-                self.error(f"{name} is not a flag{did_you_mean(name, self.flag_names())}")
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            name = unknown[0].partition("=")[0]
+            self.error(f"{name} is not a flag{did_you_mean(name, self.flag_names())}")
         return settings
 
     def parse_known_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
@@ -306,20 +303,10 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))
         stream = getattr(sys, name)
-        if not hasattr(stream, "reconfigure"):  # a test or a notebook has replaced it
-            continue
-        if not chosen and not stream.isatty():
-            stream.reconfigure(encoding="utf-8")
-        if number:
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
-        else:
-            stream.reconfigure(errors="strict")
-
-
-def silence_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's last flush of what could not be written is silent."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if hasattr(stream, "reconfigure"):  # not replaced by a test or a notebook
+            encoding = None if chosen or stream.isatty() else "utf-8"
+            errors = "backslashreplace" if number else "strict"
+            stream.reconfigure(encoding=encoding, errors=errors, line_buffering=number > 0)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -345,12 +332,13 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         code, message = 3, f"error: {one_line(error)}"
     except (UserError, UserWarning) as error:  # PYTHONWARNINGS=error makes an error of a warning
         code, message = 2, f"error: {one_line(error)}"
-    except BrokenPipeError:  # whoever read our output has enough
-        silence_stdout()
-        code = 0
     except OSError as error:
-        silence_stdout()
-        message = f"error: {one_line(error)}"
+        with contextlib.suppress(OSError, ValueError):  # or the last flush of stdout fails once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read our output has enough
+            code = 0
+        else:
+            message = f"error: {one_line(error)}"
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

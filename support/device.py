@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -93,17 +94,14 @@ def check_memory(least: int, device: torch.device) -> None:
 
     An operating system hands out memory that it does not have, and kills the process that then uses it.
     """
+    total = math.inf
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        return
     if least > total:
-        raise UserError(
-            f"this needs at least {least / 2**30:,.0f} GiB of memory, and {device} has {total / 2**30:,.0f}: "
-            "try a smaller --batch-size, --max-seq, --embed-dim or --num-layers, or a larger --grad-accum"
-        )
+        needs = f"this needs at least {least / 2**30:,.0f} GiB of memory, and {device} has {total / 2**30:,.0f}"
+        raise UserError(f"{needs}: try a smaller --batch-size, --max-seq or --embed-dim, or a larger --grad-accum")
 
 
 def describe_device(device: torch.device) -> str:

@@ -64,14 +64,6 @@ def test_utf_16_without_a_mark_is_refused(tmp_path, encoding):
     assert load_corpus(str(path)).train.text()[15] == "\0"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_only_regular_files_are_read(tmp_path):
-    """A read of a pipe may wait for ever."""
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe: not a regular file"):
-        load_corpus(str(tmp_path / "pipe"))
-
-
 def test_a_span_is_a_slice(tmp_path, small_blocks):
     text = "abcdefgé三🙂xyz"
     for source in (text, written(tmp_path / "a.txt", text)):

@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from helpers import ROOT, written
-from support import start
+from helpers import ROOT
 from support.command import UserError
 from support.device import check_memory, pick_device, pick_dtype, product_rate
 
@@ -67,8 +66,7 @@ def test_more_memory_than_there_is_is_refused():
     [
         (0, {}, "PASSIVE None None" if sys.platform == "linux" else "None 2000 1"),  # all processors are taken
         (10**6, {}, "None 2000 1"),
-        (0, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None None"),  # what the user chose stays
-        (0, {"GOMP_SPINCOUNT": "7"}, "None 7 None"),
+        (0, {"GOMP_SPINCOUNT": "7"}, "None 7 None"),  # what the user chose stays
     ],
 )
 def test_threads_sleep_while_they_wait(processors, chosen, expected):
@@ -78,37 +76,6 @@ def test_threads_sleep_while_they_wait(processors, chosen, expected):
     code = f"import os; os.cpu_count = lambda: {processors}; import support.start; print(*map(os.environ.get, {names}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.stdout.strip() == expected, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("running", "allowed", "hyperthreads", "omp_threads", "expected"),
-    [
-        ("1", 4, 1, "", False),  # it counts ourselves
-        ("2", 4, 1, "", True),
-        ("9", 1, 1, "", True),
-        ("2", 4, 2, "", False),  # PyTorch uses a thread a core, and there is room for one
-        ("4", 4, 2, "", True),
-        ("3", 4, 1, "2", False),
-        ("4", 4, 1, "2", True),
-        ("a b c d", 1, 1, "", False),  # a system that tells nothing is taken as quiet
-        (None, 1, 1, "", False),
-    ],
-)
-def test_others_compute_where_they_leave_too_few_processors(
-    monkeypatch, tmp_path, running, allowed, hyperthreads, omp_threads, expected
-):
-    """Of 4 processors."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(allowed)), raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", omp_threads)
-    (tmp_path / "proc").mkdir()
-    if running:
-        written(tmp_path / "proc/loadavg", f"0.20 0.18 0.12 {running}/100 4711\n")
-    for number in range(4):
-        topology = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology"
-        topology.mkdir(parents=True)
-        written(topology / "thread_siblings_list", f"{number // hyperthreads}\n")
-    assert start.others_compute(str(tmp_path)) is expected
 
 
 def test_the_rate_of_a_product_is_its_operations_over_the_shortest_time(monkeypatch):

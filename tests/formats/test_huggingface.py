@@ -250,12 +250,9 @@ def characters(**vocabulary):
 
 DAMAGES = {
     "empty": content("model.safetensors", b""),
-    "deep header": content("model.safetensors", struct.pack("<Q", 200_000) + b"[" * 200_000),
     "huge header": header(lambda content: 2**62),
-    "header beyond the file": header(lambda content: 2**23),
     "a tensor missing": header(lambda content: content.pop("transformer.h.1.ln_2.bias") and None),
     "offsets beyond the file": header(lambda content: content[TABLE].update(data_offsets=[0, 10**12])),
-    "offsets that overlap": header(lambda content: content[TABLE].update(data_offsets=[8, 8 + 4 * 280 * 24])),
     "shape of terabytes": header(lambda content: content[TABLE].update(shape=[2**24, 2**14])),
     "integers": header(lambda content: content[TABLE].update(dtype="I32")),
     "not finite": tensor(lambda table: table * torch.inf),
@@ -264,11 +261,7 @@ DAMAGES = {
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "no config": lambda folder: (folder / "config.json").unlink(),
     "config is not JSON": content("config.json", b"{"),
-    "config is not text": content("config.json", b"\xff\xfe"),
-    "config is a list": content("config.json", b"[]"),
-    "a JSON bomb": content("config.json", b"[" * 10**6),
     "a wide JSON bomb": content("tokenizer.json", b"[" + b"{}," * 10**6 + b"{}]"),
-    "tokenizer is empty": content("tokenizer.json", b"{}"),
     # Tokenizers that look like ours, and read text in another way:
     "normalizer": tokenizer(lambda content: content.update(normalizer={"type": "NFC"})),
     "prefix space": tokenizer(lambda content: content.update(pre_tokenizer={**BYTES, "add_prefix_space": True})),
@@ -276,8 +269,6 @@ DAMAGES = {
     "another decoder": tokenizer(lambda content: content.update(decoder={"type": "WordPiece"})),
     "an id too large": tokenizer(lambda content: content["model"]["vocab"].update(x=9999)),
     "no start among characters": characters(**{"<unk>": 0, "a": 1}),
-    "two characters in one token": characters(**{"<unk>": 0, "<bos>": 1, "ab": 2}),
-    "a text for a character's id": characters(**{"<unk>": "0"}),
     "no characters": characters(),
 }
 

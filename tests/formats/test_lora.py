@@ -8,7 +8,7 @@ import torch
 from formats.adapter import adapter_weights, apply_adapter, base_weights, save_adapter
 from formats.checkpoint import ADAPTER, TRAINING, Checkpoint, load_model, read_checkpoint, save_model, write_checkpoint
 from helpers import SMALL_NETWORK, assert_one_error_line, random_ids, read_metrics, shaken, tiny_config, written
-from lora import TARGETS, LoRAConfig, adapter_shapes, add_adapters, merge_adapters
+from lora import TARGETS, LoRAConfig, add_adapters, merge_adapters
 from optimizers import make_optimizers
 from recipe import parse_flags
 from support.command import UserError
@@ -56,7 +56,6 @@ def test_the_weight_is_w_plus_b_a_alpha_over_rank(targets):
             if f"{name}.A" in adapters:
                 weight += adapters[f"{name}.B"] @ adapters[f"{name}.A"] * (6.0 / 3)
     assert len(adapters) == 2 * 2 * len(targets)
-    assert adapter_shapes(fresh(), config) == {name: tensor.shape for name, tensor in adapters.items()}
     assert (model(IDS) - fresh()(IDS)).abs().max() > 0.01
     torch.testing.assert_close(model(IDS), by_hand(IDS), atol=1e-6, rtol=0)
 

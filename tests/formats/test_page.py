@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from formats import write_page
 from formats.checkpoint import Checkpoint
-from formats.write_page import principal_components, read_metrics, save_page
+from formats.write_page import read_metrics, save_page
 from helpers import random_ids, sampled_ids, shaken, tiny_config
 from sampler import Sampling, filter_stages
 from sampling.inspect import attention_maps, logit_lens
@@ -80,12 +80,6 @@ def test_a_file_that_is_no_page_and_a_page_that_is_too_large_need_force(tmp_path
         save_page(path, checkpoint(), None, "float16")
     save_page(path, checkpoint(), None, "float16", force=True)
     save_page(path, checkpoint(seed=1), None, "float16")
-    before = path.read_text()
-    monkeypatch.setattr(write_page, "MAX_PAGE_BYTES", 1000)
-    with pytest.raises(UserError, match="--force"):
-        save_page(path, checkpoint(), None, "float16")
-    assert path.read_text() == before
-    save_page(path, checkpoint(), None, "float16", force=True)
 
 
 def test_damaged_metrics_cost_only_their_lines(tmp_path):
@@ -95,13 +89,6 @@ def test_damaged_metrics_cost_only_their_lines(tmp_path):
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     assert read_metrics(tmp_path / "m.jsonl") == [good, good]
     assert read_metrics(tmp_path / "none.jsonl") == [] == read_metrics(None)
-
-
-def test_principal_components_of_points_on_a_line():
-    result = principal_components(torch.arange(5.0)[:, None] * torch.tensor([1.0, 2.0, 0.0]))
-    assert result["shares"] == pytest.approx([1, 0])
-    np.testing.assert_allclose(np.abs(np.diff(np.array(result["points"])[:, 0])), 5**0.5, atol=1e-4)
-    assert len(principal_components(torch.ones(1, 1))["points"][0]) == 2
 
 
 # --- In the browser ----------------------------------------------------------------------------------------------

@@ -141,14 +141,6 @@ def test_a_full_disk_is_exit_1_with_the_reason(earlier, tmp_path, first_that_fai
     assert_nothing_lost(folder, child.stdout, files_of(earlier))
 
 
-def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
-    child = Child(write_corpus(tmp_path), "main.py", *SMALL_RUN, "--steps", 100_000, "--eval-every", 10)
-    wait_for(lambda: announced_step(child.stdout))
-    (tmp_path / "checkpoints").rename(tmp_path / "gone")
-    assert child.wait() == 1
-    assert_one_error_line(child.stderr, "tiny_decoder", os.strerror(errno.ENOENT))
-
-
 def test_the_order_is_write_fsync_rename_fsync_folder(earlier, tmp_path):
     names = count_operations(write_corpus(tmp_path / "empty"), tmp_path)
     one_write = [name for i, name in enumerate(names) if name != "write" or names[i - 1] != "write"]
@@ -251,15 +243,3 @@ def test_only_old_files_with_our_own_names_are_removed(tmp_path):
         os.utime(tmp_path / name, None if name == young else (0, 0))
     durable.write_atomically(tmp_path / "a[1].pth", lambda file: file.write(b"text"))
     assert sorted(os.listdir(tmp_path)) == sorted(["a[1].pth", young, *others])
-
-
-def test_two_processes_of_one_id_do_not_write_into_one_file(tmp_path, monkeypatch):
-    """In containers, each process may be number 1."""
-    monkeypatch.setattr(os, "getpid", lambda: 1)
-
-    def write_while_another_writes(file):
-        file.write(b"first")
-        durable.write_atomically(tmp_path / "a", lambda other: other.write(b"second, longer"))
-
-    durable.write_atomically(tmp_path / "a", write_while_another_writes)
-    assert (tmp_path / "a").read_bytes() == b"first" and os.listdir(tmp_path) == ["a"]

@@ -14,7 +14,7 @@ import generate
 import main
 import recipe
 import train_tokenizer
-from faults import OUT, SMALL_RUN, Child, copy_of, files_of, run_here, train, write_corpus
+from faults import SMALL_RUN, copy_of, files_of, run_here, write_corpus
 from helpers import assert_one_error_line, new_run
 from support.command import UserError, flag_of, run
 from training.checks import ADJUSTABLE
@@ -169,29 +169,12 @@ def test_every_setting_is_either_adjustable_or_compared():
     assert names - ADJUSTABLE == CHANGED.keys() | {n for n in names if n.startswith("lora")} | {"init_from"}
 
 
-def test_a_stop_that_is_behind_the_run_is_named(unfinished, tmp_path, in_process):
-    copy_of(unfinished, tmp_path)
-    before = files_of(tmp_path)
-    code, _, errors = in_process("main.py", "--resume", "--stop-at", 1)
-    assert code == 2
-    assert_one_error_line(errors, "2 steps already", "--stop-at")
-    assert files_of(tmp_path) == before
-
-
 def test_a_resume_of_nothing_leaves_nothing(tmp_path, in_process):
     (tmp_path / "checkpoints").mkdir()
     code, _, errors = in_process("main.py", "--resume")
     assert code == 2
     assert_one_error_line(errors, "no such file")
     assert not any((tmp_path / "checkpoints").iterdir())
-
-
-def test_a_flag_that_would_do_nothing_is_refused_on_resume_too(tmp_path, in_process):
-    folder = write_corpus(tmp_path)
-    run_here(folder, *SMALL_RUN, "--optimizer", "adamw", "--steps", 4, "--stop-at", 2)
-    code, _, errors = in_process("main.py", "--resume", "--muon-lr", 0.1)
-    assert code == 2
-    assert_one_error_line(errors, "--muon-lr does nothing", "--optimizer adamw: leave")  # and not of its preset
 
 
 def test_the_precision_is_chosen_once_unless_a_flag_says_otherwise(tmp_path, monkeypatch):
@@ -273,21 +256,3 @@ def test_running_out_of_memory_is_one_line_and_a_bug_is_not(capsys, error, expec
     if expected is SystemExit:
         assert end.value.code == 1
         assert_one_error_line(capsys.readouterr().err, "not enough memory", "--batch-size")
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc to know the present size")
-def test_a_real_lack_of_memory_is_one_line(tmp_path):
-    """Under a limit of the address space: the first layers fit, all of them do not."""
-    resource = pytest.importorskip("resource")
-    write_corpus(tmp_path)
-
-    def limit():
-        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 300 * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
-    large = ["--embed-dim", 1024, "--num-layers", 16]
-    child = Child(tmp_path, "main.py", *SMALL_RUN, *large, "--steps", 1, prepare=limit)
-    assert child.wait() == 1, child.stderr
-    assert_one_error_line(child.stderr, "not enough memory")
-    assert not (tmp_path / OUT.best).exists()
-    train(tmp_path, *SMALL_RUN, "--steps", 1, prepare=limit)

@@ -1,7 +1,5 @@
 """Project Gutenberg, with made-up books that have made-up faults; the network's own are in test_network.py."""
 
-import io
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,15 +93,6 @@ def test_a_book_that_cannot_be_fetched_is_an_error_and_a_later_run_goes_on(libra
     library.faults = {}
     fetch(tmp_path, 1, 2, 3)
     assert library.requests == [1, 2, 2, 3]
-
-
-def test_a_title_cannot_steer_the_terminal(library, tmp_path, monkeypatch):
-    monkeypatch.setattr(gutenberg, "strip_licence", lambda *_: ("A\x1b]52;c;eA==\x07B", "text\n"))
-    shown = io.StringIO()
-    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sys, "stdout", shown)
-    fetch(tmp_path, 1)
-    assert r"A\x1b]52;c;eA==\x07B" in shown.getvalue() and "\x1b" not in shown.getvalue()
 
 
 def test_the_split_is_by_whole_books(library, tmp_path):
