@@ -146,7 +146,7 @@ def test_a_full_disk_behind_stdout_is_exit_1_with_the_reason(trained):
 @pytest.mark.slow
 def test_training_into_a_closed_pipe_stops_after_saving(trained, tmp_path):
     copy_of(trained, tmp_path)
-    flags = " ".join(map(str, [*SMALL_RUN, "--steps", 100_000, "--eval-every", 1]))
+    flags = " ".join(map(str, [*SMALL_RUN, "--steps", 100_000, "--eval-every", 1, "--out", OUT.best]))
     done = shell(tmp_path, f"$RUN main.py {flags} | head -n 8")
     assert done.returncode == 1
     assert_one_error_line(done.stderr, "Broken pipe", "saved at step", "--resume")
