@@ -145,14 +145,6 @@ def test_more_than_65536_tokens_take_uint32(tmp_path, large):
     assert encode_split(CharTokenizer.from_text(text), corpus.train, tmp_path).dtype == np.uint32
 
 
-def test_an_encoding_that_fails_leaves_nothing(tmp_path, large):
-    corpus = split_documents("x", [written(tmp_path / "a.txt", "a" * 100)])
-    written(tmp_path / "a.txt", b"a" * 80 + b"\xff")
-    with pytest.raises(UserError, match="byte 80"):
-        encode_split(CharTokenizer.from_text("a"), corpus.train, tmp_path / "tokens")
-    assert list((tmp_path / "tokens").iterdir()) == []
-
-
 def test_unknown_characters_in_a_large_split_are_counted(tmp_path, large, small_blocks):
     split = Split((TextSpan("abcabcabZ", 0, 9),), "x")
     with pytest.warns(UserWarning, match="3 of 9 characters"):

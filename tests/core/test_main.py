@@ -9,7 +9,7 @@ import torch
 import main
 from formats.checkpoint import MODEL, TRAINING, load_model, read_checkpoint
 from helpers import SMALL_NETWORK, assert_one_error_line, assert_same_state, new_run, read_metrics, written
-from support.command import StopSignal, UserError
+from support.command import StopSignal
 from training.run import Run
 
 SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--ema-decay", "0.8", "--eval-every", "6"]
@@ -105,22 +105,6 @@ def test_rising_validation_is_said_and_the_best_weights_are_kept(output_of, tmp_
     losses = [line["val_loss"] for line in read_metrics(tmp_path / "a.metrics.jsonl")]
     assert losses[-1] > min(losses) + 0.02
     assert load_model(tmp_path / "a.pth").origin["val_loss"] == min(losses)
-
-
-@pytest.mark.parametrize("error", [UserError("this cannot be:\ngive another --flag"), ValueError("a bug")])
-def test_a_users_mistake_is_one_line_and_a_bug_keeps_its_traceback(output_of, monkeypatch, error):
-    """A ValueError is a bug unless the one call that checks what a user gave has raised it."""
-
-    def fail(run, network):
-        raise error
-
-    monkeypatch.setattr(main, "compute_gradients", fail)
-    if isinstance(error, UserError):
-        errors = output_of("main.py", *SHORT, "--steps", 2, code=2)
-        assert_one_error_line(errors, "this cannot be: give another --flag")
-    else:
-        with pytest.raises(ValueError, match="a bug"):
-            output_of("main.py", *SHORT, "--steps", 2)
 
 
 def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypatch):
