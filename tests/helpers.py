@@ -1,15 +1,17 @@
-"""What several test files need: small networks, random ids, small texts, runs, comparisons of states."""
+"""What several test files need: small or changed networks, random ids, small texts, runs, comparisons of states."""
 
 import json
 from pathlib import Path
 
 import torch
+from torch import nn
 
+import tiny_decoder
 from formats.checkpoint import TRAINING, read_checkpoint
 from main import build_run
 from recipe import parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
-from tiny_decoder import TinyGPT, TinyGPTConfig
+from tiny_decoder import MLP, CausalSelfAttention, DecoderBlock, TinyGPT, TinyGPTConfig, causal_mask
 from training.distributed import ALONE
 from training.run import Run
 from training.start import begin, find_start
@@ -43,6 +45,41 @@ def shaken_model(seed: int = 0, scale: float = 0.3, **changes) -> TinyGPT:
     """A shaken model of `tiny_config(**changes)`, for evaluation."""
     torch.manual_seed(seed)
     return shaken(TinyGPT(tiny_config(**changes)), scale).eval()
+
+
+def rebuilt(kind: type[nn.Module], change) -> tuple:
+    """For `monkeypatch.setattr`: change(module) is called for every new module of this kind."""
+    build = kind.__init__
+
+    def init(self, *arguments, **options):
+        build(self, *arguments, **options)
+        change(self)
+
+    return kind, "__init__", init
+
+
+def post_norm(self, x, mask, cache=None):
+    x = self.attention_norm(x + self.attention(x, mask, cache))
+    return self.mlp_norm(x + self.mlp(x))
+
+
+def resize(mlp: MLP, hidden: int) -> None:
+    mlp.up, mlp.down = nn.Linear(8, hidden), nn.Linear(hidden, 8)
+
+
+PROJECT = CausalSelfAttention.project
+# As a student changes the network: a model of width 8 with two layers and 32 positions gives other logits.
+NETWORK_CHANGES = {  # name -> the arguments of `monkeypatch.setattr`, before the model is made
+    "ReLU": (MLP, "forward", lambda self, x: self.down(self.up(x).relu())),
+    "scale": (CausalSelfAttention, "project", lambda *x: PROJECT(*x) * torch.tensor([2, 1, 1]).view(3, 1, 1, 1, 1)),
+    "window of 16": (tiny_decoder, "causal_mask", lambda n: causal_mask(n) + causal_mask(n + 15)[15:, :n].T),
+    "no mask": (tiny_decoder, "causal_mask", lambda size: torch.zeros(size, size)),
+    "post-norm": (DecoderBlock, "forward", post_norm),
+    "positions": rebuilt(TinyGPT, lambda gpt: gpt.position_embedding.register_forward_hook(lambda *call: 0 * call[2])),
+    "narrow MLP": rebuilt(MLP, lambda mlp: resize(mlp, 16)),
+    "wide MLP": rebuilt(MLP, lambda mlp: resize(mlp, 64)),
+    "a layer less": rebuilt(TinyGPT, lambda gpt: gpt.blocks.pop(-1)),
+}
 
 
 def written(path: Path, content: str | bytes) -> Path:

@@ -12,7 +12,7 @@ from torch import nn
 
 import sampler
 from formats.checkpoint import save_model
-from helpers import assert_one_error_line, shaken_model
+from helpers import NETWORK_CHANGES, assert_one_error_line, shaken_model
 from sampler import Sampling, SlidingWindow, filter_stages, row_generators
 from sampling import engine
 from support.command import UserError
@@ -175,34 +175,12 @@ def test_engine_is_the_one_that_pays(model, asked, weights, tokens, compiled):
     assert isinstance(step, CompiledStep) == (loop is generate) == compiled
 
 
-def change_network(model: TinyGPT, change: str | None) -> None:
-    block, project = model.blocks[0], model.blocks[0].attention.project
-
-    def post_norm(x, mask, cache=None):
-        x = block.attention_norm(x + block.attention(x, mask, cache))
-        return block.mlp_norm(x + block.mlp(x))
-
-    if change == "ReLU":
-        block.mlp.gelu = nn.ReLU()
-    elif change == "scale":
-        block.attention.project = lambda x: project(x) * torch.tensor([2, 1, 1]).view(3, 1, 1, 1, 1)
-    elif change == "mask":  # a window of 16 tokens
-        model.causal_mask += torch.full_like(model.causal_mask, -torch.inf).tril(-16)
-    elif change == "post-norm":
-        block.forward = post_norm
-    elif change == "positions":
-        model.position_embedding.register_forward_hook(lambda _layer, _inputs, output: torch.zeros_like(output))
-    elif change == "wider MLP":
-        block.mlp.up, block.mlp.down = nn.Linear(8, 64), nn.Linear(64, 8)
-    elif change == "layers":
-        del model.blocks[-1]
-
-
-@pytest.mark.parametrize("change", [None, "ReLU", "scale", "mask", "post-norm", "positions", "wider MLP", "layers"])
-def test_changed_network_is_noticed(capsys, change):
+@pytest.mark.parametrize("change", [None, *NETWORK_CHANGES])
+def test_changed_network_is_noticed(monkeypatch, capsys, change):
     """The loops would go on computing the old one. The comparison leaves torch's random generator alone."""
+    if change:
+        monkeypatch.setattr(*NETWORK_CHANGES[change])
     model, state = shaken_model(max_seq=32, num_layers=2), torch.get_rng_state()
-    change_network(model, change)
     step, _loop = engine.pick_engine("auto", "float32", model, 10**6)
     errors = capsys.readouterr().err
     if change is None:
