@@ -36,8 +36,6 @@ def receive(url: str, max_bytes: int, timeout: float = 20.0, whole_time: float =
     data, deadline = bytearray(), time.monotonic() + whole_time
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response, tqdm(total=response.length, **BAR) as bar:
-            if response.url.partition(":")[0] != url.partition(":")[0]:
-                raise OSError(f"it redirects to another scheme, {response.url}, which is not followed")
             while piece := response.read1(2**16):  # what has come, not waiting for more
                 data += piece
                 bar.update(len(piece))
