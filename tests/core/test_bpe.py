@@ -188,40 +188,36 @@ def test_ctrl_c_ends_what_a_library_does():
         interruptible(lambda: 1 / 0)
 
 
-def test_train_show_and_a_whole_run_without_the_package(in_process, tmp_path, monkeypatch):
-    def run(*arguments):
-        code, out, err = in_process(*arguments)
-        assert code == 0, err
-        return out
-
+def test_train_show_and_a_whole_run_without_the_package(output_of, tmp_path, monkeypatch):
     monkeypatch.setattr(fast_bpe, "LARGE", 0)
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # not installed
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
-    assert "300 tokens" in run("train_tokenizer.py", "--data", "my.txt", "--vocab-size", 300, "--out", "t.json")
+    assert "300 tokens" in output_of("train_tokenizer.py", "--data", "my.txt", "--vocab-size", 300, "--out", "t.json")
     tokenizer = load_bpe(tmp_path / "t.json")
     assert tokenizer.to_plain() == BPETokenizer.train([TEXT[:27_000]], 300).to_plain()  # of the training part only
 
-    shown = re.findall(r"(\S+)\((\d+)\)", run("train_tokenizer.py", "--tokenizer", "t.json", "--show", "the é"))
+    shown = re.findall(r"(\S+)\((\d+)\)", output_of("train_tokenizer.py", "--tokenizer", "t.json", "--show", "the é"))
     assert [int(token_id) for _, token_id in shown] == tokenizer.encode("the é")
     assert "".join(piece for piece, _ in shown) == r"the␣\xc3\xa9"
-    merges = run("train_tokenizer.py", "--tokenizer", "t.json", "--merges", 2).replace("␣", "Ġ").splitlines()
+    merges = output_of("train_tokenizer.py", "--tokenizer", "t.json", "--merges", 2).replace("␣", "Ġ").splitlines()
     (a, b), (c, d) = tokenizer.merges[:2]
     assert merges == [f"{a} + {b} = {a + b}(257)", f"{c} + {d} = {c + d}(258)"]
 
     flags = [*SMALL_NETWORK, "--data", "my.txt", "--eval-every", "2", "--out", "a.pth"]
-    out = run("main.py", *flags, "--tokenizer", "t.json", "--steps", "4", "--stop-at", "2")
+    out = output_of("main.py", *flags, "--tokenizer", "t.json", "--steps", "4", "--stop-at", "2")
     assert "nats per character" in out and "bits per byte" in out
     (tmp_path / "t.json").unlink()  # the tokenizer travels inside the checkpoint
-    run("main.py", "--resume", "--out", "a.pth")
+    output_of("main.py", "--resume", "--out", "a.pth")
     line = json.loads((tmp_path / "a.metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     first, *targets = tokenizer.encode(TEXT[27_000:])  # the first token has no loss
     characters = 3000 - len(tokenizer.decode([first]))
     assert line["val_nats_per_character"] == pytest.approx(line["val_loss"] * len(targets) / characters)
     assert line["val_bits_per_byte"] == pytest.approx(line["val_nats_per_character"] / math.log(2))  # all of it ASCII
-    assert run("generate.py", "--checkpoint", "a.pth", "--prompt", "KING é", "--max-new-tokens", 5).startswith("KING é")
+    text = output_of("generate.py", "--checkpoint", "a.pth", "--prompt", "KING é", "--max-new-tokens", 5)
+    assert text.startswith("KING é")
 
 
-def test_one_line_errors(in_process, tmp_path):
+def test_one_line_errors(output_of, tmp_path):
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "folder").mkdir()
     for arguments, words in (
@@ -233,29 +229,27 @@ def test_one_line_errors(in_process, tmp_path):
         (["train_tokenizer.py", "--tokenizer", "x"], ("--tokenizer", "does nothing")),
         (["main.py", *SMALL_NETWORK, "--data", "my.txt", "--tokenizer", "my.txt"], ("my.txt", "JSON is damaged")),
     ):
-        code, _, err = in_process(*arguments)
-        assert code == 2
-        assert_one_error_line(err, *words)
+        assert_one_error_line(output_of(*arguments, code=2), *words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "my.txt"]
     assert (tmp_path / "my.txt").read_text(encoding="utf-8") == TEXT
 
 
-def test_no_other_file_is_overwritten(in_process, tmp_path):
+def test_no_other_file_is_overwritten(output_of, tmp_path):
     """`--out my.txt` once replaced the corpus that it had learned from; --force and an earlier output are fine."""
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
     flags = ["train_tokenizer.py", "--data", "my.txt", "--vocab-size"]
     for size, *out in ((260, "t.json"), (270, "t.json"), (280, "my.txt", "--force")):
-        assert in_process(*flags, size, "--out", *out)[0] == 0
+        output_of(*flags, size, "--out", *out)
         assert load_bpe(tmp_path / out[0]).vocab_size == size
 
 
-def test_a_vocabulary_cannot_steer_the_terminal(in_process, tmp_path, monkeypatch):
+def test_a_vocabulary_cannot_steer_the_terminal(output_of, tmp_path, monkeypatch):
     (tmp_path / "t.json").write_text(bpe_to_json(TOKENIZER), encoding="utf-8")
     show = ["train_tokenizer.py", "--tokenizer", "t.json", "--show", "a\x1b]52;c;eA==\x07b\tc\x9b"]
-    assert "\x1b" in in_process(*show)[1]  # in a pipe it stays
+    assert "\x1b" in output_of(*show)  # in a pipe it stays
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdout", terminal)
-    in_process(*show)
+    output_of(*show)
     shown = terminal.getvalue()
     assert r"\x1b" in shown and not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)

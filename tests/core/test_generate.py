@@ -27,10 +27,9 @@ def sample(tmp_path, in_process):
     return lambda *arguments: in_process("generate.py", "--checkpoint", MODEL, *arguments)
 
 
-def text_of(sample, *arguments) -> str:
-    code, output, errors = sample(*arguments)
-    assert code == 0, errors
-    return output
+@pytest.fixture
+def text_of(sample, output_of):
+    return lambda *arguments: output_of("generate.py", "--checkpoint", MODEL, *arguments)
 
 
 def test_text_goes_to_stdout_and_the_rest_to_stderr(sample):
@@ -39,18 +38,18 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(sample):
     assert re.fullmatch(r"20 tokens, [\d,]+ tokens/s, seed 3\n", errors)
 
 
-def test_without_a_seed_the_one_sampled_is_shown(sample):
+def test_without_a_seed_the_one_sampled_is_shown(sample, text_of):
     _, output, errors = sample("--max-new-tokens", 30)
-    assert text_of(sample, "--max-new-tokens", 30, "--seed", errors.split()[-1]) == output
+    assert text_of("--max-new-tokens", 30, "--seed", errors.split()[-1]) == output
 
 
-def test_a_batch_gives_every_prompt_the_texts_it_gets_alone(sample, tmp_path):
+def test_a_batch_gives_every_prompt_the_texts_it_gets_alone(sample, text_of, tmp_path):
     """Each further text has the next seed; the headers stay out of a piped stdout, so that it holds the texts alone."""
     prompts = ["a", "bcdefgh abcdefg", "é b"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n\n", encoding="utf-8")
     options = ("--max-new-tokens", 12, "--seed")
     code, output, errors = sample("--prompt-file", "prompts.txt", "--num-samples", 2, *options, 5)
-    singles = [text_of(sample, "--prompt", prompts[row // 2], *options, 5 + row) for row in range(6)]
+    singles = [text_of("--prompt", prompts[row // 2], *options, 5 + row) for row in range(6)]
     assert code == 0 and output == "".join(singles)
     assert re.findall("^--- text (.*)", errors, re.MULTILINE) == [f"{row + 1} (seed {5 + row})" for row in range(6)]
 
@@ -68,27 +67,27 @@ def test_a_terminal_gets_the_headers_and_no_control_characters(sample, monkeypat
     assert sys.stdout.getvalue() == f"--- text 1 (seed 5)\n{text}--- text 2 (seed 6)\n{text}"
 
 
-def test_stop_string_ends_the_text_and_is_not_printed(sample):
-    whole = text_of(sample, "--prompt", "ab", "--seed", 1, "--max-new-tokens", 40)[2:-1]
+def test_stop_string_ends_the_text_and_is_not_printed(text_of):
+    whole = text_of("--prompt", "ab", "--seed", 1, "--max-new-tokens", 40)[2:-1]
     stop = whole[10:12]
-    cut = text_of(sample, "--prompt", "ab", "--seed", 1, "--max-new-tokens", 40, "--stop", "never", "--stop", stop)
+    cut = text_of("--prompt", "ab", "--seed", 1, "--max-new-tokens", 40, "--stop", "never", "--stop", stop)
     assert cut == "ab" + whole[: whole.index(stop)] + "\n"
 
 
-def test_beams_print_the_best_with_scores(sample):
+def test_beams_print_the_best_with_scores(sample, text_of):
     _, output, errors = sample("--prompt", "ab", "--beams", 4, "--n-best", 2, "--max-new-tokens", 5)
     scores = [float(score) for score in re.findall(r"score (-[\d.]+), log-probability -", errors)]
     assert len(scores) == 2 and scores[0] >= scores[1]
-    assert output.startswith(text_of(sample, "--prompt", "ab", "--beams", 4, "--max-new-tokens", 5))
-    likeliest = text_of(sample, "--prompt", "ab", "--beams", 1, "--max-new-tokens", 1)[2:-1]
-    stopped = text_of(sample, "--prompt", "ab", "--beams", 4, "--length-penalty", 0, "--stop", likeliest)
+    assert output.startswith(text_of("--prompt", "ab", "--beams", 4, "--max-new-tokens", 5))
+    likeliest = text_of("--prompt", "ab", "--beams", 1, "--max-new-tokens", 1)[2:-1]
+    stopped = text_of("--prompt", "ab", "--beams", 4, "--length-penalty", 0, "--stop", likeliest)
     assert stopped == "ab\n"  # without the penalty no text is likelier than its first token
 
 
-def test_explain_shows_the_filters_at_work(sample):
+def test_explain_shows_the_filters_at_work(sample, text_of):
     arguments = ("--top-k", 3, "--top-p", 0.9, "--max-new-tokens", 2, "--seed", 1, "--prompt", "ab")
     code, output, errors = sample(*arguments, "--explain")
-    assert code == 0 and output == text_of(sample, *arguments)
+    assert code == 0 and output == text_of(*arguments)
     tables = errors.split("\ntoken ")[1:]
     assert len(tables) == 2
     for table, character in zip(tables, output[2:4], strict=True):

@@ -38,9 +38,8 @@ def test_one_rule_for_backslashes(typed, meant):
     assert unescape(typed) == meant
 
 
-def test_prompt_and_stop_follow_the_same_rule(model_file, in_process):
-    code, out, _ = in_process("generate.py", "--prompt", r"a\nb", "--max-new-tokens", 0)
-    assert code == 0 and out == "a\nb\n"
+def test_prompt_and_stop_follow_the_same_rule(model_file, output_of):
+    assert output_of("generate.py", "--prompt", r"a\nb", "--max-new-tokens", 0) == "a\nb\n"
     assert generate.parse_settings(["--stop", r"\n\n", "--stop", r"\\n"]).stop == ["\n\n", r"\n"]
 
 
@@ -59,18 +58,14 @@ def test_prompt_files(tmp_path, content, prompts):
 
 
 @pytest.mark.parametrize("flags", [["--prompt", "-"], ["--interactive"]])
-def test_standard_input_that_is_not_utf8_is_one_line(model_file, in_process, monkeypatch, flags):
+def test_standard_input_that_is_not_utf8_is_one_line(model_file, output_of, monkeypatch, flags):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), "utf-8", "surrogateescape"))
-    code, _, errors = in_process("generate.py", *flags)
-    assert code == 2
-    assert_one_error_line(errors, "standard input", "UTF-8", "0xff")
+    assert_one_error_line(output_of("generate.py", *flags, code=2), "standard input", "UTF-8", "0xff")
 
 
 @pytest.mark.filterwarnings("error")
-def test_where_warnings_are_errors_an_unknown_character_is_one_line(model_file, in_process):
-    code, _, errors = in_process("generate.py", "--prompt", "é")
-    assert code == 2
-    assert_one_error_line(errors, "U+00E9")
+def test_where_warnings_are_errors_an_unknown_character_is_one_line(model_file, output_of):
+    assert_one_error_line(output_of("generate.py", "--prompt", "é", code=2), "U+00E9")
 
 
 def test_a_conversation(model_file, in_process, monkeypatch):
@@ -94,7 +89,7 @@ def test_a_setting_alone_takes_its_default_and_others_stay():
     assert changed(settings, parser, "stop").stop == []
 
 
-def test_scores_equal_a_naive_loop(model_file, in_process, tmp_path):
+def test_scores_equal_a_naive_loop(model_file, output_of, tmp_path):
     model, tokenizer = model_file
     text = "ab cd\nefgh abc"
     ids = [tokenizer.start_id, *tokenizer.encode(text)]
@@ -106,8 +101,8 @@ def test_scores_equal_a_naive_loop(model_file, in_process, tmp_path):
             expected.append(F.cross_entropy(logits[None], torch.tensor([piece[end]])).item())
     assert np.allclose(token_losses(model, np.array(ids)), expected, atol=1e-5)
     (tmp_path / "t.txt").write_text(text, encoding="utf-8")
-    code, out, _ = in_process("generate.py", "--score", "t.txt", "--explain")
-    assert code == 0 and out.count("'") >= 2 * len(text)
+    out = output_of("generate.py", "--score", "t.txt", "--explain")
+    assert out.count("'") >= 2 * len(text)
     nats = sum(expected)
     assert f"{nats / len(text):.4f} nats per token, perplexity {math.exp(nats / len(text)):.2f}" in out
     assert f"{nats / math.log(2) / len(text):.4f} bits per byte" in out

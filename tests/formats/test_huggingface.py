@@ -161,28 +161,25 @@ def test_tokens_that_the_tokenizer_lacks_are_left_out(gpt2_folder):
     torch.testing.assert_close(loaded.model.eval()(ids), model(ids).logits[..., : tokenizer.vocab_size])
 
 
-def test_gpt2_ends_its_text_unless_told_otherwise(gpt2_folder, in_process):
+def test_gpt2_ends_its_text_unless_told_otherwise(gpt2_folder, output_of):
     folder, _, tokenizer = gpt2_folder
 
     rewrite(folder, lambda tensors: {**tensors, "transformer.ln_f.weight": torch.zeros(24)})
     rewrite(folder, lambda tensors: {**tensors, "transformer.ln_f.bias": 99 * tensors[TABLE][tokenizer.eos_id]})
-    assert in_process("convert.py", "gpt2", "gpt2.pth")[0] == 0
+    output_of("convert.py", "gpt2", "gpt2.pth")
     flags = ("--checkpoint", "gpt2.pth", "--prompt", "Hello", "--temperature", "0", "--max-new-tokens", "9")
-    code, output, _ = in_process("generate.py", *flags)
-    assert (code, output) == (0, "Hello\n")
-    assert in_process("generate.py", *flags[:4], "--max-new-tokens", "9", "--beams", "2")[:2] == (0, "Hello\n")
-    code, output, _ = in_process("generate.py", *flags, "--ignore-eos")
-    assert code == 0 and len(output) > len("Hello\n")
+    assert output_of("generate.py", *flags) == "Hello\n"
+    assert output_of("generate.py", *flags[:4], "--max-new-tokens", "9", "--beams", "2") == "Hello\n"
+    assert len(output_of("generate.py", *flags, "--ignore-eos")) > len("Hello\n")
 
 
 @pytest.mark.slow
-def test_gpt2_is_fine_tuned_in_a_smaller_window(gpt2_folder, in_process, tmp_path):
-    in_process("convert.py", "gpt2", "gpt2.pth")
+def test_gpt2_is_fine_tuned_in_a_smaller_window(gpt2_folder, output_of, tmp_path):
+    output_of("convert.py", "gpt2", "gpt2.pth")
     (tmp_path / "my.txt").write_text(TEXT * 40, encoding="utf-8")
     flags = ("--init-from", "gpt2.pth", "--data", "my.txt", "--max-seq", "8", "--batch-size", "4", "--steps", "4")
-    code, _, errors = in_process("main.py", *flags, "--lora-rank", "2", "--out", "my_lora.pth", "--device", "cpu")
-    assert code == 0, errors
-    assert in_process("convert.py", "gpt2.pth", "merged/", "--lora", "my_lora.pth")[0] == 0
+    output_of("main.py", *flags, "--lora-rank", "2", "--out", "my_lora.pth", "--device", "cpu")
+    output_of("convert.py", "gpt2.pth", "merged/", "--lora", "my_lora.pth")
     assert load_huggingface(tmp_path / "merged").model.config.max_seq == 16
 
 
