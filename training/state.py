@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from torch import Tensor
 from formats.checkpoint import TRAINING, read_checkpoint
 from support.command import UserError, user_errors
 from support.durable import locked, remove_leftovers, sync_folder, write_atomically
-from support.plain import check_fields
+from support.plain import check_fields, parse_json
 from training.distributed import DistContext
 
 MAX_NAME = 200  # bytes of NAME: file systems take 255, and what is written beside it is longer
@@ -130,7 +129,7 @@ class RunPaths:
         kept = []
         for line in self.metrics.read_bytes().splitlines(keepends=True):
             with contextlib.suppress(ValueError, TypeError, KeyError):  # no UTF-8, no JSON, or not a line of ours
-                if json.loads(line.decode())["step"] <= step and line.endswith(b"\n"):
+                if parse_json(line.decode())["step"] <= step and line.endswith(b"\n"):
                     kept.append(line)
         write_atomically(self.metrics, lambda file: file.writelines(kept))
 
