@@ -186,7 +186,7 @@ def test_an_earlier_run_is_kept_under_a_number_that_nobody_uses(earlier, tmp_pat
 
 def test_torn_and_foreign_lines_leave_the_metrics(tmp_path):
     paths = RunPaths(tmp_path / "a.pth")
-    odd = b'[1]\n3\n\xff\n{"step": "x"}\n{"step": 1e999}\n{"step": 1, "val_loss": NaN}\n{"a\xe2\x80\xa8"\n' + b"[" * 200_000
+    odd = b'[1]\n3\n\xff\n{"step": 1e999}\n{"step": 1, "val_loss": NaN}\n{"\xe2\x80\xa8"\n' + b"[" * 200_000
     paths.metrics.write_bytes(b'{"step": 1}\n' + odd + b'\n{"step": 3}\n{"step": 2}\n{"step": 2}')
     paths.trim_metrics(step=2)
     assert paths.metrics.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
