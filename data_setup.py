@@ -26,7 +26,6 @@ from corpora.download import Download, fetch
 from corpora.gutenberg import BOOKS, MIRROR, fetch_books, gutenberg_corpus, mirror_url
 from corpora.synthetic import synthetic_text
 from corpora.texts import Corpus, mapped_anew, split_documents
-from support import start
 from support.command import Parser, UserError, one_line, one_of, run, whole
 
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")
@@ -41,7 +40,7 @@ TINYSHAKESPEARE = Download(
 
 def data_folder() -> Path:
     """Where named corpora lie: beside the scripts."""
-    return Path(start.beside_scripts("data"))
+    return Path(support.start.beside_scripts("data"))
 
 
 def token_folder() -> Path:
@@ -161,7 +160,7 @@ def consecutive_windows(
     """Inputs (B, T) and targets (B, T), int64, that go once through all of tokens (N,), N - 1 targets in all.
 
     T is max_seq, except in a last, shorter window for what is left. B x T is at most batch_tokens, but B is at least 1.
-    With eval_tokens < N - 1, only that many targets, in whole windows (at least one) spread evenly over the tokens.
+    With eval_tokens < N - 1, about that many targets, in whole windows (at least one) spread evenly over the tokens.
     """
     windows_in_all = (len(tokens) - 1) // max_seq
     everything = eval_tokens is None or eval_tokens >= len(tokens) - 1
@@ -180,8 +179,8 @@ def epoch_starts(num_tokens: int, max_seq: int, seed: int, epoch: int) -> np.nda
     """Where the windows of one epoch begin (count,), in random order: side by side on the text, closed to a ring, so
     that no token is an input twice.
 
-    Each epoch turns the ring by the golden ratio: no other step spreads the places that are left out, and the seam
-    between end and beginning, as evenly over the text. So over the epochs every token is read equally often.
+    Each epoch turns the ring by the golden ratio: no other step spreads the tokens that are left out, and the
+    borders of the windows, as evenly over the text. So over the epochs every token is read equally often.
     """
     count = max(1, num_tokens // max_seq)
     turn = (np.random.default_rng([seed]).random() + epoch * (math.sqrt(5) - 1) / 2) % 1
@@ -201,8 +200,8 @@ def batch_starts(
     """Where the windows of this process's share of the batch at `step` begin (batch_size / ranks,): a pure function, so
     nothing to save or replay.
 
-    windows: "random" ones may begin anywhere; of "epochs", a batch may hold the end of one and the beginning of the
-    next. Of several processes ("ranks"), each takes an equal part of the batch.
+    windows: with "random" a window may begin anywhere; with "epochs" a batch may span two epochs. Of several processes
+    ("ranks"), each takes an equal part of the batch.
     """
     share = batch_size // ranks
     if windows == "random":

@@ -40,23 +40,25 @@ from training.save import names_what_is_kept, save_best, save_state, saved_if_it
 from training.start import Start, begin, find_start
 from training.state import RunPaths, open_files
 
-MAX_EVAL_LOGITS = 2**26  # in one batch of an evaluation: 256 MiB in float32
+MAX_EVAL_LOGITS = 2**26  # in a batch of an evaluation, of one window at least: 256 MiB in float32
 
 
 def main() -> None:
     """The command: build all that a run needs, then train."""
     settings, given = parse_flags(description=__doc__)
-    keep_freed_memory()
+    keep_freed_memory()  # faster: no page faults at every step
+    # dist: the processes of torchrun, or this one alone. files: what the run writes, locked against other runs.
     with joined() as dist, open_files(settings.out, dist) as files:
         start = find_start(settings, given, files, dist)  # nothing, a model to fine-tune, or a saved run to resume
         run = build_run(start, files, dist)
-        begin(run, start)
-        announce(run)
+        begin(run, start)  # restores what was saved, or keeps the files of an earlier run under another name
+        announce(run)  # prints what was chosen
         network = torch.compile(run.model) if wants_compile(run.settings.compile, run.device) else run.model
         network = dist.wrap(network)  # with several processes, their gradients are averaged
+        # A signal is noted, so that the step can end; an error says what was saved, and in which process it was.
         with StopSignal(shielded=dist.size > 1) as stop, names_what_is_kept(run), dist.faults_named():
             train(run, network, stop)
-        finish(run, dist.stop_signal(stop))
+        finish(run, dist.stop_signal(stop))  # prints the best loss, and what to type next
 
 
 def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
@@ -73,12 +75,12 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         tokenizer = start.tokenizer or make_tokenizer(settings.tokenizer, corpus)
         train_tokens = encode_split(tokenizer, corpus.train, token_folder())
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())
-    with user_errors():
+    with user_errors():  # a text too short is the user's mistake, not a bug
         train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
 
     # The network, and what updates it.
     dtype = pick_dtype(settings.dtype, device)
-    check_memory(training_memory(settings, tokenizer.vocab_size, dtype), device)
+    check_memory(training_memory(settings, tokenizer.vocab_size, dtype, dist.size), device)
     torch.manual_seed(settings.seed)
     model = start.model
     if model is None:
@@ -130,17 +132,17 @@ def make_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
 
 
 def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
-    """Train until the last step or a stop signal; evaluate and save every eval_every steps.
+    """Train until the last step, a stop signal or the end of --patience; evaluate and save every eval_every steps.
 
     run.model holds the weights; network is the same model, compiled if that was asked for. Each of several processes
     has a copy of it, and `backward` averages their gradients.
     """
     settings, state, dist = run.settings, run.state, run.dist
-    if dist.size > 1:  # PyTorch fixes the order in which it sums gradients in the first backward pass: one for nothing
+    if dist.size > 1:  # PyTorch fixes the order in which it sums gradients in the first backward pass: drop that
         compute_gradients(run, network)
         network.zero_grad(set_to_none=True)
     stopped = dist.stop_signal(stop)  # a signal that came to any of the processes, or 0
-    with Meter(run) as meter:  # adds up times and losses, and shows them
+    with Meter(run) as meter:  # adds up losses and times, but for what is `paused`
         if settings.init_from and state.step == 0:  # the base counts: a worse model must not become the best
             with meter.paused():
                 state.note_evaluation(evaluate(run))
@@ -159,7 +161,7 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
             loss = train_step(run, network)
             meter.count(loss)
             if state.step % settings.eval_every == 0 or state.step == settings.steps:
-                with meter.paused(), saved_if_it_fails(run):
+                with meter.paused(), saved_if_it_fails(run):  # whatever fails here, no step is lost
                     val_loss = evaluate(run)
                     if state.note_evaluation(val_loss):  # the lowest so far
                         save_best(run)  # the model, to NAME.pth
@@ -201,7 +203,7 @@ def train_step(run: Run, network: nn.Module) -> float:
 def compute_gradients(run: Run, network: nn.Module) -> float:
     """Leave the mean gradient of the whole batch in the weights' `.grad`; returns its mean loss in nats per token.
 
-    All that is random depends only on seed, step and process, so a resumed run draws the same windows and dropout.
+    All that is random depends only on seed, step, process and their number: a resumed run draws the same windows.
     """
     settings, dist, step = run.settings, run.dist, run.state.step
     # batch
@@ -222,7 +224,7 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
             # backward: adds to .grad, so the parts sum to the mean gradient of the batch
             loss.backward()
         total += loss.detach()
-    return float(dist.sum(total.item())) / dist.size  # if it is not finite in one process, all see that
+    return float(dist.sum(total.item())) / dist.size  # the mean of the processes: all see it if one is not finite
 
 
 def autocast(run: Run) -> torch.autocast:
@@ -235,7 +237,7 @@ def autocast(run: Run) -> torch.autocast:
 
 @torch.inference_mode()
 def evaluate(run: Run) -> float:
-    """Mean loss in nats per token over the validation split, cut into consecutive windows of max_seq.
+    """Mean loss in nats per token over the validation split, or --eval-tokens of it, in windows side by side.
 
     Raises FloatingPointError if it is not finite.
     """

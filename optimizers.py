@@ -28,8 +28,8 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, rounds: 
     For a matrix X with singular values s, X Xᵀ X has the same singular vectors and values s³. So an odd polynomial
     a X + b (X Xᵀ) X + c (X Xᵀ)² X changes each s to a s + b s³ + c s⁵ and needs no decomposition, only products. Muon's
     coefficients are chosen so that small values grow as fast as possible (3.4 times a round); the values do not
-    converge to 1 but end somewhere from about 0.7 to 1.2. Five rounds are not enough for values that begin below a
-    thousandth of the largest: these stay small.
+    converge to 1 but end somewhere from about 0.7 to 1.2. Five rounds are not enough for values that begin below about
+    1/650 of the norm: these stay small.
     """
     x = updates.to(dtype)
     tall = x.size(-2) > x.size(-1)
@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
     ):
         """params: groups of matrices; a group's "parts" says into how many each is cut, by rows (1 unless given).
 
-        dtype: the precision of the iteration's products, which bears bfloat16 well where that is fast.
+        dtype: the precision of the iteration's products, for which bfloat16 is precise enough.
         """
         self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
@@ -128,8 +128,8 @@ def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that `update_parameters` moves towards its weights: an exponential moving average (Polyak &
     Juditsky 1992; for language models of small texts Merity et al. 2017, https://arxiv.org/abs/1708.02182).
 
-    decay: the share of the average that a step leaves as it was. The average never reaches back further than a tenth of
-    the steps so far.
+    decay: the share of the average that a step leaves as it was. The average reaches back over about a tenth of the
+    steps so far at most.
     """
 
     def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:

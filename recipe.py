@@ -16,7 +16,7 @@ MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
 ENOUGH_PRODUCTS = 120.0
 
 # What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
-# which it uses on CPUs. It takes the validation loss from random windows; here it is that of the whole split.
+# which it uses on CPUs. nanoGPT takes the validation loss from random windows; here it is that of the whole split.
 NANOGPT = {
     "bias": False,
     "tie_embeddings": True,
@@ -210,8 +210,8 @@ def preset_settings(preset: str) -> argparse.Namespace:
 def usual_preset(given: dict) -> str:
     """The preset for this machine, and for the time that there is if the number of steps is to be planned.
 
-    mini only where the flags choose neither length nor network, and not for several processes: they must agree, and
-    might measure different speeds.
+    mini only where none of --steps, --resume, --init-from, --embed-dim and --num-heads is given, and not for several
+    processes: they must agree, and might measure different speeds.
     """
     device = pick_device(given.get("device", AUTO))
     chosen = given.keys() & {"steps", "resume", "init_from", "embed_dim", "num_heads"}
@@ -226,10 +226,8 @@ def check_together(settings: argparse.Namespace) -> None:
     """Raise UserError that names the flags if settings that are each in bounds do not go together."""
     if settings.embed_dim % settings.num_heads:
         raise UserError(f"--embed-dim {settings.embed_dim} must be divisible by --num-heads {settings.num_heads}")
-    if settings.batch_size % settings.grad_accum:
-        raise UserError(f"--batch-size {settings.batch_size} must be divisible by --grad-accum {settings.grad_accum}")
     if settings.minutes and settings.warmup < MIN_WARMUP:
-        raise UserError(f"--minutes needs a --warmup of {MIN_WARMUP} steps or more, which show how long a step takes")
+        raise UserError(f"to plan by time, --warmup must be {MIN_WARMUP} or more; or give --steps")
     if settings.lora_rank and not settings.init_from:
         raise UserError("--lora-rank needs --init-from: adapters change a model that is there")
     if not settings.lora_rank:

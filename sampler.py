@@ -30,7 +30,7 @@ def generate(
     suppress_tokens: tuple[int, ...] = (),
     watch: Callable[[list[tuple[str, Tensor]], list[int]], None] | None = None,
 ) -> Iterator[list[int]]:
-    """Yield, max_new_tokens times, the next token of every row: a list of B ids, which the window's rows grow by.
+    """Yield, max_new_tokens times, the next token of every row: a list of B ids; each is appended to its row.
 
     generators: one per row. suppress_tokens (the special ones) are never sampled. `watch` is shown each step: the
     outcomes of the filters and the tokens sampled. Raises FloatingPointError if the logits are not finite.

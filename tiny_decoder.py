@@ -8,8 +8,9 @@ V vocab_size.
 The vector x of each position is called the residual stream. It runs from the embeddings to the head, and every
 attention and every MLP only adds to it (He et al. 2015): the gradient of the loss reaches the first layer through these
 sums without shrinking. LayerNorm rescales the vector of each position to mean 0 and variance 1, then weights its
-numbers. It stands before each of them, x + f(norm(x)), not behind the sum, norm(x + f(x)), as in the first transformer:
-such "pre-norm" stacks train well with a short warm-up or none (Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
+numbers. Here it stands before each of them, x + f(norm(x)); the first transformer had it behind the sum, norm(x +
+f(x)). Such "pre-norm" stacks train well with a short warm-up or none (Xiong et al. 2020,
+https://arxiv.org/abs/2002.04745).
 """
 
 import math
@@ -97,8 +98,8 @@ class CausalSelfAttention(nn.MultiheadAttention):
             cache[:, :, :, -x.size(1) :] = qkv[1:]  # (2, B, nh, T, hs)
             k, v = cache
         dropout = self.dropout if self.training else 0.0
-        # `attend` is the formula. The other line is the same in one call that does not hold the weights of all pairs of
-        # tokens in memory. On a CPU in bfloat16 the formula trains up to 1.2 times as fast; elsewhere that call does.
+        # Both branches compute the same. `attend` trains up to 1.2 times as fast on a CPU in bfloat16; elsewhere the
+        # fused call is faster, and it does not hold the weights of all pairs of tokens in memory.
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(2) <= PLAIN_LIMIT:
             h = self.attend(q, k, v, mask, dropout)
         else:
@@ -168,7 +169,7 @@ def causal_mask(max_seq: int) -> Tensor:
 
 
 def sinusoids(max_seq: int, embed_dim: int) -> Tensor:
-    """A row per position (max_seq, embed_dim) of sines, then cosines, with mean square 1.
+    """A row per position (max_seq, embed_dim) of sines, then cosines, with mean square 1 (if embed_dim is even).
 
     Like those of Vaswani et al. 2017, but the wavelengths fit the window: a geometric series from 2 pi towards
     4 max_seq, so no two positions in the window look alike.
@@ -190,8 +191,9 @@ class TinyGPT(nn.Module):
         super().__init__()
         self.config = config
         width = config.embed_dim
-        # Two tables, nn.Embedding(rows, width). from_pretrained gives them zeros at first: to sample weights on the
-        # meta device, on which loaders build the network, imports 822 modules of PyTorch's compiler, in 3 to 5 seconds.
+        # Two tables, nn.Embedding(rows, width). from_pretrained gives them zeros at first: to sample normal numbers on
+        # the meta device, on which loaders build the network, imports 822 modules of PyTorch's compiler, in 3 to 5
+        # seconds.
         self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
         self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(config.max_seq, width), freeze=False)
         self.dropout = nn.Dropout(config.dropout)

@@ -17,7 +17,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what <unk> looks like in text
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer has: `CharTokenizer` and `BPETokenizer` below."""
+    """What `CharTokenizer` and `BPETokenizer` below have in common."""
 
     kind: str  # its name in a checkpoint
     vocab_size: int  # how many tokens, special ones included

@@ -7,6 +7,7 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 
 import hashlib
 import json
+import mmap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ def token_blocks(tokenizer: Tokenizer, split: Split) -> Iterator[np.ndarray]:
 
 def mapped_anew(tokens: np.ndarray) -> np.ndarray:
     """The same ids, a file's through a new mapping: what an old one has touched counts as this process's memory."""
-    if not isinstance(tokens, np.memmap):
+    if not isinstance(tokens, np.memmap) or not isinstance(tokens.base, mmap.mmap):  # a slice has its parent's offset
         return tokens
     return np.memmap(tokens.filename, tokens.dtype, "r", tokens.offset, tokens.shape)
 
@@ -175,14 +176,16 @@ def mapped_anew(tokens: np.ndarray) -> np.ndarray:
 def encode_split(tokenizer: Tokenizer, split: Split, cache: Path) -> np.ndarray:
     """The ids of a split (N,): in memory if it is small, else mapped from a file in the folder `cache`.
 
-    Characters that the tokenizer does not know become `<unk>`, with one warning. Raises OSError if the file cannot
-    be written.
+    Characters that the tokenizer does not know become `<unk>`, with one warning. Raises UserError if there are fewer
+    than two tokens, OSError if the file cannot be written.
     """
     tokenizer = for_length(tokenizer, len(split))
     if len(split) <= IN_MEMORY:
         ids = np.concatenate([np.zeros(0, tokenizer.id_dtype), *token_blocks(tokenizer, split)])
     else:
         ids = encode_into_file(tokenizer, split, cache)
+    if len(ids) < 2:
+        raise UserError("a part of the text is a single token, too short to train or validate on: give more text")
     if unknown := count_unknown(tokenizer, ids):
         message = f"{unknown:,} of {len(split):,} characters are not in the vocabulary; read as {UNK}"
         warnings.warn(message, UnknownCharacterWarning, stacklevel=2)

@@ -12,9 +12,10 @@ and the header holds
     kind        "model", "training" or "adapter"
     config      the fields of TinyGPTConfig; in an adapter, of LoRAConfig
     tokenizer   `to_plain()` of the tokenizer; an adapter has none
-    origin      where it came from: corpus, step, loss, versions (for people)
+    origin      where it came from: corpus, step, loss (for people)
     base        only in an adapter: `model_digest` of the model that it adapts
-    training    only in a training state: the settings, and the plain part of TrainState (training/state.py)
+    settings    only in a training state: those of the run
+    training    only in a training state: TrainState (training/state.py)
 
 The tensors are the model's weights, a tied one once; a training state's others begin with "optimizer/", "average/" or
 "adapter/".

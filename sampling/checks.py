@@ -13,7 +13,9 @@ UNUSED = {
     "explain": {"num_samples", "prompt_file", "engine", "weights"},
     "interactive": {"prompt", "prompt_file"},
     "prompt_file": {"prompt"},
-    "score": FILTERS | {"prompt", "prompt_file", "interactive", "num_samples", "beams", "max_new_tokens", "stop"},
+    "score": FILTERS
+    | {"prompt", "prompt_file", "interactive", "num_samples", "beams", "max_new_tokens", "stop"}
+    | {"engine", "weights", "stride", "length_penalty", "ignore_eos"},
 }
 
 

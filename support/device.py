@@ -89,8 +89,8 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is handed back
 
 
-def check_memory(least: int, device: torch.device) -> None:
-    """Raise UserError if `least` bytes are more than the device has in all, where that can be found out.
+def check_memory(needed: int, device: torch.device) -> None:
+    """Raise UserError if `needed` bytes are more than the device has in all, where that can be found out.
 
     An operating system hands out memory that it does not have, and kills the process that then uses it.
     """
@@ -99,8 +99,8 @@ def check_memory(least: int, device: torch.device) -> None:
         total = torch.cuda.get_device_properties(device).total_memory
     elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if least > total:
-        needs = f"this needs at least {least / 2**30:,.0f} GiB of memory, and {device} has {total / 2**30:,.0f}"
+    if needed > total:
+        needs = f"this needs about {needed / 2**30:,.0f} GiB of memory, and {device} has {total / 2**30:,.0f}"
         raise UserError(f"{needs}: try a smaller --batch-size, --max-seq or --embed-dim, or a larger --grad-accum")
 
 

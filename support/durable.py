@@ -57,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
     reaches the disk (fsync of the folder). With `previous`, the old file takes that name first: killed in between, only
     the old file is there, as `previous`. Raises OSError that names `path`, the temporary file removed.
     """
-    path = Path(os.path.realpath(path))  # a link stays a link
+    path = path if previous else Path(os.path.realpath(path))  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     temporary = temporary_name(path)

@@ -84,14 +84,15 @@ def check_split(settings: Namespace, dist: DistContext) -> None:
         raise UserError(f"--batch-size {settings.batch_size} must be divisible by {parts}")
 
 
-def training_memory(settings: Namespace, vocab_size: int, dtype: torch.dtype) -> int:
-    """About how many bytes training holds at once, for refusing what cannot fit.
+def training_memory(settings: Namespace, vocab_size: int, dtype: torch.dtype, processes: int) -> int:
+    """About how many bytes each of so many processes holds at once, for refusing what cannot fit.
 
-    Weights, gradients and one optimizer state; the mask; and what a forward pass keeps for the backward pass, as
-    measured on a CPU: per token and layer 20 x embed_dim numbers of the products' precision, per token the logits in
-    that precision, in float32, and their gradients.
+    Weights and, unless they are frozen, gradients and one optimizer state; the mask; and what a forward pass keeps for
+    the backward pass, as measured on a CPU: per token and layer 20 x embed_dim numbers of the products' precision, per
+    token the logits in that precision, in float32, and their gradients.
     """
     width, layers, window = settings.embed_dim, settings.num_layers, settings.max_seq
     parameters = 12 * layers * width**2 + (2 * vocab_size + window) * width
-    tokens = settings.batch_size // settings.grad_accum * window
-    return 12 * parameters + 4 * window**2 + tokens * (20 * dtype.itemsize * layers * width + 16 * vocab_size)
+    tokens = settings.batch_size // (settings.grad_accum * processes) * window
+    bytes_each = 4 if settings.lora_rank else 12
+    return bytes_each * parameters + 4 * window**2 + tokens * (20 * dtype.itemsize * layers * width + 16 * vocab_size)

@@ -170,7 +170,8 @@ def joined() -> Iterator[DistContext]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends all ranks once one has left: this one is leaving
         sys.stderr = stderr if ranks.reports_failure() else nowhere
         raise
-    # Not by sys.exit: a thread of gloo that is still at work when Python ends aborts the process, for torchrun a failure.
+    # Not by sys.exit: a thread of gloo that is still at work when Python ends would abort the process, which torchrun
+    # takes for a failure.
     sys.stdout.flush()
     os._exit(0)
 

@@ -6,6 +6,8 @@ Until then the schedule does not depend on the number of steps, so `--steps N` w
 import math
 import statistics
 
+from tqdm import tqdm
+
 from recipe import preset_settings
 from training.run import Run
 
@@ -23,7 +25,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     rate = settings.batch_size * settings.max_seq / seconds
     if not settings.minutes:
         left = in_minutes(seconds * (settings.steps - state.step))
-        print(f"time     {rate:,.0f} tokens/s: {left}, evaluations not counted")
+        tqdm.write(f"time     {rate:,.0f} tokens/s: {left}, evaluations not counted")
         return
     preset = preset_settings(settings.preset)
     evaluations = math.ceil(preset.steps / preset.eval_every)
@@ -37,7 +39,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     if fitting < settings.steps:
         repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
         plan += f", as many as --minutes {settings.minutes:g} allows ({repeat} repeats this run)"
-    print(plan)
+    tqdm.write(plan)
     settings.steps = fitting
 
 

@@ -79,9 +79,9 @@ def metrics_line(run: Run, val_loss: float) -> dict[str, float]:
     }
     if run.tokenizer.kind != CharTokenizer.kind:
         nats = val_loss * (len(run.val_tokens) - 1)  # the first token is only ever an input
-        first = run.tokenizer.decode(run.val_tokens[:1])
-        line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first))
-        line["val_bits_per_byte"] = nats / math.log(2) / (run.val_bytes - len(first.encode()))
+        first = run.tokenizer.decode_bytes(run.val_tokens[:1])
+        line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first.decode("utf-8", "ignore")))
+        line["val_bits_per_byte"] = nats / math.log(2) / (run.corpus.val.count_bytes() - len(first))
     return line
 
 

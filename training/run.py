@@ -51,8 +51,3 @@ class Run:
     def bigram_entropy(self) -> float:
         """See `corpora.texts.bigram_entropy`: of the first 4 million training tokens."""
         return bigram_entropy(self.train_set.tokens[: 2**22])
-
-    @cached_property
-    def val_bytes(self) -> int:
-        """The length of the validation text in UTF-8."""
-        return self.corpus.val.count_bytes()

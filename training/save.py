@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from formats.adapter import adapter_weights, base_weights, save_adapter
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from lora import lora_config
-from recipe import make_parser
+from recipe import MAX_STEPS, make_parser
 from support.command import Interrupted, one_line
 from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
@@ -65,11 +65,12 @@ def where_kept(run: Run) -> str:
     """What a user still has after a failure."""
     step, steps = run.saved_step, run.settings.steps
     if not run.saved_in:
-        return "no training state of this run was saved yet"
+        return "this run has not saved a training state yet"
     if step >= steps:
         return f"saved at step {step} of {steps}, the last; sample from it with: {sample_command(run)}"
     start = "torchrun …" if run.dist.size > 1 else "python"
-    return f"saved at step {step} of {steps}; continue with: {start} main.py --resume{out_flag(run, '--out')}"
+    of_steps = f" of {steps}" if steps < MAX_STEPS else ""  # not yet planned
+    return f"saved at step {step}{of_steps}; continue with: {start} main.py --resume{out_flag(run, '--out')}"
 
 
 @contextlib.contextmanager

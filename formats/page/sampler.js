@@ -36,7 +36,7 @@ function penalizeRepetition(logits, seen, penalty) {
 /** Scale the distances to the largest logit by 1 / temperature; at 0 only the first of the largest stays. */
 function applyTemperature(logits, temperature) {
   const best = argmax(logits);
-  if (temperature === 0) return logits.map((_, id) => (id === best ? 0 : -Infinity));
+  if (temperature < 1e-6) return logits.map((_, id) => (id === best ? 0 : -Infinity));
   const largest = logits[best], by = Math.fround(temperature);
   return logits.map((logit) => Math.fround(logit - largest) / by);
 }

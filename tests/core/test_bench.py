@@ -1,4 +1,4 @@
-"""The arithmetic behind the benchmarks' tables; the pictures, drawn from measurements only (made up here)."""
+"""The arithmetic behind the benchmarks' tables."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Training end to end, as a user runs it: the commands, bit-exact resume, the floor, whose mistake an error is."""
+"""Training end to end, as a user runs it: the commands, bit-exact resume, the floor, failures at an evaluation."""
 
 import random
 

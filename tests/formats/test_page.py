@@ -73,7 +73,7 @@ def test_the_file_tells_the_origin_without_folders_odd_values_and_markup(origin,
     assert data["origin"] == shown and data["tokenizer"]["characters"] == HOSTILE
 
 
-def test_a_file_that_is_no_page_and_a_page_that_is_too_large_need_force(tmp_path, monkeypatch):
+def test_a_file_that_is_no_page_needs_force(tmp_path):
     path = tmp_path / "x.html"
     path.write_text("my thesis")
     with pytest.raises(UserError, match="not from this command"):

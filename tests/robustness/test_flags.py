@@ -92,7 +92,7 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
     "arguments, words",
     [
         (["--num-heads", 3, "--embed-dim", 16], ["--embed-dim 16", "--num-heads 3"]),
-        (["--batch-size", 9, "--grad-accum", 2], ["--batch-size 9", "--grad-accum 2"]),
+        (["--batch-size", 9, "--grad-accum", 2], ["--batch-size 9", "--grad-accum"]),
         (["--device", "cuda:99"], ["--device cuda:99"]),
         (["--device", "meta"], ["--device meta"]),
         (["--device", "cpu:x"], ["--device cpu:x"]),
