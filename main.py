@@ -207,8 +207,8 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
     """
     settings, dist, step = run.settings, run.dist, run.state.step
     # batch
-    place = (settings.seed, step, dist.rank, dist.size)
-    starts = batch_starts(run.train_set, settings.batch_size, *place, settings.windows)
+    share = (dist.rank, dist.size)
+    starts = batch_starts(run.train_set, settings.batch_size, settings.seed, step, *share, windows=settings.windows)
     inputs, targets = run.train_set.batch(starts)  # (B, T) both
     torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # for dropout
     network.train()

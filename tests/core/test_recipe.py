@@ -110,6 +110,12 @@ def nanogpt_lr(step: int, max_iters: int) -> float:
     return 1e-4 + 0.5 * (1.0 + math.cos(math.pi * share)) * 9e-4
 
 
+def test_of_two_presets_the_last_counts():
+    """The first one's values were left where the last one has none of its own."""
+    twice = parse_flags(["--preset", "tiny", "--preset", "small", "--device", "cpu"])[0]
+    assert vars(twice) == vars(recipe(preset="small"))
+
+
 @pytest.mark.parametrize("preset, theirs", [("reference", NANOGPT), ("reference-cpu", NANOGPT_CPU)])
 def test_the_references_are_nanogpts_to_the_letter(preset, theirs):
     s = recipe(preset=preset)
