@@ -137,7 +137,7 @@ def test_a_full_disk_is_exit_1_with_the_reason(earlier, tmp_path, first_that_fai
     folder = copy_of(earlier, tmp_path / "run")
     limit = (folder / OUT.best).stat().st_size + beyond
     child = train(folder, *RUN, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), code=1)
-    assert_one_error_line(child.stderr, first_that_fails, os.strerror(errno.EFBIG), "no training state")
+    assert_one_error_line(child.stderr, first_that_fails, os.strerror(errno.EFBIG), "not saved a training state")
     assert_nothing_lost(folder, child.stdout, files_of(earlier))
 
 
