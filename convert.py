@@ -50,9 +50,9 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
         check_overwrite(target, force=settings.force)
         save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
     elif ending == ".html":
-        metrics = (settings.lora or settings.source).with_suffix(".metrics.jsonl")
+        metrics = (settings.lora or settings.source).absolute().with_suffix(".metrics.jsonl")
         deviation = save_page(target, loaded, metrics, settings.precision, settings.force)
-        print_deviation(target, deviation, "its weights are rounded to float16")
+        print_deviation(target, deviation, f"its weights are in {settings.precision}")
     elif ending == ".gguf":
         deviation = save_gguf(target, loaded, settings.force)
         print_deviation(target, deviation, "an estimate: llama.cpp rounds to float16, and has only the tanh GELU")

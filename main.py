@@ -143,12 +143,12 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
         network.zero_grad(set_to_none=True)
     stopped = dist.stop_signal(stop)  # a signal that came to any of the processes, or 0
     with Meter(run) as meter:  # adds up losses and times, but for what is `paused`
-        if settings.init_from and state.step == 0:  # the base counts: a worse model must not become the best
+        if settings.init_from and state.best_loss is None:  # the base counts: a worse model must not become the best
             with meter.paused():
                 state.note_evaluation(evaluate(run))
                 save_best(run)
                 print_base(run)
-        while state.step < run.last_step and not stopped:  # the last of all steps, or --stop-at
+        while state.step < run.last_step and not stopped:  # the last of all, --stop-at, or --patience is over
             if not state.planned and state.step >= max(1, settings.warmup):  # now the length of a step is known
                 with meter.paused():
                     began = time.perf_counter()
@@ -168,8 +168,6 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
                     line = log_metrics(run, val_loss)
                     save_state(run)  # what --resume needs, to NAME.last.pth
                     print_step(run, line, sample_text(run))
-                if settings.patience and state.stale >= settings.patience:  # so many evaluations without a new best
-                    break
             stopped = dist.stop_signal(stop)
     if run.saved_step < state.step or not run.saved_in:  # it ended between two evaluations
         save_state(run)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from support.command import UserError, user_errors
-from support.plain import check_fields, parse_json
+from support.plain import MAX_JSON, check_fields, parse_json
 from tokenizer import BOS, BYTE_OF, END_OF_TEXT, LONE_SURROGATE, LONG_WORD, BPETokenizer, CharTokenizer, Tokenizer
 
 
@@ -77,8 +77,8 @@ def load_bpe(path: Path, start: str = BOS) -> BPETokenizer:
     """The tokenizer in a `tokenizer.json`. Raises UserError if the file holds none, OSError if it cannot be read."""
     if not path.is_file():
         raise UserError(f"--tokenizer {path}: no such file; make one with: python train_tokenizer.py")
-    with user_errors(f"--tokenizer {path}: "):
-        return bpe_from_json(path.read_text(encoding="utf-8"), start)
+    with user_errors(f"--tokenizer {path}: "), open(path, encoding="utf-8") as file:
+        return bpe_from_json(file.read(MAX_JSON + 1), start)
 
 
 def bpe_to_json(tokenizer: BPETokenizer) -> str:

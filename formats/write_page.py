@@ -23,7 +23,7 @@ from formats.checkpoint import Checkpoint, model_weights
 from formats.twin import check_twin, deviation, half_precision, self_check
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
-from support.plain import is_plain, parse_json
+from support.plain import finite, is_plain, parse_json
 from tokenizer import REPLACEMENT, Tokenizer
 
 PARTS = Path(__file__).with_name("page")
@@ -127,7 +127,7 @@ def read_metrics(path: Path | None) -> list[dict]:
     for line in path.read_text("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
             entry = parse_json(line)
-            points.append({name: float(entry[name]) for name in CURVE_FIELDS})
+            points.append({name: finite(entry[name]) for name in CURVE_FIELDS})
     return points[:: math.ceil(len(points) / 1000) or 1]
 
 

@@ -30,7 +30,7 @@ def token_losses(model: TinyGPT, ids: np.ndarray) -> np.ndarray:
 def print_score(model: TinyGPT, tokenizer: Tokenizer, path: str, explain: bool) -> None:
     """Print the loss of a UTF-8 text per token, character and byte, and its perplexity; with explain each token's.
 
-    Raises UserError if the file is empty or not UTF-8.
+    Raises UserError if the file is empty or not UTF-8, FloatingPointError if the losses are not finite.
     """
     text = read_text("--score", path)
     ids = np.concatenate([[tokenizer.start_id], for_length(tokenizer, len(text)).encode_array(text)])
@@ -39,6 +39,8 @@ def print_score(model: TinyGPT, tokenizer: Tokenizer, path: str, explain: bool) 
         for token, loss in zip(ids[1:].tolist(), losses.tolist(), strict=True):
             print(f"{loss:8.4f}  {tokenizer.decode([token])!r}")
     nats, size = float(losses.sum(dtype=np.float64)), len(text.encode())
+    if not math.isfinite(nats):
+        raise FloatingPointError("the model's losses are not finite: its weights are damaged or too large")
     print(f"{visible(path)}: {len(losses):,} tokens, {len(text):,} characters, {size:,} bytes")
-    print(f"{nats / len(losses):.4f} nats per token, perplexity {math.exp(nats / len(losses)):.2f}")
+    print(f"{nats / len(losses):.4f} nats per token, perplexity {math.exp(min(700, nats / len(losses))):.2f}")
     print(f"{nats / len(text):.4f} nats per character, {nats / math.log(2) / size:.4f} bits per byte")

@@ -154,7 +154,7 @@ def joined() -> Iterator[DistContext]:
 
     Only rank 0's output is seen. If the run fails, the first rank to fail prints why, and the others leave silently.
     """
-    if not os.environ.keys() >= {"TORCHELASTIC_RUN_ID", "RANK"}:
+    if not os.environ.keys() >= {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"}:
         yield ALONE
         return
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))

@@ -124,13 +124,14 @@ def finish(run: Run, signum: int) -> None:
         print(where_kept(run))
         return
     best = run.files.best
-    seconds = state.train_seconds
     guessing = math.log(run.tokenizer.vocab_size)
     if settings.init_from and state.best_step == 0:
         print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr")
     elif state.best_loss > guessing:
         print(f"NOTE: guessing has a loss of {guessing:.4f}: this run has learned nothing; try a smaller --lr")
-    print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds:.0f} s of training")
+    print(
+        f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {state.train_seconds:.0f} s of training"
+    )
     if state.stale >= MIN_STALE or patience_is_over:
         advice = "the model may overfit; try more text, more --dropout or fewer --steps"
         print(f"{counted(state.stale, 'evaluation')} without a new best: {advice}")

@@ -39,7 +39,9 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """The step after which this call ends: the schedule's last, or --stop-at."""
+        """The step after which this call ends: the last, --stop-at, or this one when --patience is over."""
+        if self.settings.patience and self.state.stale >= self.settings.patience:
+            return self.state.step
         return min(self.settings.steps, self.settings.stop_at or self.settings.steps)
 
     @property

@@ -18,7 +18,6 @@ from support.plain import check_fields, parse_json
 from training.distributed import DistContext
 
 MAX_NAME = 200  # bytes of NAME: file systems take 255, and what is written beside it is longer
-MAX_NUMBER = 1e30  # that a training state may hold
 
 
 @dataclass
@@ -53,7 +52,7 @@ class TrainState:
         check_fields(fields, kinds | {"best_loss": (float, type(None))})
         state = cls(**{name: fields[name] for name in kinds})
         for name, value in vars(state).items():
-            if isinstance(value, int | float) and not 0 <= value < MAX_NUMBER:
+            if isinstance(value, int | float) and not 0 <= value < 1e30:
                 raise ValueError(f"its entry {name!r} is out of range")
         return state
 
@@ -137,7 +136,7 @@ class RunPaths:
 def link_or_copy(path: Path, copy: Path) -> None:
     """A second name for the file at `path`, or a second file where the file system has no hard links."""
     try:
-        os.link(path, copy)
+        os.link(os.path.realpath(path), copy)
     except OSError:
         write_atomically(copy, lambda file: file.write(path.read_bytes()))
 

@@ -66,6 +66,8 @@ def test_a_resume_plans_if_the_run_has_not(train):
 def test_patience_ends_a_run(train):
     flags = ["--steps", 50, "--eval-every", 1, "--lr", 50, "--muon-lr", 50, "--grad-clip", 1e-9, "--patience", 2]
     assert "2 evaluations without a new best" in train(*FLAGS, "a.pth", *flags)
+    again = train("--resume", "--out", "a.pth")  # made one step more than a run that was not cut there
+    assert "2 evaluations without a new best" in again and "\nstep" not in again
 
 
 def test_minutes_in_words():

@@ -166,6 +166,16 @@ def test_a_damaged_state_gives_way_to_the_one_before_with_a_loud_line(uninterrup
     assert_one_error_line(train(folder, "--resume", code=2).stderr, str(OUT.last))
 
 
+def test_a_model_behind_a_link_is_kept_when_the_next_run_writes_there(earlier, tmp_path):
+    """The copy was one of the link, so the new model replaced both."""
+    folder = copy_of(earlier, tmp_path / "run")
+    before = (folder / OUT.best).read_bytes()
+    (folder / OUT.best).rename(folder / "real.pth")
+    (folder / OUT.best).symlink_to(folder / "real.pth")
+    train(folder, *RUN, "--seed", 7)
+    assert (folder / "checkpoints/tiny_decoder.1.pth").read_bytes() == before != (folder / "real.pth").read_bytes()
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_an_earlier_run_is_kept_under_a_number_that_nobody_uses(earlier, tmp_path, monkeypatch, links):
     """Number 1 belongs to a run that has yet to save: it has only the lock."""
