@@ -16,8 +16,7 @@ from tiny_decoder import TinyGPT
 
 def bench_decode_loss(rows: int = 32) -> None:
     """The usual checkpoint on tinyshakespeare's validation split, with --weights int8, and with every --stride."""
-    checkpoint = usual_path()
-    loaded = load_model(Path(checkpoint))
+    loaded = load_model(Path(usual_path()))
     model, window = loaded.model, loaded.model.config.max_seq
     tokens = loaded.tokenizer.encode(load_corpus("tinyshakespeare").val.text())
     texts = [tokens[i * (len(tokens) // rows) :][: 2 * window] for i in range(rows)]
@@ -29,8 +28,7 @@ def bench_decode_loss(rows: int = 32) -> None:
     for stride in sorted({1, window // 4, window // 2, window}):
         loss = text_loss(model, texts, window, 2 * window, stride=stride)
         lines.append([f"past the window, --stride {stride}", f"{loss:.4f}"])
-    print(f"{checkpoint}, {rows} texts, a window of {window} tokens\n")
-    print_table(["decoder", "nats per token"], lines)
+    print_table([f"{rows} texts, a window of {window} tokens", "nats per token"], lines)
 
 
 def text_loss(model: TinyGPT, texts: list[list[int]], start: int, end: int, **options) -> float:

@@ -21,7 +21,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     settings, state = run.settings, run.state
     state.planned = True
     # the second half, because the first steps also load code; a run that was resumed just now has only its average
-    seconds = 1e-9 + statistics.median(step_seconds[len(step_seconds) // 2 :] or [state.train_seconds / state.step])
+    seconds = max(1e-9, statistics.median(step_seconds[len(step_seconds) // 2 :] or [state.train_seconds / state.step]))
     rate = settings.batch_size * settings.max_seq / seconds
     if not settings.minutes:
         left = in_minutes(seconds * (settings.steps - state.step))

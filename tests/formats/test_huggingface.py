@@ -255,14 +255,11 @@ DAMAGES = {
     "a tensor too many": tensor(lambda none: torch.ones(1), "h.0.extra"),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "no config": lambda folder: (folder / "config.json").unlink(),
-    "a wide JSON bomb": content("tokenizer.json", b"[" + b"{}," * 10**6 + b"{}]"),
     # Tokenizers that look like ours, and read text in another way:
     "normalizer": tokenizer(lambda content: content.update(normalizer={"type": "NFC"})),
     "another rule for words": tokenizer(lambda content: content.update(pre_tokenizer={**BYTES, "use_regex": False})),
-    "another decoder": tokenizer(lambda content: content.update(decoder={"type": "WordPiece"})),
     "an id too large": tokenizer(lambda content: content["model"]["vocab"].update(x=9999)),
     "no start among characters": characters(**{"<unk>": 0, "a": 1}),
-    "no characters": characters(),
 }
 
 

@@ -71,7 +71,6 @@ def test_every_flag_with_a_value_is_swept():
     "script, arguments, words",
     [
         ("main.py", ["--step", 5], ["--step", "mean --steps?"]),
-        ("main.py", ["more"], ["more"]),
         ("main.py", ["--learning-rate", 1e-3], ["--learning-rate", "mean --lr?"]),
         ("main.py", ["--dataset", "a.txt"], ["--dataset", "mean --data?"]),
         ("main.py", ["--preset", "smal"], ["--preset", "mean small?"]),

@@ -30,7 +30,6 @@ FAULTS = {  # what is sent, and what the error says
     "short": (reply(BODY[:500], len(BODY)), "500 bytes of the expected"),
     "too_long": (reply(BODY * 3), "too large"),
     "wrong_hash": (reply(BODY[::-1]), "sha256"),
-    "endless_header": (b"HTTP/1.0 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "cannot fetch"),
     "stall": (reply(length=len(BODY)), "timed out"),
     "trickle": (reply(length=len(BODY)), "too slow"),
     "to_ftp": (reply(status=302, location="ftp://127.0.0.1:1/good"), "cannot fetch"),
