@@ -6,8 +6,10 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 """
 
 import hashlib
+import itertools
 import json
 import mmap
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -200,13 +202,26 @@ def count_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> int:
 
 
 def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memmap:
-    """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer."""
-    key = hashlib.sha256(f"{split.identity} {json.dumps(tokenizer.to_plain())}".encode()).hexdigest()
-    path = cache / f"{key[:32]}.ids"
-    if not path.exists():
+    """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer.
+
+    The same sha256 stands behind the ids, as a sign that the file is whole.
+    """
+    key = hashlib.sha256(f"{split.identity} {json.dumps(tokenizer.to_plain())}".encode()).digest()
+    path = cache / f"{key.hex()[:32]}.ids"
+    if not ends_with(path, key):
         blocks = tqdm(token_blocks(tokenizer, split), desc="encoding", unit=" blocks", disable=None, leave=False)
-        write_atomically(path, lambda file: file.writelines(blocks))
-    return np.memmap(path, tokenizer.id_dtype, "r")
+        write_atomically(path, lambda file: file.writelines(itertools.chain(blocks, [key])))
+    count = (path.stat().st_size - len(key)) // tokenizer.id_dtype.itemsize
+    return np.memmap(path, tokenizer.id_dtype, "r", shape=(count,))
+
+
+def ends_with(path: Path, end: bytes) -> bool:
+    """Whether there is a file at `path` whose last bytes are `end`."""
+    if not path.is_file() or path.stat().st_size < len(end):
+        return False
+    with open(path, "rb") as file:
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
 
 
 def bigram_entropy(tokens: np.ndarray) -> float:

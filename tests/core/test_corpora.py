@@ -139,6 +139,17 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
     assert len(list(tmp_path.iterdir())) == 4  # another text, another part, another tokenizer: another file
 
 
+@pytest.mark.parametrize("damage", ["another file", "empty", "cut short"])
+def test_a_token_file_that_is_not_whole_is_made_anew(tmp_path, large, damage):
+    corpus, tokenizer = split_documents("x", [DIGITS]), CharTokenizer.from_text(DIGITS)
+    ids = encode_split(tokenizer, corpus.train, tmp_path).tolist()
+    (file,) = tmp_path.iterdir()
+    data = file.read_bytes()
+    file.write_bytes({"another file": b"x" * len(data), "empty": b"", "cut short": data[:-2]}[damage])
+    assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == ids
+    assert file.read_bytes() == data
+
+
 def test_more_than_65536_tokens_take_uint32(tmp_path, large):
     text = "".join(map(chr, range(32, 0x11000))).encode("utf-8", "ignore").decode()
     corpus = split_documents("x", [text])
