@@ -52,7 +52,8 @@ class TrainState:
         check_fields(fields, kinds | {"best_loss": (float, type(None))})
         state = cls(**{name: fields[name] for name in kinds})
         for name, value in vars(state).items():
-            if isinstance(value, int | float) and not 0 <= value < 1e30:
+            largest = 10**9 if isinstance(value, int) else sys.float_info.max
+            if isinstance(value, int | float) and not 0 <= value <= largest:
                 raise ValueError(f"its entry {name!r} is out of range")
         return state
 

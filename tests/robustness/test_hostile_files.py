@@ -399,7 +399,7 @@ def test_a_lack_of_memory_is_no_damage(tmp_path):
 STATE_EDITS = {
     "no training state": (lambda h, t: h.update(training=3), "'training'"),
     "no step": (lambda h, t: h["training"].pop("step"), "'step'"),
-    "an endless step": (part_of("training", step=2**60), "steps already"),
+    "an endless step": (part_of("training", step=2**60), "'step'"),
     "a NaN loss": (part_of("training", best_loss=float("nan")), "NaN is not a number"),
     "another corpus": (part_of("training", corpus_sha256="0" * 64), "no longer the text"),
     "another version's settings": (lambda h, t: h["settings"].pop("windows"), "windows missing"),
