@@ -52,6 +52,8 @@ class Choice:
         for option, weight in zip(options, weights, strict=True):
             for end in range(len(option) + 1):
                 mass[option[:end]] += weight
+        if any(a != b and a.startswith(b) for a in options for b in options):
+            raise ValueError("an option begins another one: the grammar would be ambiguous, and its floor wrong")
         self.nats = [[log(mass[o[:end]] / mass[o[: end + 1]]) for end in range(len(o))] for o in options]
 
     def sample(self, uniform: float) -> int:

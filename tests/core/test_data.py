@@ -142,6 +142,8 @@ def test_an_evaluation_of_a_part_takes_windows_from_all_of_it(count, eval_tokens
 def test_a_choice_scores_each_character_exactly():
     half = pytest.approx(math.log(2))
     assert Choice(["cat ", "car ", "dog "], [1, 1, 2]).nats == [[half, 0, half, 0], [half, 0, half, 0], [half, 0, 0, 0]]
+    with pytest.raises(ValueError, match="ambiguous"):
+        Choice(["king", "kingdom"], [1, 1])
 
 
 def test_the_corpus_is_seeded_and_its_floor_is_that_of_its_validation_targets():
