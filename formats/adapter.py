@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from formats.checkpoint import (
@@ -14,7 +15,7 @@ from formats.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from lora import LoRAConfig, adapted_places, add_adapters
+from lora import TARGETS, LoRAConfig, adapted_places, add_adapters
 from support.command import UserError, user_errors
 from support.plain import check_fields
 from tiny_decoder import TinyGPT
@@ -37,10 +38,24 @@ def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
     return weights
 
 
+def adapter_shapes(model: TinyGPT, config: LoRAConfig) -> dict[str, torch.Size]:
+    """The shapes of what `adapter_weights` gives once an unadapted model has these adapters."""
+    shapes = {}
+    for number in range(model.config.num_layers):
+        for name in (f"blocks.{number}.{TARGETS[target]}" for target in config.targets):
+            out_features, in_features = model.get_parameter(name).shape
+            shapes[f"{name}.A"] = torch.Size([config.rank, in_features])
+            shapes[f"{name}.B"] = torch.Size([out_features, config.rank])
+    return shapes
+
+
 def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> None:
-    """Add adapters with these tensors, named as by `adapter_weights`. Raises ValueError if they do not fit."""
+    """Add adapters with these tensors, named as by `adapter_weights`.
+
+    Raises ValueError, with the model as it was, if they do not fit.
+    """
+    check_tensors(weights, adapter_shapes(model, config))
     add_adapters(model, config)
-    check_tensors(weights, {name: tensor.shape for name, tensor in adapter_weights(model).items()})
     for name, _, _, adapter in adapted_places(model):
         adapter.load_state_dict({part: weights[f"{name}.{part}"] for part in ("A", "B")})
 
@@ -59,7 +74,8 @@ def save_adapter(path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAC
 def apply_adapter(base: Checkpoint, path: Path) -> dict:
     """Adapt a loaded base with the adapter in a file; returns the adapter's origin.
 
-    Raises UserError if the file is damaged, no adapter, or for another base; OSError if it cannot be read.
+    Raises UserError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
+    cannot be read.
     """
     header, tensors = read_checkpoint(path, ADAPTER)
     weights = model_weights(base.model)
@@ -71,6 +87,8 @@ def apply_adapter(base: Checkpoint, path: Path) -> dict:
 
 
 def config_from_plain(fields: dict) -> LoRAConfig:
-    """The config with these fields. Raises ValueError if one is missing or out of range."""
+    """The config with these fields. Raises ValueError if one is unknown, missing or out of range."""
     check_fields(fields, {"rank": int, "alpha": (int, float), "targets": list})
+    if len(fields) > 3:
+        raise ValueError("its config has entries that this version does not know")
     return LoRAConfig(fields["rank"], fields["alpha"], tuple(fields["targets"]))
