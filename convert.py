@@ -51,8 +51,9 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
         save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
     elif ending == ".html":
         metrics = (settings.lora or settings.source).absolute().with_suffix(".metrics.jsonl")
-        deviation = save_page(target, loaded, metrics, settings.precision, settings.force)
-        print_deviation(target, deviation, f"its weights are in {settings.precision}")
+        precision = settings.precision or "float16"
+        deviation = save_page(target, loaded, metrics, precision, settings.force)
+        print_deviation(target, deviation, f"its weights are in {precision}")
     elif ending == ".gguf":
         deviation = save_gguf(target, loaded, settings.force)
         print_deviation(target, deviation, "an estimate: llama.cpp rounds to float16, and has only the tanh GELU")
@@ -76,7 +77,7 @@ def make_parser() -> Parser:
     add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
     add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
-    add("--precision", type=one_of("float16", "float32"), default="float16", help="of the weights in a page")
+    add("--precision", type=one_of("float16", "float32"), help="of the weights in a page; if not given, float16")
     add("--force", action="store_true", help="overwrite TARGET")
     return parser
 
@@ -101,6 +102,8 @@ def main() -> None:
     ending = "/" if settings.target.endswith("/") or target.is_dir() else target.suffix
     if ending not in (".pth", ".html", ".gguf", "/"):
         raise UserError(f"TARGET {target} must end in .pth, .html or .gguf, or in / for a Hugging Face folder")
+    if settings.precision and ending != ".html":
+        raise UserError("--precision is for a page: all others hold float32")
     loaded = load(settings)
     write(target, ending, loaded, settings)
     files = target.iterdir() if target.is_dir() else [target]

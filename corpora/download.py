@@ -36,6 +36,8 @@ def receive(url: str, max_bytes: int, timeout: float = 20.0, whole_time: float =
     data, deadline = bytearray(), time.monotonic() + whole_time
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response, tqdm(total=response.length, **BAR) as bar:
+            if url.startswith("https:") and not response.url.startswith("https:"):
+                raise OSError(f"it redirects to {response.url}, which is not encrypted, and is not followed")
             while piece := response.read1(2**16):  # what has come, not waiting for more
                 data += piece
                 bar.update(len(piece))

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import data_setup
-from corpora.download import Download, fetch
+from corpora.download import Download, fetch, receive
 from faults import Child
 from helpers import assert_one_error_line
 from support import durable
@@ -81,6 +82,15 @@ def test_a_fault_is_an_error_that_leaves_nothing_and_a_retry_starts_clean(url, t
     path = fetch(source(url + "elsewhere"), tmp_path)
     assert path.read_bytes() == BODY and list(tmp_path.iterdir()) == [path]
     assert fetch(source(url + fault), tmp_path) == path, "what is there is not fetched again"
+
+
+def test_a_redirect_away_from_encryption_is_not_followed(monkeypatch):
+    class Elsewhere(io.BytesIO):
+        url, length = "http://example.org/", 4
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Elsewhere(b"text"))
+    with pytest.raises(OSError, match="http://example.org/, which is not encrypted"):
+        receive("https://example.org/", 10)
 
 
 def test_the_command_says_it_in_one_line(url, in_process, monkeypatch, tmp_path):
