@@ -8,7 +8,6 @@ import support.start  # noqa: F401  first: it answers a Ctrl-C while the others 
 
 from benchmarks.ablate import bench_ablate
 from benchmarks.decode import bench_decode
-from benchmarks.decode_loss import bench_decode_loss
 from benchmarks.gpu import bench_gpu
 from benchmarks.lora import bench_lora
 from benchmarks.plots import bench_plots
@@ -20,7 +19,6 @@ from support.command import Parser, one_of, run
 BENCHMARKS = {
     "ablate": (bench_ablate, "what each choice of the preset tiny does to the loss", "6 minutes"),
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "10 minutes"),
-    "decode-loss": (bench_decode_loss, "what --weights int8 and --stride do to the loss of a checkpoint", "2 minutes"),
     "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding, its tests", "not measured"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
     "plots": (bench_plots, "no measuring: draws the pictures of README and docs", "seconds"),
