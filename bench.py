@@ -19,7 +19,7 @@ from support.command import Parser, one_of, run
 BENCHMARKS = {
     "ablate": (bench_ablate, "what each choice of the preset tiny does to the loss", "6 minutes"),
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "10 minutes"),
-    "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding, its tests", "not measured"),
+    "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding (its tests: pytest -m gpu)", "not measured"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
     "plots": (bench_plots, "no measuring: draws the pictures of README and docs", "seconds"),
     "train": (bench_train, "seconds on a CPU to a validation loss, beside nanoGPT's recipe", "20 minutes or more"),

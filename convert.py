@@ -51,9 +51,8 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
         save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
     elif ending == ".html":
         metrics = (settings.lora or settings.source).absolute().with_suffix(".metrics.jsonl")
-        precision = settings.precision or "float16"
-        deviation = save_page(target, loaded, metrics, precision, settings.force)
-        print_deviation(target, deviation, f"its weights are in {precision}")
+        deviation = save_page(target, loaded, metrics, settings.precision or "float16", settings.force)
+        print_deviation(target, deviation, "its weights are rounded")
     elif ending == ".gguf":
         deviation = save_gguf(target, loaded, settings.force)
         print_deviation(target, deviation, "an estimate: llama.cpp rounds to float16, and has only the tanh GELU")

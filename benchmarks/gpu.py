@@ -1,10 +1,5 @@
 """Everything that is worth knowing about one NVIDIA GPU, in one go."""
 
-from support.start import ROOT
-
-import subprocess
-import sys
-
 import torch
 
 from benchmarks.decode import SHAPES, make
@@ -17,13 +12,12 @@ from tiny_decoder import TinyGPT
 
 
 def bench_gpu() -> None:
-    """Training of `base`, compiled and not; decoding; the tests marked gpu. UserError without a GPU."""
+    """Training of `base`, compiled and not, and decoding. UserError without a GPU."""
     if not torch.cuda.is_available():
         raise UserError("bench.py gpu measures an NVIDIA GPU, and PyTorch finds none here")
     print(f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB\n")
     print_training()
     print_decoding(TinyGPT(SHAPES["6 x 384, window 256"]).eval().cuda())
-    subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-q"], cwd=ROOT, check=True)
 
 
 def print_training() -> None:

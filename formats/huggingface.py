@@ -47,7 +47,7 @@ FIXED = {
 
 
 def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> None:
-    """Write the folder; all files are on the disk before the first takes its place.
+    """Write the folder, whole or not at all; killed while it replaces an earlier one, files are missing, none is mixed.
 
     force: replace an earlier folder. Raises UserError if there is one otherwise, if it holds other files, or if the
     network is not GPT-2's (`check_twin`).

@@ -31,9 +31,7 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"--device {name}: only cpu, cuda and mps can train or sample")
     if device.type == "mps" and torch.__version__ < (2, 13):
-        print(
-            "NOTE: on Apple GPUs, PyTorch before 2.13 can compute wrong results: pip install -U torch", file=sys.stderr
-        )
+        print("NOTE: PyTorch before 2.13 can err on Apple GPUs, without a word: pip install -U torch", file=sys.stderr)
     if sys.platform == "win32" and torch.version.cuda is None and shutil.which("nvidia-smi"):
         command = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
         print(f"NOTE: this PyTorch cannot use the NVIDIA GPU; to change that: {command}", file=sys.stderr)

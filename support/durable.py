@@ -81,29 +81,46 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder with files. Once all of them are on the disk, they move to `path` one by one.
+    """Let `write` fill a new folder with files, which takes the name `path` once it is whole and on the disk.
 
-    `path` may be there already, as a shell's folder, a link or a mounted disk; its files of the same names are
-    replaced. If `write` raises, they stay as they are.
+    A folder that is there already stays, because a shell may be in it, or a disk mounted on it: its files give way to
+    the new ones. Raises what `write` raises, the earlier files in their place and the new ones removed.
     """
-    is_new = not path.exists()
-    path.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path / "new")
-    temporary = temporary_name(path / "new")
-    temporary.mkdir()
+    path = path.resolve()  # a link stays a link
+    remove_leftovers(path)
+    temporary = temporary_name(path / "new" if path.is_dir() else path)
+    temporary.mkdir(parents=True)
     try:
         write(temporary)
         for file in temporary.iterdir():
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
-        for file in list(temporary.iterdir()):
-            replace(file, path / file.name)
-        sync_folder(path)
+        sync_folder(temporary)
+        if temporary.parent == path:
+            replace_files(path, temporary)
+            sync_folder(path)
+        else:
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it is not empty
-            if is_new:
-                path.rmdir()
+
+
+def replace_files(folder: Path, new: Path) -> None:
+    """Move all in `folder` into a folder in `new`, and the files in `new` into `folder`, or nothing if a move fails."""
+    earlier = new / "earlier"
+    moves = [(path, earlier / path.name) for path in folder.iterdir() if path != new]
+    moves += [(path, folder / path.name) for path in new.iterdir()]
+    earlier.mkdir()
+    done = []
+    try:
+        for source, target in moves:
+            os.replace(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.replace(target, source)
+        raise
 
 
 def check_overwrite(path: Path, is_ours: Callable[[Path], object] | None = None, force: bool = False) -> None:

@@ -129,9 +129,8 @@ def finish(run: Run, signum: int) -> None:
         print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr")
     elif state.best_loss > guessing:
         print(f"NOTE: guessing has a loss of {guessing:.4f}: this run has learned nothing; try a smaller --lr")
-    print(
-        f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {state.train_seconds:.0f} s of training"
-    )
+    seconds = f"{state.train_seconds:.0f} s of training"
+    print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}")
     if state.stale >= MIN_STALE or patience_is_over:
         advice = "the model may overfit; try more text, more --dropout or fewer --steps"
         print(f"{counted(state.stale, 'evaluation')} without a new best: {advice}")

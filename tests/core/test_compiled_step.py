@@ -1,6 +1,5 @@
 """The compiled loops against the network, the filters and the loop that they write out."""
 
-import builtins
 import copy
 import random
 import sys
@@ -195,14 +194,11 @@ def test_changed_network_is_noticed(monkeypatch, capsys, change):
 
 def test_without_a_folder_for_compiled_code_pytorch_makes_the_text(monkeypatch, capsys, model):
     """numba raises RuntimeError when neither the source's folder nor a home can be written."""
-    real = builtins.__import__
 
-    def no_folder(name, *rest):
-        if name == "sampling.compiled_step":
-            raise RuntimeError("cannot cache function 'linear': no locator available")
-        return real(name, *rest)
+    def no_folder(*_):
+        raise RuntimeError("cannot cache function 'linear': no locator available")
 
-    monkeypatch.setattr(builtins, "__import__", no_folder)
+    monkeypatch.setattr("sampling.compiled_step.CompiledStep", no_folder)
     assert engine.pick_engine("auto", "float32", model, 10**6)[0] is None
     assert "no locator available; PyTorch makes the text" in capsys.readouterr().err
     with pytest.raises(UserError, match="no locator available; leave --engine compiled out"):

@@ -21,7 +21,6 @@ from formats.checkpoint import (
 from formats.container import read_container
 from helpers import random_ids, shaken_model, tiny_config
 from support.command import UserError
-from support.durable import write_atomically
 from tiny_decoder import TinyGPT, next_token_loss
 from tokenizer import CharTokenizer
 
@@ -118,13 +117,3 @@ def test_a_view_brings_only_its_own_numbers(tmp_path):
     large = torch.zeros(2**18)
     write_checkpoint(tmp_path / "a.pth", {"kind": MODEL, "config": {}, "origin": {}}, {"view": large[:4]})
     assert (tmp_path / "a.pth").stat().st_size < 2**14
-
-
-def test_a_link_is_followed(tmp_path):
-    """It was replaced by a file, so a folder on a larger disk no longer got what was meant for it."""
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "model.pth").symlink_to(tmp_path / "disk" / "real.pth")
-    for content in (b"one", b"two"):
-        write_atomically(tmp_path / "model.pth", lambda file, content=content: file.write(content))
-        assert (tmp_path / "model.pth").is_symlink() and (tmp_path / "disk" / "real.pth").read_bytes() == content
-    assert len(list(tmp_path.rglob("*"))) == 3

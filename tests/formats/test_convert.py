@@ -7,6 +7,7 @@ import torch
 
 from formats.checkpoint import load_model, save_model
 from helpers import SMALL_NETWORK, assert_one_error_line
+from support.durable import write_folder_atomically
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
 
@@ -100,10 +101,28 @@ def test_a_folder_that_is_there_is_filled_and_stays(model, tmp_path, in_process,
     if way == "earlier files":
         assert in_process("convert.py", "a.pth", "out/")[0] == 0
         (folder / "new.0123abcd.tmp").mkdir()  # a killed command's
-        os.utime(folder / "new.0123abcd.tmp", (0, 0))
     before = folder.stat().st_ino
     monkeypatch.chdir(folder)
     target = {"the shell's own": "./", "a link": "../link/", "earlier files": "./"}[way]
     assert in_process("convert.py", "../a.pth", target, "--force")[0] == 0
     assert folder.stat().st_ino == before and len(os.listdir(".")) == 5 and (folder / "config.json").is_file()
     assert sorted(os.listdir(tmp_path)) == ["a.pth", "link", "out"] and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("failing_move", [1, 2])
+def test_a_folder_whose_files_cannot_be_replaced_keeps_the_earlier_ones(tmp_path, monkeypatch, failing_move):
+    folder, moves = tmp_path / "out", []
+    write_folder_atomically(folder, lambda place: (place / "a").write_text("first"))
+    real = os.replace
+
+    def fail_once(source, target):
+        moves.append(source)
+        if len(moves) == failing_move:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(OSError, match="No space"):
+        write_folder_atomically(folder, lambda place: (place / "a").write_text("second"))
+    assert (folder / "a").read_text() == "first"
+    assert [os.listdir(path) for path in (tmp_path, folder)] == [["out"], ["a"]]
