@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -45,6 +46,25 @@ def template(tmp_path_factory):
     folder = write_corpus(tmp_path_factory.mktemp("template"))
     run_here(folder, *SMALL_RUN, "--steps", 4, "--eval-every", 2, "--stop-at", 2)
     return folder
+
+
+@contextlib.contextmanager
+def no_hang(line):
+    """Fail what takes longer than WHOLE_CASE seconds, where there are alarms."""
+
+    def expired(*_):
+        raise AssertionError(f"no end after {WHOLE_CASE} s: {line}")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(WHOLE_CASE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # --- Command lines -----------------------------------------------------------------------------------------------
@@ -104,7 +124,7 @@ def run_command(folder: Path, script: str, arguments: list[str]) -> tuple[int, s
     os.chdir(folder)
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors), no_hang(sys.argv):
             cli.run(importlib.import_module(script.removesuffix(".py")).main)
     except SystemExit as stop:
         return stop.code or 0, errors.getvalue()
