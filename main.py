@@ -148,6 +148,9 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
                 state.note_evaluation(evaluate(run))
                 save_best(run)
                 print_base(run)
+        if state.evaluation_due(settings):  # it failed, and so ended the run that is resumed here
+            with meter.paused():
+                evaluate_and_save(run)
         while state.step < run.last_step and not stopped:  # the last of all, --stop-at, or --patience is over
             if not state.planned and state.step >= max(1, settings.warmup):  # now the length of a step is known
                 with meter.paused():
@@ -160,14 +163,9 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
                     plan_steps(run, meter.step_seconds, evaluation_seconds=now - began, elapsed=now - STARTED)
             loss = train_step(run, network)
             meter.count(loss)
-            if state.step % settings.eval_every == 0 or state.step == settings.steps:
-                with meter.paused(), saved_if_it_fails(run):  # whatever fails here, no step is lost
-                    val_loss = evaluate(run)
-                    if state.note_evaluation(val_loss):  # the lowest so far
-                        save_best(run)  # the model, to NAME.pth
-                    line = log_metrics(run, val_loss)
-                    save_state(run)  # what --resume needs, to NAME.last.pth
-                    print_step(run, line, sample_text(run))
+            if state.evaluation_due(settings):
+                with meter.paused():
+                    evaluate_and_save(run)
             stopped = dist.stop_signal(stop)
     if run.saved_step < state.step or not run.saved_in:  # it ended between two evaluations
         save_state(run)
@@ -231,6 +229,17 @@ def autocast(run: Run) -> torch.autocast:
 
 
 # --- At an evaluation ------------------------------------------------------------------------------------------------
+
+
+def evaluate_and_save(run: Run) -> None:
+    """Evaluate, keep the model if it is the best so far, save the training state, and report."""
+    with saved_if_it_fails(run):  # whatever fails here, no step is lost
+        val_loss = evaluate(run)
+        if run.state.note_evaluation(val_loss):  # the lowest so far
+            save_best(run)  # the model, to NAME.pth
+        line = log_metrics(run, val_loss)
+        save_state(run)  # what --resume needs, to NAME.last.pth
+        print_step(run, line, sample_text(run))
 
 
 @torch.inference_mode()

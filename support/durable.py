@@ -161,10 +161,12 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
 
     The operating system frees the lock when the process ends, however it ends, so no stale lock can be left behind.
     The file stays, unless what is done within ends in a UserError and there was none before. Raises OSError that says
-    what to do if the lock cannot be made.
+    what to do if the lock cannot be made, or would empty a file of the user's.
     """
     new, lock = not path.exists(), FileLock(path)
     try:
+        if path.is_file() and path.stat().st_size:  # a lock is empty; some versions of filelock empty the file
+            raise OSError("a file of that name has content")
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # where there are no locks: a marker file, which would outlive a kill
             lock.acquire(timeout=0)

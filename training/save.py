@@ -66,7 +66,7 @@ def where_kept(run: Run) -> str:
     step, steps = run.saved_step, run.settings.steps
     if not run.saved_in:
         return "this run has not saved a training state yet"
-    if step >= steps:
+    if step >= steps and not run.state.evaluation_due(run.settings):
         return f"saved at step {step} of {steps}, the last; sample from it with: {sample_command(run)}"
     start = "torchrun …" if run.dist.size > 1 else "python"
     of_steps = f" of {steps}" if steps < MAX_STEPS else ""  # not yet planned
@@ -75,14 +75,19 @@ def where_kept(run: Run) -> str:
 
 @contextlib.contextmanager
 def saved_if_it_fails(run: Run) -> Iterator[None]:
-    """Within it the weights do not change. If what is done with them fails, they are saved: no step is lost."""
+    """Within it the weights do not change. If what is done with them fails, they are saved: no step is lost.
+
+    The state goes back to what it was, so that a resumed run does all of it again.
+    """
+    before = dataclasses.replace(run.state)
     try:
         yield
     except FloatingPointError:  # such weights are of no use
         raise
     except Exception:
-        with contextlib.suppress(Exception):  # the disk may be what failed
-            if run.saved_step < run.state.step:
+        if run.saved_step < run.state.step:
+            vars(run.state).update(vars(before))
+            with contextlib.suppress(Exception):  # the disk may be what failed
                 save_state(run)
         raise
 

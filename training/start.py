@@ -89,7 +89,8 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
     settings = checks.settings_to_resume(saved, settings, given, path)
     checks.refuse_unused(settings, given)
     state = TrainState.from_plain(header["training"])
-    if state.step >= min(settings.steps, settings.stop_at or settings.steps):
+    last = min(settings.steps, settings.stop_at or settings.steps)
+    if state.step >= last and not state.evaluation_due(settings):
         raise UserError(f"the run in {path} has made {state.step} steps already: give a larger --steps or --stop-at")
     return Start(settings, state, loaded.model, loaded.tokenizer, tensors, path)
 
@@ -131,7 +132,7 @@ def restore(run: Run, start: Start) -> None:
     if before != now:
         print(f"NOTE: the run used {before} (processes x threads), now {now}: close, but not bit-exact")
     if run.dist.first:
-        run.files.trim_metrics(step)
+        run.files.trim_metrics(step - 1 if run.state.evaluation_due(run.settings) else step)
 
 
 def check_vocabulary(run: Run) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ class TrainState:
     processes: int = 1
     corpus_sha256: str = ""
     launch: str = ""  # names the torchrun that started the run, the same after it has restarted the ranks
+
+    def evaluation_due(self, settings: Namespace) -> bool:
+        """Whether an evaluation belongs to this step and has not been made."""
+        return self.loss_steps > 0 and (self.step % settings.eval_every == 0 or self.step == settings.steps)
 
     def note_evaluation(self, val_loss: float) -> bool:
         """Whether this validation loss is the lowest so far; remember the lowest, and how long ago it was."""
@@ -166,6 +171,9 @@ def open_files(out: str, dist: DistContext) -> Iterator[RunPaths]:
     folder = files.best.parent
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    target = Path(os.path.realpath(files.best)).parent  # of a link
+    if target.exists() and not os.access(target, os.W_OK):
+        raise OSError(f"--out {out}: {target} cannot be written; choose another --out")
     refusal = f"--out {out}: another process trains into it; wait for it, stop it, or choose another --out"
     try:
         with locked(files.lock, refusal):

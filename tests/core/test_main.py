@@ -1,5 +1,6 @@
 """Training end to end, as a user runs it: the commands, bit-exact resume, the floor, failures at an evaluation."""
 
+import itertools
 import random
 
 import numpy as np
@@ -11,6 +12,7 @@ from formats.checkpoint import MODEL, TRAINING, load_model, read_checkpoint
 from helpers import SMALL_NETWORK, assert_one_error_line, assert_same_state, new_run, read_metrics, written
 from support.command import StopSignal
 from training.run import Run
+from training.save import where_kept
 
 SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--ema-decay", "0.8", "--eval-every", "6"]
 SHORT += ["--out", "a.pth"]
@@ -108,17 +110,24 @@ def test_rising_validation_is_said_and_the_best_weights_are_kept(output_of, tmp_
 
 
 def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypatch):
-    """3,000 steps were lost, once, when a package for the report of the first evaluation was missing."""
+    """3,000 steps were lost, once, when a package for the report of the first evaluation was missing. Whatever fails,
+    a resumed run makes up for the evaluation, be it that of the last step."""
     output_of("main.py", *SHORT, "--steps", 12)
-    for name in ("evaluate", "log_metrics", "sample_text"):
+    expected = metrics_without_clocks(tmp_path / "a.metrics.jsonl")
+    for name, failing_step in itertools.product(("evaluate", "save_best", "log_metrics", "sample_text"), (6, 12)):
+        out = f"{name}{failing_step}"
+        run = new_run(*SHORT, "--out", f"{out}.pth", "--steps", 12)
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(main, name, lambda *_: 1 / 0)
-            run = new_run(*SHORT, "--out", f"{name}.pth", "--steps", 12)
+            works = getattr(main, name)
+            patch.setattr(main, name, lambda *a, f=works, r=run, s=failing_step: 1 / (s - r.state.step) and f(*a))
             main.train(run, run.model, StopSignal())
-        assert read_checkpoint(tmp_path / f"{name}.last.pth", TRAINING)[0]["training"]["step"] == 6
-        output_of("main.py", "--resume", "--out", f"{name}.pth")
-        weights = [load_model(tmp_path / f"{out}.pth").model.state_dict() for out in ("a", name)]
+        assert read_checkpoint(tmp_path / f"{out}.last.pth", TRAINING)[0]["training"]["step"] == failing_step
+        nothing_left = (name, failing_step) == ("sample_text", 12)
+        assert ("--resume" in where_kept(run)) != nothing_left
+        output_of("main.py", "--resume", "--out", f"{out}.pth", code=2 if nothing_left else 0)
+        weights = [load_model(tmp_path / f"{one}.pth").model.state_dict() for one in ("a", out)]
         assert all(map(torch.equal, *(w.values() for w in weights)))
+        assert metrics_without_clocks(tmp_path / f"{out}.metrics.jsonl") == expected
 
 
 def test_a_run_that_learns_nothing_says_so(output_of):

@@ -219,18 +219,33 @@ def test_two_runs_on_one_output_the_second_is_refused(tmp_path):
     train(folder, "--resume", *steps)  # the lock has died with its process
 
 
-@pytest.mark.parametrize("reason", ["a folder", "no locks"])
+@pytest.mark.parametrize("reason", ["a folder", "a text", "no locks"])
 def test_a_lock_that_cannot_be_made_says_what_to_do(tmp_path, in_process, monkeypatch, reason):
     """Without locks of the file system, filelock would take a marker file, which outlives a kill."""
     write_corpus(tmp_path)
     if reason == "a folder":
         OUT.lock.mkdir(parents=True)
+    elif reason == "a text":
+        OUT.lock.parent.mkdir()
+        OUT.lock.write_text("mine")
     else:
         fcntl = pytest.importorskip("fcntl")
         monkeypatch.setattr(fcntl, "flock", lambda *_: failing(errno.ENOSYS)())
     code, _, errors = in_process("main.py", *RUN)
     assert code == 1
     assert_one_error_line(errors, "cannot make the lock file", "tiny_decoder.lock", "another --out")
+    assert reason != "a text" or OUT.lock.read_text() == "mine"
+
+
+def test_a_link_into_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, in_process, monkeypatch):
+    write_corpus(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    Path("a.pth").symlink_to(tmp_path / "elsewhere" / "a.pth")
+    writable = os.access  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: "elsewhere" not in str(path) and writable(path, mode))
+    code, output, errors = in_process("main.py", *RUN, "--out", "a.pth")
+    assert code == 1 and not output
+    assert_one_error_line(errors, "elsewhere cannot be written", "another --out")
 
 
 def test_torch_brings_filelock():
