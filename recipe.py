@@ -195,6 +195,8 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         settings.steps = MAX_STEPS  # until the warm-up has shown how many fit: see training/plan.py
     elif given.get("preset", AUTO) == AUTO and not given.keys() & {"steps", "resume"}:
         settings.minutes = DEFAULT_MINUTES  # and no more steps than the preset's
+    if settings.minutes and "eval_every" not in given:
+        settings.eval_every = MAX_STEPS  # until then too
     if not settings.resume:  # then the saved ones count
         check_together(settings)
     return settings, set(given)

@@ -35,7 +35,7 @@ def read_prompts(settings: argparse.Namespace) -> list[str]:
     """
     if settings.prompt == "-":
         with user_errors("--prompt -: standard input is not UTF-8 text: "):
-            return [sys.stdin.read().removesuffix("\n")]
+            return [sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")]
     if settings.prompt_file is None:
         return [unescape(settings.prompt or "")]
     text = read_text("--prompt-file", settings.prompt_file)

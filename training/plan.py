@@ -8,7 +8,7 @@ import statistics
 
 from tqdm import tqdm
 
-from recipe import preset_settings
+from recipe import MAX_STEPS, preset_settings
 from training.run import Run
 
 
@@ -32,13 +32,15 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     overhead = elapsed + evaluations * evaluation_seconds
     fitting = state.step + max(1, int((60 * settings.minutes - overhead) / seconds))
     fitting = run.dist.from_first(min(fitting, settings.steps))
-    if settings.eval_every == preset.eval_every:
+    if settings.eval_every == MAX_STEPS:  # not given
         settings.eval_every = max(1, round(fitting / evaluations))
     length = in_minutes(overhead + seconds * (fitting - state.step))
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}"
     if fitting < settings.steps:
         repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
         plan += f", as many as --minutes {settings.minutes:g} allows ({repeat} repeats this run)"
+    if overhead + seconds * (fitting - state.step) > 60 * settings.minutes:
+        plan += "; the warm-up has taken that long already: take --preset tiny, or a smaller --warmup"
     tqdm.write(plan)
     settings.steps = fitting
 

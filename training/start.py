@@ -1,6 +1,7 @@
 """Where a run begins: with nothing, with a model to fine-tune, or with its own saved state."""
 
 import contextlib
+import os
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +63,8 @@ def restarted(files: RunPaths, dist: DistContext) -> bool:
 def fine_tune(settings: Namespace, given: set[str]) -> Start:
     """The model of --init-from, with fresh adapters if --lora-rank says so."""
     adapters = lora_config(settings)
+    if adapters and os.path.realpath(settings.init_from) == os.path.realpath(settings.out):
+        raise UserError(f"--out {settings.out} is the base, which the adapter needs: choose another --out")
     base = load_model(Path(settings.init_from), settings.large_window)
     settings = checks.settings_for_base(settings, given, base.model.config)
     config = replace(base.model.config, dropout=settings.dropout, attention_dropout=settings.attention_dropout)

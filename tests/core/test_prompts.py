@@ -38,8 +38,10 @@ def test_one_rule_for_backslashes(typed, meant):
     assert unescape(typed) == meant
 
 
-def test_prompt_and_stop_follow_the_same_rule(model_file, output_of):
+def test_prompt_and_stop_follow_the_same_rule(model_file, output_of, monkeypatch):
     assert output_of("generate.py", "--prompt", r"a\nb", "--max-new-tokens", 0) == "a\nb\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffab\n"))  # from an editor that marks UTF-8
+    assert output_of("generate.py", "--prompt", "-", "--max-new-tokens", 0) == "ab\n"
     assert generate.parse_settings(["--stop", r"\n\n", "--stop", r"\\n"]).stop == ["\n\n", r"\n"]
 
 

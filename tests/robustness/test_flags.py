@@ -106,6 +106,7 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
         (["--preset", "reference", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw"]),
         (["--init-from", "."], [". is a folder", ".pth"]),
         (["--init-from", "a", "--lora-rank", 2, "--weight-decay", 1], ["--weight-decay does nothing", "--lora-rank"]),
+        (["--init-from", "a.pth", "--lora-rank", 2, "--out", "./a.pth"], ["is the base", "another --out"]),
     ],
 )
 def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkeypatch, arguments, words):
