@@ -22,8 +22,8 @@ from torch import nn
 from corpora.texts import Corpus, encode_split
 from corpora.tokenizer_files import load_bpe
 from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus, token_folder
-from optimizers import averaged_model, make_optimizers, set_learning_rates
-from recipe import lr_factor, parse_flags
+from optimizers import averaged_model, distillation_loss, make_optimizers, set_learning_rates
+from recipe import distill_share, lr_factor, parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from support.command import StopSignal, user_errors
 from support.command import run as run_command
@@ -109,6 +109,8 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         model=model,
         optimizers=optimizers,
         average=average,
+        # float16 has no numbers below 6e-8, where many gradients are: so the loss is multiplied, and they with it
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         device=device,
         dtype=dtype,
         state=start.state,
@@ -140,7 +142,6 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
     settings, state, dist = run.settings, run.state, run.dist
     if dist.size > 1:  # PyTorch fixes the order in which it sums gradients in the first backward pass: drop that
         compute_gradients(run, network)
-        network.zero_grad(set_to_none=True)
     stopped = dist.stop_signal(stop)  # a signal that came to any of the processes, or 0
     with Meter(run) as meter:  # adds up losses and times, but for what is `paused`
         if settings.init_from and state.best_loss is None:  # the base counts: a worse model must not become the best
@@ -149,8 +150,7 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
                 save_best(run)
                 print_base(run)
         if state.evaluation_due(settings):  # it failed, and so ended the run that is resumed here
-            with meter.paused():
-                evaluate_and_save(run)
+            evaluate_and_save(run, meter)
         while state.step < run.last_step and not stopped:  # the last of all, --stop-at, or --patience is over
             if not state.planned and state.step >= max(1, settings.warmup):  # now the length of a step is known
                 with meter.paused():
@@ -164,8 +164,7 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
             loss = train_step(run, network)
             meter.count(loss)
             if state.evaluation_due(settings):
-                with meter.paused():
-                    evaluate_and_save(run)
+                evaluate_and_save(run, meter)
             stopped = dist.stop_signal(stop)
     if run.saved_step < state.step or not run.saved_in:  # it ended between two evaluations
         save_state(run)
@@ -174,23 +173,28 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
 def train_step(run: Run, network: nn.Module) -> float:
     """One update of the weights; returns the mean loss of the whole batch in nats per token.
 
-    Raises FloatingPointError, before any weight is changed, if the loss or the gradient is not finite.
+    In float16 a gradient may overflow: then nothing is updated, the scaler takes half of its factor, and training goes
+    on. Otherwise raises FloatingPointError, before any weight is changed, if the loss or the gradient is not finite.
     """
-    settings, state = run.settings, run.state
+    settings, state, scaler = run.settings, run.state, run.scaler
     loss = compute_gradients(run, network)
+    for optimizer in run.optimizers:
+        scaler.unscale_(optimizer)  # divides the gradients by what the loss was multiplied by
     # A rare batch has a gradient many times the usual. It is scaled down, or this step could undo many others
     # (Pascanu et al. 2013, https://arxiv.org/abs/1211.5063).
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip).item()
     factor = lr_factor(state.step, settings)
-    if not math.isfinite(loss + norm):
+    overflow = not math.isfinite(norm) and scaler.is_enabled() and scaler.get_scale() > 1
+    if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
         numbers = f"step {state.step}: the loss is {loss}, the gradient's norm {norm}; nothing was updated"
         lr = f"now {settings.lr * factor:g}, at its peak {settings.lr:g}"
         raise FloatingPointError(f"{numbers}. Try a smaller --lr ({lr}) or --dtype float32")
     set_learning_rates(run.optimizers, factor)
-    for optimizer in run.optimizers:
+    for optimizer in run.optimizers if not overflow else []:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    if run.average:
+    scaler.update()
+    state.skipped += overflow
+    if run.average and not overflow:
         run.average.update_parameters(run.model)
     state.step += 1
     return loss
@@ -202,9 +206,10 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
     All that is random depends only on seed, step, process and their number: a resumed run draws the same windows.
     """
     settings, dist, step = run.settings, run.dist, run.state.step
+    network.zero_grad()  # the last step's are of no use any more
     # batch
-    share = (dist.rank, dist.size)
-    starts = batch_starts(run.train_set, settings.batch_size, settings.seed, step, *share, windows=settings.windows)
+    mine = (dist.rank, dist.size)  # these two choose the windows of this process
+    starts = batch_starts(run.train_set, settings.batch_size, settings.seed, step, *mine, windows=settings.windows)
     inputs, targets = run.train_set.batch(starts)  # (B, T) both
     torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # for dropout
     network.train()
@@ -217,9 +222,13 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
             with autocast(run):
                 logits = network(x)
             loss = next_token_loss(logits, y) / parts
+            total += loss.detach()
+            if share := distill_share(step, settings):  # of the loss: to predict what the average predicts
+                with torch.no_grad(), autocast(run):
+                    teacher = run.average.module.eval()(x)
+                loss = (1 - share) * loss + share * distillation_loss(logits, teacher) / parts
             # backward: adds to .grad, so the parts sum to the mean gradient of the batch
-            loss.backward()
-        total += loss.detach()
+            run.scaler.scale(loss).backward()
     return float(dist.sum(total.item())) / dist.size  # the mean of the processes: all see it if one is not finite
 
 
@@ -231,9 +240,9 @@ def autocast(run: Run) -> torch.autocast:
 # --- At an evaluation ------------------------------------------------------------------------------------------------
 
 
-def evaluate_and_save(run: Run) -> None:
+def evaluate_and_save(run: Run, meter: Meter) -> None:
     """Evaluate, keep the model if it is the best so far, save the training state, and report."""
-    with saved_if_it_fails(run):  # whatever fails here, no step is lost
+    with meter.paused(), saved_if_it_fails(run):  # whatever fails here, no step is lost
         val_loss = evaluate(run)
         if run.state.note_evaluation(val_loss):  # the lowest so far
             save_best(run)  # the model, to NAME.pth

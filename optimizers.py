@@ -16,6 +16,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from support.device import pick_dtype
@@ -137,3 +138,13 @@ def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
         get_ema_multi_avg_fn(min(decay, step / (step + 10)))(averages, current, count)
 
     return AveragedModel(model, multi_avg_fn=update)
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Mean cross-entropy per token, in nats, against the probabilities of a teacher's logits: both (B, T, V).
+
+    The text says which token came next. A teacher says how likely it finds each of them, and so what else could have
+    come: more to learn from the same token (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). Here the teacher is
+    the moving average of the network's own weights (Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780).
+    """
+    return F.cross_entropy(logits.flatten(0, 1).float(), teacher.flatten(0, 1).float().softmax(-1))

@@ -150,6 +150,7 @@ def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=whole(0, MAX_STEPS), default=24, help="steps at the start, in which the learning rate rises")
     add("--schedule", type=one_of("linear", "cosine"), default="linear", help="how the rate falls: to 0, or to a tenth")
     add("--cooldown", type=number(0, 1), default=1.0, help="the learning rate falls in this last share of the steps")
+    add("--distill", type=SHARE, default=0.0, help="share of the loss that follows the average's predictions")
     add("--ema-decay", type=SHARE, default=0.0, help="validate and keep a moving average of the weights (0: none)")
 
 
@@ -164,7 +165,12 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", type=text, default=AUTO, help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
-    add("--dtype", type=one_of(AUTO, "float32", "bfloat16"), default=AUTO, help="of matrix products; auto: the faster")
+    add(
+        "--dtype",
+        type=one_of(AUTO, "float32", "bfloat16", "float16"),
+        default=AUTO,
+        help="of products; auto: the fastest",
+    )
     add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 
@@ -230,6 +236,8 @@ def check_together(settings: argparse.Namespace) -> None:
         raise UserError(f"--embed-dim {settings.embed_dim} must be divisible by --num-heads {settings.num_heads}")
     if settings.minutes and settings.warmup < MIN_WARMUP:
         raise UserError(f"to plan by time, --warmup must be {MIN_WARMUP} or more; or give --steps")
+    if settings.distill and not settings.ema_decay:
+        raise UserError("--distill needs --ema-decay: the average of the weights is the teacher")
     if settings.lora_rank and not settings.init_from:
         raise UserError("--lora-rank needs --init-from: adapters change a model that is there")
     if not settings.lora_rank:
@@ -239,6 +247,13 @@ def check_together(settings: argparse.Namespace) -> None:
 
 
 # --- The schedule ------------------------------------------------------------------------------------------------
+
+
+def distill_share(step: int, settings: argparse.Namespace) -> float:
+    """How much of the loss at `step` follows the predictions of the weights' moving average: nothing in the warm-up,
+    then more and more, because at first the average knows little; --distill after three tenths of the steps.
+    """
+    return settings.distill * min(1.0, step / (0.3 * settings.steps)) if step >= settings.warmup else 0.0
 
 
 def lr_factor(step: int, settings: argparse.Namespace) -> float:

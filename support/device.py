@@ -39,14 +39,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of the matrix products: `float32`, `bfloat16`, or "auto".
+    """The precision of the matrix products: `float32`, `bfloat16`, `float16`, or "auto".
 
     auto is bfloat16 where the hardware multiplies it faster than float32 (recent GPUs; most CPUs with AMX or
-    AVX512-bf16), else float32.
+    AVX512-bf16), float16 on NVIDIA GPUs that have tensor cores for nothing else (V100, T4), and float32 elsewhere.
     """
     if name != "auto":
         return getattr(torch, name)
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
+    native = False
     if device.type == "cpu":
         features = getattr(torch.cpu, "get_capabilities", dict)()
         native = (features.get("amx_bf16") or features.get("avx512_bf16")) and bfloat16_is_faster()

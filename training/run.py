@@ -29,6 +29,7 @@ class Run:
     model: TinyGPT
     optimizers: list[torch.optim.Optimizer]
     average: AveragedModel | None
+    scaler: torch.amp.GradScaler  # does nothing but in float16
     device: torch.device
     dtype: torch.dtype  # of matrix products
     state: TrainState

@@ -53,6 +53,9 @@ def save_state(run: Run) -> None:
     if run.average:
         trained = trained_parameters(run.average.module)
         tensors |= {f"average/{name}": p.detach().cpu() for name, p in trained.items()}
+    if run.scaler.is_enabled():
+        scaler = run.scaler.state_dict()
+        run.state.loss_scale, run.state.scale_steps = scaler["scale"], scaler["_growth_tracker"]
     header = model_header(run.model.config, run.tokenizer, origin_of(run), TRAINING)
     header |= {"settings": vars(run.settings), "training": dataclasses.asdict(run.state)}
     previous = run.files.previous if run.saved_in == run.files.last else None  # a damaged one must not push out a whole

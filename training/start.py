@@ -120,16 +120,20 @@ def begin(run: Run, start: Start) -> None:
 def restore(run: Run, start: Start) -> None:
     """Give the optimizers and the average what the saved ones held."""
     path, tensors, step = start.saved_in, start.tensors, start.state.step
+    updates = step - start.state.skipped
     if run.corpus.sha256 != start.state.corpus_sha256:
         raise UserError(f"--data {run.settings.data} is no longer the text that the run in {path} was trained on")
     with user_errors(f"{path} cannot be used: its optimizers or average: "):
-        restore_optimizers(run.optimizers, with_prefix(tensors, "optimizer/"), step)
+        restore_optimizers(run.optimizers, with_prefix(tensors, "optimizer/"), updates)
         averages = with_prefix(tensors, "average/")
         trained = trained_parameters(run.average.module) if run.average else {}
         check_tensors(averages, {name: p.shape for name, p in trained.items()})
     if run.average:
-        run.average.n_averaged.fill_(step)
+        run.average.n_averaged.fill_(updates)
         run.average.module.load_state_dict(averages, strict=False)  # what is frozen is not saved again
+    if run.scaler.is_enabled():
+        scale = {"scale": start.state.loss_scale, "_growth_tracker": start.state.scale_steps}
+        run.scaler.load_state_dict(run.scaler.state_dict() | scale)
     run.saved_in, run.saved_step = path, step
     before, now = f"{start.state.processes} x {start.state.threads}", f"{run.dist.size} x {torch.get_num_threads()}"
     if before != now:

@@ -43,6 +43,16 @@ def test_precision_is_what_is_asked_for_or_what_the_processor_multiplies(monkeyp
     assert pick_dtype("float32", CPU) == torch.float32 and pick_dtype("bfloat16", CPU) == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "capability, native, expected",
+    [((9, 0), True, torch.bfloat16), ((7, 5), False, torch.float16), ((6, 1), False, torch.float32)],  # H100, T4, P40
+)
+def test_a_gpu_without_bfloat16_computes_in_float16_if_it_has_units_for_that(monkeypatch, capability, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert pick_dtype("auto", torch.device("cuda")) == expected
+
+
 def test_a_gpu_that_pytorch_cannot_use_is_named(monkeypatch, capsys):
     """Not measured on such machines: an old Mac's PyTorch, Windows with PyPI's wheel, a card that runs no kernel."""
     monkeypatch.setattr(sys, "platform", "win32")

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from support.command import StopSignal
 from training.run import Run
 from training.save import where_kept
 
-SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--ema-decay", "0.8", "--eval-every", "6"]
-SHORT += ["--out", "a.pth"]
+SHORT = ["--data", "synthetic", *SMALL_NETWORK, "--dropout", "0.2", "--ema-decay", "0.8", "--distill", "0.5"]
+SHORT += ["--warmup", "4", "--eval-every", "6", "--out", "a.pth"]
 RESUME = ["--resume", "--out", "a.pth"]
 
 
@@ -92,11 +93,46 @@ def test_no_run_gets_below_the_floor_and_a_leaking_one_does():
 def test_grad_accum_gives_the_same_gradients():
     gradients = []
     for parts in (1, 4):
-        run = fresh_run("--batch-size", 8, "--grad-accum", parts)
+        run = fresh_run("--batch-size", 8, "--grad-accum", parts, "--steps", 9, "--ema-decay", 0.5, "--distill", 0.5)
+        run.settings.warmup, run.state.step = 0, 5  # past the warm-up: the teacher counts
         main.compute_gradients(run, run.model)
         gradients.append([p.grad for p in run.model.parameters()])
     for whole, summed in zip(*gradients, strict=True):
         torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_float16_resumes_exactly_and_skips_steps_that_overflow(output_of, tmp_path, monkeypatch):
+    """A free T4 has no fast products but these. The first steps overflow here, with a factor of 2^20 for the loss; what
+    is left of the factor is saved."""
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**20)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    flags = [*SHORT, "--dtype", "float16", "--steps", 12]
+    output_of("main.py", *flags)
+    output_of("main.py", *flags, "--out", "b.pth", "--stop-at", 5)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(scaler, init_scale=4.0))  # the saved factor counts
+    output_of("main.py", "--resume", "--out", "b.pth")
+    assert_same_state(tmp_path / "b.last.pth", tmp_path / "a.last.pth")
+    state = read_checkpoint(tmp_path / "a.last.pth", TRAINING)[0]["training"]
+    assert (
+        state["skipped"] in (1, 2, 3)
+        and state["loss_scale"] == 2.0 ** (20 - state["skipped"])
+        and state["scale_steps"] > 0
+    )
+
+
+def test_a_step_that_overflows_changes_nothing_and_without_end_it_is_said():
+    run = fresh_run("--dtype", "float16", "--ema-decay", 0.5)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = [p.clone() for p in (*run.model.parameters(), *run.average.module.parameters())]
+    main.train_step(run, run.model)
+    after = [*run.model.parameters(), *run.average.module.parameters()]
+    assert all(map(torch.equal, before, after))
+    assert (run.state.step, run.state.skipped, run.scaler.get_scale()) == (1, 1, 2.0**99)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    with torch.no_grad():
+        run.model.head.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="nothing was updated"):
+        main.train_step(run, run.model)
 
 
 def test_rising_validation_is_said_and_the_best_weights_are_kept(output_of, tmp_path):

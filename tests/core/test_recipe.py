@@ -10,10 +10,10 @@ import torch
 from formats.checkpoint import TRAINING, load_model, read_checkpoint
 from helpers import new_run, tiny_config
 from main import evaluate, train_step
-from optimizers import Muon, averaged_model, make_optimizers, orthogonalize
-from recipe import PRESETS, lr_factor, parse_flags
-from support.command import flag_of
-from tiny_decoder import TinyGPT
+from optimizers import Muon, averaged_model, distillation_loss, make_optimizers, orthogonalize
+from recipe import PRESETS, distill_share, lr_factor, parse_flags
+from support.command import UserError, flag_of
+from tiny_decoder import TinyGPT, next_token_loss
 from training.checks import saved_settings
 from training.save import save_best, save_state
 
@@ -60,6 +60,38 @@ def test_the_average_follows_its_formula():
     for value, keep in zip(seen[1:], (2 / 12, 3 / 13, 1 / 4, 1 / 4), strict=True):
         expected = keep * expected + (1 - keep) * value
     assert average.module.weight.item() == pytest.approx(expected) and model.weight.item() == 4
+
+
+def test_the_distillation_loss_follows_its_formula():
+    """-sum p ln q; with all of p on one token it is the usual loss, and it is lowest where q = p."""
+    logits, teacher = torch.randn(2, 3, 5, requires_grad=True), torch.randn(2, 3, 5)
+    p, q = teacher.softmax(-1), logits.softmax(-1)
+    torch.testing.assert_close(distillation_loss(logits, teacher), -(p * q.log()).sum(-1).mean())
+    targets = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    certain = 100.0 * torch.nn.functional.one_hot(targets, 5)
+    torch.testing.assert_close(distillation_loss(logits, certain), next_token_loss(logits, targets))
+    (gradient,) = torch.autograd.grad(distillation_loss(logits, logits.detach()), logits)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-7, rtol=0)
+
+
+def test_the_teachers_share_of_the_loss_begins_after_the_warm_up():
+    """And does not depend on the number of steps before that: `--steps N` must repeat a planned run."""
+    settings = recipe(steps=100, warmup=10, ema_decay=0.9, distill=0.5)
+    shares = {0: 0, 9: 0, 10: 0.5 / 3, 15: 0.25, 30: 0.5, 99: 0.5}
+    assert {step: distill_share(step, settings) for step in shares} == pytest.approx(shares)
+    with pytest.raises(UserError, match="--distill needs --ema-decay"):
+        recipe(distill=0.5)
+
+
+def test_a_step_learns_from_the_average_and_reports_the_loss_on_the_text():
+    losses, weights = {}, {}
+    for share in (0.0, 0.5):
+        flags = flags_of(data="synthetic", ema_decay=0.9, distill=share, steps=8, warmup=4, dtype="float32", **SHAPE)
+        run = new_run(*flags)
+        losses[share] = [train_step(run, run.model) for _ in range(6)]
+        weights[share] = run.model.head.weight
+    assert losses[0.0][:5] == losses[0.5][:5] and losses[0.0][5] != losses[0.5][5]
+    assert not torch.equal(weights[0.0], weights[0.5])
 
 
 def test_validation_and_the_best_model_are_of_the_average(tmp_path):

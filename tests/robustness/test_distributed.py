@@ -136,7 +136,7 @@ def test_what_cannot_be_split_is_refused():
 
 def test_two_ranks_train_as_one_process_does(folder, in_process):
     """Loss by loss over 50 steps; --grad-accum on top; one voice; no trace of the wrapper; resumed by one process."""
-    fifty = [*PLAIN, "--steps", "50", "--eval-every", "1"]
+    fifty = [*PLAIN, "--ema-decay", "0.9", "--distill", "0.5", "--steps", "50", "--eval-every", "1"]
     done = torchrun(folder, *fifty, "--grad-accum", 3, "--out", "two.pth")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step    50") == 1 and "ranks    2 processes" in done.stdout
