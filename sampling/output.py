@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 
 from sampler import SlidingWindow
@@ -9,6 +10,8 @@ from sampling.beam import beam_search
 from sampling.text_stream import TextStream, suppressed
 from support.command import visible
 from tokenizer import Tokenizer
+
+PIECE = 0.02  # seconds: text that comes faster than the eye sees is shown in pieces, because each one costs time
 
 
 def write(text: str) -> None:
@@ -22,7 +25,8 @@ def write_header(words: str) -> None:
 
 
 def print_samples(steps: Iterator[list[int]], streams: list[TextStream], prompts: list[str], seed: int) -> int:
-    """Print the texts of a batch, until all have ended; returns how many tokens they have.
+    """Print the texts of a batch, until all have ended; returns how many tokens they have. A single one is printed as
+    it is made.
 
     steps: the next token of every row, as `sampler.generate` yields them; streams make text of each row's. prompts: how
     each text begins. seed: of the first text; each further one has the next.
@@ -31,12 +35,15 @@ def print_samples(steps: Iterator[list[int]], streams: list[TextStream], prompts
     texts = [[prompt] for prompt in prompts]  # the pieces that are not printed yet
     if single:
         write(texts[0].pop())
+    written = time.perf_counter()
     for tokens in steps:
         for text, stream, token in zip(texts, streams, tokens, strict=True):
             count += not stream.stopped
             text.append(stream.add(token))
-        if single:
-            write(texts[0].pop())
+        if single and time.perf_counter() - written >= PIECE:
+            write("".join(texts[0]))
+            texts[0].clear()
+            written = time.perf_counter()
         if all(stream.stopped for stream in streams):
             break
     for row, (text, stream) in enumerate(zip(texts, streams, strict=True)):

@@ -5,6 +5,7 @@ characters may be the beginning of a stop string. Both wait until the next token
 """
 
 import codecs
+import functools
 
 from tokenizer import Tokenizer
 
@@ -26,6 +27,8 @@ class TextStream:
         self.delay = max(map(len, stops), default=1) - 1  # characters that may begin a stop string
         self.pending = ""
         self.stopped = False
+        decode = getattr(tokenizer, "decode_bytes", lambda ids: tokenizer.decode(ids).encode("utf-8"))
+        self.bytes_of = functools.cache(lambda token: decode([token]))  # the same few tokens come again and again
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
@@ -34,9 +37,7 @@ class TextStream:
             rest = self.finish()
             self.stopped = True
             return rest
-        if hasattr(self.tokenizer, "decode_bytes"):
-            return self.release(self.decoder.decode(self.tokenizer.decode_bytes([token])), self.delay)
-        return self.release(self.tokenizer.decode([token]), self.delay)
+        return self.release(self.decoder.decode(self.bytes_of(token)), self.delay)
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens will come."""
