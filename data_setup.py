@@ -1,8 +1,8 @@
 """Corpora and the windows that training reads from them.
 
-A corpus is a name (`tinyshakespeare`, `gutenberg`, `synthetic`), a UTF-8 text file, a folder of them (each `.txt` is a
-document), or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a warning, the synthetic one:
-the first command needs no network.
+A corpus is a name (`tinyshakespeare`, `gutenberg`, `synthetic`), a text file in UTF-8 (or UTF-16 with its mark), a
+folder of them (each `.txt` is a document), or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with
+a warning, the synthetic one: the first command needs no network.
 
     python data_setup.py tinyshakespeare                  # fetch ahead of time
     python data_setup.py gutenberg --books 1342 84 100    # books of Project Gutenberg, by id
@@ -58,7 +58,7 @@ def load_corpus(spec: str, folder: Path | None = None, source: Download = TINYSH
     Raises UserError if `spec` is neither a known name nor a usable text, OSError if a file cannot be read or fetched.
     Only `auto` falls back to another corpus.
     """
-    path, folder = Path(spec), folder or data_folder()
+    path, folder = Path(spec).expanduser(), folder or data_folder()
     if spec == "synthetic":
         return synthetic_corpus()
     if spec == "auto":

@@ -5,11 +5,13 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 (`numpy.memmap`); those of a small one stay in memory.
 """
 
+import codecs
 import hashlib
 import itertools
 import json
 import mmap
 import os
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,16 +29,35 @@ BLOCK = 2**20  # characters or bytes that are looked at in one go
 IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
 
 
+# How files begin that hold text which has to be taken out first, and the command that does so.
+NO_TEXT = {b"\x1f\x8b": "gunzip {}", b"PK\3\4": "unzip {}, or of a .docx pandoc -t plain -o text.txt {}"}
+NO_TEXT |= {b"%PDF": "pdftotext {}"}
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file: UTF-16 if it begins with the mark of that, else UTF-8.
+
+    Raises UserError, with the command that makes text of it, if it is an archive or a document; OSError if it cannot be
+    read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(4)
+    for signature, command in NO_TEXT.items():
+        if head.startswith(signature):
+            raise UserError(f"{path} is not a text file; make one: {command.replace('{}', shlex.quote(str(path)))}")
+    return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
 def read_blocks(source: Path | str) -> Iterator[str]:
-    """The characters of a text (a str) or a UTF-8 file (a Path) in blocks of BLOCK.
+    """The characters of a text (a str) or a file (a Path) in blocks of BLOCK.
 
     A file's byte order mark is dropped, CRLF and CR become LF. Raises UserError that names the file and the byte if
-    it is not UTF-8, OSError if it cannot be read.
+    it is neither UTF-8 nor UTF-16 with its mark, OSError if it cannot be read.
     """
     if isinstance(source, str):
         yield from (source[i : i + BLOCK] for i in range(0, len(source), BLOCK))
         return
-    with open(source, encoding="utf-8-sig", newline=None) as file:
+    with open(source, encoding=encoding_of(source), newline=None) as file:
         try:
             while block := file.read(BLOCK):
                 yield block
@@ -44,7 +65,9 @@ def read_blocks(source: Path | str) -> Iterator[str]:
             # The bytes that Python tried to decode are the last ones that it has read from the file.
             position = file.buffer.tell() - len(error.object) + error.start
             byte = f"byte {position} is 0x{error.object[error.start]:02x}"
-            raise UserError(f"{source} is not UTF-8 text: {byte}; convert it to UTF-8") from None
+            name = shlex.quote(str(source))
+            advice = f"if it is Latin-1: iconv -f latin1 -t utf-8 {name} > text.txt"
+            raise UserError(f"{source} is not UTF-8 text: {byte}; {advice}") from None
 
 
 @dataclass(frozen=True)
@@ -97,7 +120,7 @@ class Split:
 def measure(source: Path | str) -> tuple[int, str]:
     """How many characters a text has, and the sha256 of its UTF-8 form (of what `read_blocks` gives).
 
-    Raises UserError if a file looks like UTF-16, of which every second byte is NUL where the text is ASCII.
+    Raises UserError if a file looks like UTF-16 without its mark: every second byte is NUL where the text is ASCII.
     """
     characters, nuls, digest = 0, 0, hashlib.sha256()
     for block in read_blocks(source):
@@ -105,7 +128,8 @@ def measure(source: Path | str) -> tuple[int, str]:
         nuls += block.count("\0")
         digest.update(block.encode("utf-8", "surrogatepass"))
     if isinstance(source, Path) and nuls > 0.1 * characters:
-        raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: convert it to UTF-8")
+        advice = f"iconv -f utf-16le -t utf-8 {shlex.quote(str(source))} > text.txt"
+        raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: {advice}")
     return characters, digest.hexdigest()
 
 

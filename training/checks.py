@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from recipe import check_together, make_parser
+from recipe import MAX_STEPS, check_together, make_parser
 from support.command import UserError, flag_of
 from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
 
 # What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = {"steps", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
+ADJUSTABLE = {"steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
 ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device", "dtype", "compile", "large_window"}
 # What the base of a fine-tuning decides.
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")
@@ -59,6 +59,8 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
     resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed
     if "steps" in given:
         resumed["minutes"] = None
+    if "minutes" in given:  # so many more, planned anew
+        resumed["steps"] = MAX_STEPS
     return Namespace(**resumed | {name: getattr(settings, name) for name in given & ADJUSTABLE})
 
 

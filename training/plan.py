@@ -37,8 +37,10 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     length = in_minutes(overhead + seconds * (fitting - state.step))
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}"
     if fitting < settings.steps:
-        repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
-        plan += f", as many as --minutes {settings.minutes:g} allows ({repeat} repeats this run)"
+        plan += f", as many as --minutes {settings.minutes:g} allows"
+        if state.best_loss is None:  # else it goes on from a run of another length
+            repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
+            plan += f" ({repeat} repeats this run)"
     if overhead + seconds * (fitting - state.step) > 60 * settings.minutes:
         plan += "; the warm-up has taken that long already: take --preset tiny, or a smaller --warmup"
     tqdm.write(plan)

@@ -132,7 +132,10 @@ def finish(run: Run, signum: int) -> None:
     seconds = f"{state.train_seconds:.0f} s of training"
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}")
     if state.stale >= MIN_STALE or patience_is_over:
-        advice = "the model may overfit; try more text, more --dropout or fewer --steps"
+        again = ["python", "main.py", "--data", settings.data, "--preset", settings.preset]
+        again += ["--steps", str(max(1, state.best_step)), "--dropout", "0.2"]
+        again += ["--init-from", settings.init_from] if settings.init_from else []
+        advice = f"the model may overfit; try more text, or fewer steps with dropout: {shlex.join(again)}"
         print(f"{counted(state.stale, 'evaluation')} without a new best: {advice}")
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {sample_command(run)}{prompt}")

@@ -92,9 +92,12 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
     settings = checks.settings_to_resume(saved, settings, given, path)
     checks.refuse_unused(settings, given)
     state = TrainState.from_plain(header["training"])
+    if "minutes" in given:
+        state.planned = False
     last = min(settings.steps, settings.stop_at or settings.steps)
     if state.step >= last and not state.evaluation_due(settings):
-        raise UserError(f"the run in {path} has made {state.step} steps already: give a larger --steps or --stop-at")
+        advice = "give --minutes, or a larger --steps or --stop-at"
+        raise UserError(f"the run in {path} has made {state.step} steps already: {advice}")
     return Start(settings, state, loaded.model, loaded.tokenizer, tensors, path)
 
 

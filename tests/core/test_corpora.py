@@ -1,8 +1,11 @@
 """Corpora of every shape: folders, encodings, documents, and texts too large for memory."""
 
+import codecs
+import gzip
 import hashlib
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,7 +47,6 @@ def test_any_block_size_reads_what_python_reads(tmp_path, monkeypatch, size):
         ("café".encode("latin-1"), 3, 0xE9),
         ("\ufeffab".encode() + b"\xff", 5, 0xFF),
         ("ab🙂".encode()[:-1], 2, 0xF0),  # cut short in its last character
-        ("word".encode("utf-16"), 0, 0xFF),
         (b"ab\xed\xa0\x80", 2, 0xED),  # half a surrogate pair
     ],
 )
@@ -52,6 +54,34 @@ def test_other_encodings_name_file_and_byte(tmp_path, monkeypatch, size, data, w
     monkeypatch.setattr(texts, "BLOCK", size)
     with pytest.raises(UserError, match=rf"bad\.txt is not UTF-8 text: byte {where} is 0x{byte:02x}"):
         list(read_blocks(written(tmp_path / "bad.txt", data)))
+
+
+@pytest.mark.parametrize("mark", [codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_utf_16_with_its_mark_is_read(tmp_path, monkeypatch, mark, size):
+    monkeypatch.setattr(texts, "BLOCK", size)
+    encoding = "utf-16-le" if mark == codecs.BOM_UTF16_LE else "utf-16-be"
+    path = written(tmp_path / "a.txt", mark + "Müller, 王\r\n🙂".encode(encoding))
+    assert "".join(read_blocks(path)) == "Müller, 王\n🙂"
+
+
+@pytest.mark.parametrize(
+    "head, command",
+    [
+        (gzip.compress(b"text"), "gunzip 'my text'"),
+        (b"PK\3\4", "unzip 'my text', or of a .docx pandoc -t plain -o text.txt 'my text'"),
+        (b"%PDF-1.7\n", "pdftotext 'my text'"),
+        ("naïve".encode("latin-1"), "if it is Latin-1: iconv -f latin1 -t utf-8 'my text' > text.txt"),
+    ],
+)
+def test_what_is_no_text_yet_gets_the_command_that_makes_it_one(tmp_path, monkeypatch, head, command):
+    monkeypatch.chdir(tmp_path)
+    written(Path("my text"), head)
+    with pytest.raises(UserError, match=re.escape(command)):
+        load_corpus("my text")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="my text"):
+        load_corpus("~/my text")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

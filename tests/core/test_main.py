@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import re
+import shlex
 from functools import partial
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 import main
 from formats.checkpoint import MODEL, TRAINING, load_model, read_checkpoint
 from helpers import SMALL_NETWORK, assert_one_error_line, assert_same_state, new_run, read_metrics, written
+from recipe import parse_flags
 from support.command import StopSignal
 from training.run import Run
 from training.save import where_kept
@@ -139,7 +142,9 @@ def test_rising_validation_is_said_and_the_best_weights_are_kept(output_of, tmp_
     """300 random characters can only be learned by heart; what is saved is the model from before that."""
     written(tmp_path / "short.txt", "".join(random.Random(0).choices("abcdefgh", k=300)))
     schedule = ["--steps", 200, "--eval-every", 20, "--lr", 0.01, "--out", "a.pth"]
-    assert "the model may overfit" in output_of("main.py", "--data", "short.txt", *SMALL_NETWORK, *schedule)
+    output = output_of("main.py", "--data", "short.txt", *SMALL_NETWORK, *schedule)
+    advice = shlex.split(re.search("the model may overfit.*: python (main.py .*)", output)[1])
+    assert parse_flags(advice[1:])[0].steps == load_model(tmp_path / "a.pth").origin["step"]  # it can be typed
     losses = [line["val_loss"] for line in read_metrics(tmp_path / "a.metrics.jsonl")]
     assert losses[-1] > min(losses) + 0.02
     assert load_model(tmp_path / "a.pth").origin["val_loss"] == min(losses)

@@ -1,10 +1,12 @@
 """--minutes: how many steps fit; --patience; what a run says about its length."""
 
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
 
+import main
 from helpers import SMALL_NETWORK, read_metrics, written
 from recipe import parse_flags
 from support.command import UserError
@@ -58,11 +60,18 @@ def test_the_number_of_the_plan_repeats_the_run(train, tmp_path):
 
 
 def test_a_resume_plans_if_the_run_has_not(train):
-    """And not again: --resume --minutes 20 was accepted, and did nothing."""
     train(*FLAGS, "a.pth", "--minutes", 0.03, "--stop-at", 2)
     assert "(--preset small --steps " in train("--resume", "--out", "a.pth")
-    train(*FLAGS, "b.pth", "--steps", 9, "--stop-at", 3)
-    assert "--minutes 20.0 contradicts the run" in train("--resume", "--minutes", 20, "--out", "b.pth", code=2)
+
+
+def test_a_finished_run_goes_on_for_so_many_minutes(train, tmp_path, monkeypatch):
+    train(*FLAGS, "a.pth", "--steps", 9, "--eval-every", 3)
+    monkeypatch.setattr(main, "STARTED", time.perf_counter())  # of this command, not of the tests
+    longer = train("--resume", "--minutes", 0.03, "--out", "a.pth")
+    steps = int(re.search(r"([\d,]+) steps take", longer)[1].replace(",", ""))
+    assert "resuming at step 9" in longer and "--minutes 0.03 allows" in longer and "repeats this run" not in longer
+    assert steps > 20 and read_metrics(tmp_path / "a.metrics.jsonl")[-1]["step"] == steps
+    assert "--minutes and --steps" in train("--resume", "--minutes", 1, "--steps", 99, "--out", "a.pth", code=2)
 
 
 def test_patience_ends_a_run(train):

@@ -125,7 +125,6 @@ CHANGED = dict(data="synthetic", tokenizer="other.json", preset="base", max_seq=
 CHANGED |= dict(num_layers=2, dropout=0.3, batch_size=8, grad_accum=2, optimizer="adamw", weight_decay=0.5)
 CHANGED |= dict(grad_clip=3.0, seed=5, schedule="cosine", attention_dropout=0.3, init="sinusoid", windows="random")
 CHANGED |= dict(muon_momentum=0.5, ema_decay=0.9, distill=0.5, gelu="tanh", bias=False, tie_embeddings=True)
-CHANGED |= dict(minutes=20.0)
 
 
 def as_flags(name: str, value: object) -> list[str]:
