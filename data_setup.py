@@ -68,7 +68,7 @@ def load_corpus(spec: str, folder: Path | None = None, source: Download = TINYSH
     if spec == "gutenberg":
         return gutenberg_corpus(folder / spec)
     if path.is_dir():
-        return folder_corpus(path)
+        return folder_corpus(path, spec)
     if not path.is_file():
         what = "not a regular file" if path.exists() else "no such file or folder"
         raise UserError(f"--data {spec}: {what}, and not one of {', '.join(NAMES)}")
@@ -98,19 +98,21 @@ def synthetic_corpus(length: int = 1_000_000, seed: int = 0) -> Corpus:
     return dataclasses.replace(corpus, floor=float(nats[len(corpus.train) + 1 :].mean()))
 
 
-def folder_corpus(folder: Path) -> Corpus:
+def folder_corpus(folder: Path, name: str) -> Corpus:
     """Every `.txt` file of a folder, in the order of their names; a line on stderr says what was found and left out.
+
+    name: as the user has written it, because `./synthetic` is not `synthetic`.
 
     Raises UserError if there is none.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix == ".txt" and path.is_file())
     if not files:
         raise UserError(f"--data {folder}: the folder holds no .txt file")
-    corpus = split_documents(str(folder), files)
+    corpus = split_documents(name, files)
     others = sorted({path.name for path in folder.iterdir()} - {path.name for path in files})
     skipped = f"; skipped: {', '.join(others[:3])}{', …' if others[3:] else ''}" if others else ""
     characters = len(corpus.train) + len(corpus.val)
-    print(one_line(f"{folder}: {len(files)} documents, {characters:,} characters{skipped}"), file=sys.stderr)
+    print(one_line(f"{folder}: .txt files: {len(files)}, characters: {characters:,}{skipped}"), file=sys.stderr)
     return corpus
 
 

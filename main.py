@@ -187,8 +187,9 @@ def train_step(run: Run, network: nn.Module) -> float:
     overflow = not math.isfinite(norm) and scaler.is_enabled() and scaler.get_scale() > 1
     if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
         numbers = f"step {state.step}: the loss is {loss}, the gradient's norm {norm}; nothing was updated"
-        lr = f"now {settings.lr * factor:g}, at its peak {settings.lr:g}"
-        raise FloatingPointError(f"{numbers}. Try a smaller --lr ({lr}) or --dtype float32")
+        lr = f"a smaller --lr (now {settings.lr * factor:g}, at its peak {settings.lr:g})"
+        advice = lr if run.dtype == torch.float32 else f"{lr} or --dtype float32"
+        raise FloatingPointError(f"{numbers}. Try {advice}")
     set_learning_rates(run.optimizers, factor)
     for optimizer in run.optimizers if not overflow else []:
         optimizer.step()

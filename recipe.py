@@ -5,7 +5,7 @@ import math
 import os
 
 from formats.checkpoint import LARGE_WINDOW_HELP, LIMITS, usual_path
-from support.command import Parser, UserError, flag_of, given_flags, number, one_of, text, whole
+from support.command import Parser, UserError, flag_of, given_flags, number, one_of, path_name, text, whole
 from support.device import pick_device, pick_dtype, product_rate
 
 AUTO = "auto"
@@ -97,10 +97,10 @@ class PresetAction(argparse.Action):
 def add_file_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("files").add_argument
     corpora = "tinyshakespeare, gutenberg, synthetic, auto, a UTF-8 text, or a folder of them"
-    add("--data", type=text, default=AUTO, help=corpora)
+    add("--data", type=path_name, default=AUTO, help=corpora)
     add("--tokenizer", type=text, default="char", help="char, or a BPE vocabulary from train_tokenizer.py")
-    add("--out", type=text, default=usual_path(), help="where the best model goes")
-    add("--init-from", type=text, help="a model to fine-tune: its weights, shape and tokenizer")
+    add("--out", type=path_name, default=usual_path(), help="where the best model goes")
+    add("--init-from", type=path_name, help="a model to fine-tune: its weights, shape and tokenizer")
     add("--resume", action="store_true", help="continue from the training state beside --out")
     add("--large-window", action=YES_NO, default=False, help=LARGE_WINDOW_HELP)
 

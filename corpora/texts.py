@@ -7,21 +7,19 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 
 import codecs
 import hashlib
-import itertools
 import json
 import mmap
-import os
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from corpora.fast_bpe import for_length
-from support.command import UserError
+from support.command import UserError, shell_line
 from support.durable import write_atomically
 from tokenizer import UNK, Tokenizer, UnknownCharacterWarning
 
@@ -44,7 +42,7 @@ def encoding_of(path: Path) -> str:
         head = file.read(4)
     for signature, command in NO_TEXT.items():
         if head.startswith(signature):
-            raise UserError(f"{path} is not a text file; make one: {command.replace('{}', shlex.quote(str(path)))}")
+            raise UserError(f"{path} is not a text file; make one: {command.replace('{}', shell_line([str(path)]))}")
     return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
@@ -65,7 +63,7 @@ def read_blocks(source: Path | str) -> Iterator[str]:
             # The bytes that Python tried to decode are the last ones that it has read from the file.
             position = file.buffer.tell() - len(error.object) + error.start
             byte = f"byte {position} is 0x{error.object[error.start]:02x}"
-            name = shlex.quote(str(source))
+            name = shell_line([str(source)])
             advice = f"if it is Latin-1: iconv -f latin1 -t utf-8 {name} > text.txt"
             raise UserError(f"{source} is not UTF-8 text: {byte}; {advice}") from None
 
@@ -128,7 +126,7 @@ def measure(source: Path | str) -> tuple[int, str]:
         nuls += block.count("\0")
         digest.update(block.encode("utf-8", "surrogatepass"))
     if isinstance(source, Path) and nuls > 0.1 * characters:
-        advice = f"iconv -f utf-16le -t utf-8 {shlex.quote(str(source))} > text.txt"
+        advice = f"iconv -f utf-16le -t utf-8 {shell_line([str(source)])} > text.txt"
         raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: {advice}")
     return characters, digest.hexdigest()
 
@@ -228,24 +226,34 @@ def count_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> int:
 def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memmap:
     """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer.
 
-    The same sha256 stands behind the ids, as a sign that the file is whole.
+    The same sha256 and the number of bytes stand behind the ids. A file that is not whole, or holds impossible ids, is
+    made anew.
     """
     key = hashlib.sha256(f"{split.identity} {json.dumps(tokenizer.to_plain())}".encode()).digest()
     path = cache / f"{key.hex()[:32]}.ids"
-    if not ends_with(path, key):
-        blocks = tqdm(token_blocks(tokenizer, split), desc="encoding", unit=" blocks", disable=None, leave=False)
-        write_atomically(path, lambda file: file.writelines(itertools.chain(blocks, [key])))
-    count = (path.stat().st_size - len(key)) // tokenizer.id_dtype.itemsize
-    return np.memmap(path, tokenizer.id_dtype, "r", shape=(count,))
+
+    def write(file: BinaryIO) -> None:
+        blocks = token_blocks(tokenizer, split)
+        file.writelines(tqdm(blocks, desc="encoding", unit=" blocks", disable=None, leave=False))
+        file.write(key + file.tell().to_bytes(8, "little"))
+
+    ids = stored_ids(path, key, tokenizer)
+    if ids is None or any(int(ids[i : i + BLOCK].max()) >= tokenizer.vocab_size for i in range(0, len(ids), BLOCK)):
+        write_atomically(path, write)
+        ids = stored_ids(path, key, tokenizer)
+    return mapped_anew(ids)
 
 
-def ends_with(path: Path, end: bytes) -> bool:
-    """Whether there is a file at `path` whose last bytes are `end`."""
-    if not path.is_file() or path.stat().st_size < len(end):
-        return False
+def stored_ids(path: Path, key: bytes, tokenizer: Tokenizer) -> np.memmap | None:
+    """The ids in a whole file of `encode_into_file`; None if there is no such file."""
+    bytes_of_ids = path.stat().st_size - len(key) - 8 if path.is_file() else 0
+    if bytes_of_ids <= 0:
+        return None
     with open(path, "rb") as file:
-        file.seek(-len(end), os.SEEK_END)
-        return file.read() == end
+        file.seek(bytes_of_ids)
+        if file.read() != key + bytes_of_ids.to_bytes(8, "little"):
+            return None
+    return np.memmap(path, tokenizer.id_dtype, "r", shape=(bytes_of_ids // tokenizer.id_dtype.itemsize,))
 
 
 def bigram_entropy(tokens: np.ndarray) -> float:

@@ -6,7 +6,9 @@ bytes as GPT-2's symbols. Characters become such tokens: a character of several 
 
 from enum import IntEnum
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,11 +55,18 @@ def save_gguf(path: Path, loaded: Checkpoint, force: bool = False) -> float:
     for name, value in {**fields, **tokenizer_fields(loaded.tokenizer, gguf.TokenType)}.items():
         getattr(writer, f"add_{name}")(value)
     for name, tensor in weights.items():
-        writer.add_tensor(rename(name, GGUF_NAMES), tensor.numpy())
+        writer.add_tensor(rename(name, GGUF_NAMES), tensor.numpy().view(Written))
     write_atomically(path, lambda file: write_sections(writer, Path(file.name)))
     write_atomically(modelfile, lambda file: file.write(modelfile_text(path, config.max_seq).encode()))
     margin = 1 + config.max_seq / 128
     return margin * deviation(model, half_precision(weights), llama_gelu)
+
+
+class Written(np.ndarray):
+    """An array that says if it cannot be written whole: where the disk is full, numpy's own `tofile` can lose that."""
+
+    def tofile(self, file: BinaryIO) -> None:
+        file.write(self.data)
 
 
 def tokenizer_fields(tokenizer: Tokenizer, types: type[IntEnum]) -> dict[str, object]:

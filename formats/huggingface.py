@@ -53,6 +53,7 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
     network is not GPT-2's (`check_twin`).
     """
     save_file = optional_package("safetensors.torch", PURPOSE).save_file
+    write_error = optional_package("safetensors", PURPOSE).SafetensorError
     model, tokenizer = loaded.model, loaded.tokenizer
     contents = {
         "config.json": config_json(model.config, tokenizer),
@@ -68,7 +69,10 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
     def write(target: Path) -> None:
         for name, text in texts.items():
             (target / name).write_text(text, encoding="utf-8")
-        save_file(gpt2_weights(weights), target / WEIGHTS, {"format": "pt"})
+        try:
+            save_file(gpt2_weights(weights), target / WEIGHTS, {"format": "pt"})
+        except write_error as error:
+            raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from None
         (target / WEIGHTS).chmod((target / "config.json").stat().st_mode)  # the library makes it private
 
     write_folder_atomically(folder, write)

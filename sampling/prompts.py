@@ -41,4 +41,7 @@ def read_prompts(settings: argparse.Namespace) -> list[str]:
     text = read_text("--prompt-file", settings.prompt_file)
     parts = re.split(r"^---(?:\n|\Z)", text, flags=re.MULTILINE)
     prompts = parts if len(parts) > 1 else text.split("\n")
-    return [prompt.removesuffix("\n") for prompt in prompts if prompt.strip("\n")]
+    prompts = [prompt.removesuffix("\n") for prompt in prompts if prompt.strip("\n")]
+    if not prompts:
+        raise UserError(f"--prompt-file {settings.prompt_file} holds no prompt")
+    return prompts

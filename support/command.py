@@ -12,6 +12,7 @@ import functools
 import importlib
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -26,6 +27,10 @@ from typing import NoReturn, TextIO
 
 class UserError(Exception):
     """What the user gave is wrong; the message says what, and what to do about it."""
+
+
+class OutOfMemory(MemoryError):
+    """There was not enough memory; the message says what is saved."""
 
 
 class Interrupted(Exception):
@@ -84,11 +89,13 @@ class StopSignal:
         self.signum = signum
 
 
-def interruptible(work: Callable[[], object], seconds: float = inf) -> object:
+def interruptible(
+    work: Callable[[], object], seconds: float = inf, hopeless: Callable[[], bool] = lambda: False
+) -> object:
     """The result of `work()`, which may stay where Python does not notice Ctrl-C: in a library, in a look-up.
 
-    Another thread does the work, and KeyboardInterrupt ends the wait, as does TimeoutError after so many seconds. That
-    thread ends with the process.
+    Another thread does the work, and KeyboardInterrupt ends the wait, as does TimeoutError after so many seconds or as
+    soon as it is hopeless. That thread ends with the process.
     """
     future = Future()
 
@@ -102,7 +109,7 @@ def interruptible(work: Callable[[], object], seconds: float = inf) -> object:
     thread.start()
     deadline = time.monotonic() + seconds
     while thread.is_alive():
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or hopeless():
             raise TimeoutError
         thread.join(0.1)
     return future.result()
@@ -196,6 +203,23 @@ class Parser(argparse.ArgumentParser):
 def flag_of(name: str) -> str:
     """`max_seq` -> `--max-seq`."""
     return "--" + name.replace("_", "-")
+
+
+def shell_line(words: list[str]) -> str:
+    """A command line that can be typed, or pasted, into a POSIX shell; bytes of names that are no UTF-8 as \\xff."""
+
+    def quoted(word: str) -> str:
+        if re.search(r"[\ud800-\udfff]", word):
+            return "$" + repr(os.fsencode(word))[1:]
+        return shlex.quote(word)
+
+    return " ".join(map(quoted, words))
+
+
+def path_name(value: str) -> str:
+    """A flag type: the name of a file. One that begins with a dash gets ./ before it, so that no command takes it for a
+    flag."""
+    return os.path.join(".", text(value)) if value.startswith("-") else text(value)
 
 
 def text(value: str) -> str:
@@ -312,6 +336,7 @@ def open_streams() -> None:
 def out_of_memory(error: Exception) -> bool:
     """Whether this is one of the ways in which Python, numpy and PyTorch say that there is not enough memory."""
     signs = ("OutOfMemoryError", "DefaultCPUAllocator", "Cannot allocate memory", "Storage size calculation overflowed")
+    signs += ("could not create a primitive",)  # oneDNN
     return isinstance(error, MemoryError) or any(sign in repr(error) for sign in signs)
 
 
@@ -344,6 +369,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
             raise
         smaller = "--batch-size, --max-seq or --embed-dim in training, --num-samples or --beams in sampling"
         message = f"error: not enough memory for this; try a smaller {smaller}"
+        message += f"; {error}" if isinstance(error, OutOfMemory) else ""
     if message:
         with contextlib.suppress(OSError):
             print(message, file=sys.stderr)

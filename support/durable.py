@@ -166,7 +166,7 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     new, lock = not path.exists(), FileLock(path)
     try:
         if path.is_file() and path.stat().st_size:  # a lock is empty; some versions of filelock empty the file
-            raise OSError("a file of that name has content")
+            raise OSError("a file of that name has content: move it")
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # where there are no locks: a marker file, which would outlive a kill
             lock.acquire(timeout=0)
@@ -174,8 +174,8 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         raise UserError(refusal) from None
     except (OSError, NotImplementedError, UserWarning) as error:
         reason = getattr(error, "strerror", None) or error
-        advice = "choose another --out, on a disk of this machine"
-        raise OSError(f"cannot make the lock file {path}: {reason}; {advice}") from None
+        advice = "or choose another --out, on a disk of this machine"
+        raise OSError(f"cannot make the lock file {path}: {reason}, {advice}") from None
     try:
         yield
     except UserError:

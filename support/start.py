@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 STARTED = time.perf_counter()
+PARENT = os.getppid()  # torchrun, say, if it lives
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

@@ -1,5 +1,6 @@
 """What is refused before a run begins: flags that contradict each other, the saved run, or the machine."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
     """The settings saved in `path`, changed by those given; UserError that names a flag that contradicts them."""
     for name in sorted(given - ADJUSTABLE):
         value, kept = getattr(settings, name), getattr(saved, name)
-        if value not in (kept, "auto"):
+        same_path = name == "data" and os.path.normpath(value) == os.path.normpath(kept)
+        if value not in (kept, "auto") and not same_path:
             advice = "leave the flag out, or start a new run with another --out"
             raise UserError(f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): {advice}")
     resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed

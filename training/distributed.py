@@ -7,6 +7,8 @@ Data parallel training: each rank holds the whole model and computes the gradien
 Rank 0 alone prints and writes files. Started without torchrun there is one rank, and everything here does nothing.
 """
 
+from support.start import PARENT
+
 import contextlib
 import os
 import signal
@@ -158,7 +160,7 @@ def joined() -> Iterator[DistContext]:
         yield ALONE
         return
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    ranks = DistContext(rank, size, local_rank, launcher=os.getppid())
+    ranks = DistContext(rank, size, local_rank, launcher=PARENT)
     stderr, nowhere = sys.stderr, open(os.devnull, "w", encoding="utf-8")
     if not ranks.first:
         sys.stdout = sys.stderr = nowhere
@@ -178,7 +180,11 @@ def joined() -> Iterator[DistContext]:
 
 def connect(ranks: DistContext) -> DistContext:
     """Meet the other ranks where torchrun says. CPU tensors travel by gloo, GPU tensors by nccl."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    meeting = dist.rendezvous("env://", timeout=PATIENCE)
+    try:
+        store, _, _ = interruptible(lambda: next(meeting), hopeless=lambda: ranks.abandoned)
+    except TimeoutError:
+        raise ConnectionError("torchrun has ended before its processes met") from None
     # The store is torchrun's and as old as it is. Its process id would not do as a name: ids are used again.
     launch = store.compare_set("launch", "", uuid.uuid4().hex).decode()
     store = dist.PrefixStore(agree_on_name(store, ranks), store)

@@ -33,7 +33,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     fitting = state.step + max(1, int((60 * settings.minutes - overhead) / seconds))
     fitting = run.dist.from_first(min(fitting, settings.steps))
     if settings.eval_every == MAX_STEPS:  # not given
-        settings.eval_every = max(1, round(fitting / evaluations))
+        settings.eval_every = max(state.step + 1, round(fitting / evaluations))  # none before now: it can be repeated
     length = in_minutes(overhead + seconds * (fitting - state.step))
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}"
     if fitting < settings.steps:

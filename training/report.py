@@ -3,12 +3,11 @@
 import json
 import math
 import os
-import shlex
 
 from tqdm import tqdm
 
 from recipe import lr_factor
-from support.command import Interrupted, visible
+from support.command import Interrupted, shell_line, visible
 from support.device import describe_device, wants_compile
 from tokenizer import CharTokenizer
 from training.run import Run
@@ -123,7 +122,6 @@ def finish(run: Run, signum: int) -> None:
     if state.step < settings.steps and not patience_is_over:
         print(where_kept(run))
         return
-    best = run.files.best
     guessing = math.log(run.tokenizer.vocab_size)
     if settings.init_from and state.best_step == 0:
         print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr")
@@ -135,9 +133,10 @@ def finish(run: Run, signum: int) -> None:
         again = ["python", "main.py", "--data", settings.data, "--preset", settings.preset]
         again += ["--steps", str(max(1, state.best_step)), "--dropout", "0.2"]
         again += ["--init-from", settings.init_from] if settings.init_from else []
-        advice = f"the model may overfit; try more text, or fewer steps with dropout: {shlex.join(again)}"
+        advice = f"the model may overfit; try more text, or fewer steps with dropout: {shell_line(again)}"
         print(f"{counted(state.stale, 'evaluation')} without a new best: {advice}")
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {sample_command(run)}{prompt}")
     if not settings.lora_rank:
-        print(f"look into it with:   {shlex.join(['python', 'convert.py', str(best), str(best.with_suffix('.html'))])}")
+        words = ["python", "convert.py", settings.out, settings.out.removesuffix(".pth") + ".html"]
+        print(f"look into it with:   {shell_line(words + ['--large-window'] * settings.large_window)}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shlex
 import signal
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from formats.adapter import adapter_weights, base_weights, save_adapter
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from lora import lora_config
 from recipe import MAX_STEPS, make_parser
-from support.command import Interrupted, one_line
+from support.command import Interrupted, OutOfMemory, one_line, out_of_memory, shell_line
 from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
 
@@ -106,17 +105,23 @@ def names_what_is_kept(run: Run) -> Iterator[None]:
         raise FloatingPointError(f"{error}; {where_kept(run)}") from None
     except OSError as error:
         raise OSError(f"{one_line(error)}; {where_kept(run)}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(where_kept(run)) from None
 
 
 def sample_command(run: Run) -> str:
     """A command line that samples from the best model."""
     settings = run.settings
+    window = " --large-window" if settings.large_window else ""
     if settings.lora_rank:
-        return shlex.join(["python", "generate.py", "--checkpoint", settings.init_from, "--lora", settings.out])
-    return f"python generate.py{out_flag(run, '--checkpoint')}"
+        words = ["python", "generate.py", "--checkpoint", settings.init_from, "--lora", settings.out]
+        return shell_line(words) + window
+    return f"python generate.py{out_flag(run, '--checkpoint')}{window}"
 
 
 def out_flag(run: Run, flag: str) -> str:
     """The flag with the best model's path, or nothing where that is the default."""
     out = run.settings.out
-    return f" {flag} {shlex.quote(out)}" if out != make_parser().get_default("out") else ""
+    return f" {flag} {shell_line([out])}" if out != make_parser().get_default("out") else ""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from corpora.texts import count_unknown
 from formats.adapter import adapt
-from formats.checkpoint import check_tensors, checked_model, load_model, model_from_weights, model_weights
+from formats.checkpoint import LARGE_WINDOW, check_tensors, checked_model, load_model, model_from_weights, model_weights
 from lora import add_adapters, lora_config
 from support.command import UserError, optional_package, user_errors
 from tiny_decoder import TinyGPT
@@ -108,6 +108,7 @@ def begin(run: Run, start: Start) -> None:
     """
     settings, dist, state = run.settings, run.dist, run.state
     dist.require_same("corpus", run.corpus.sha256)
+    settings.large_window |= settings.max_seq > LARGE_WINDOW  # for a resume, and the commands that are printed
     settings.data, settings.dtype = run.corpus.name, str(run.dtype).removeprefix("torch.")  # "auto" is not chosen anew
     if start.saved_in:
         restore(run, start)

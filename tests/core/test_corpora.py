@@ -14,7 +14,7 @@ from conftest import environment
 from corpora import texts
 from corpora.texts import Split, TextSpan, encode_split, measure, read_blocks
 from data_setup import load_corpus, split_documents
-from helpers import ROOT, written
+from helpers import ROOT, SMALL_NETWORK, written
 from support.command import UserError
 from tokenizer import CharTokenizer
 
@@ -122,7 +122,7 @@ def test_a_folder_is_its_texts_in_order(tmp_path, capsys):
     corpus = load_corpus(str(tmp_path))
     assert (corpus.train.text(), corpus.val.text()) == ("A" * 45 + "B" * 45, "B" * 5 + "C" * 5)
     said = capsys.readouterr().err
-    assert "4 documents, 100 characters" in said and "skipped: n.md" in said
+    assert ".txt files: 4, characters: 100" in said and "skipped: n.md" in said
     tokenizer = CharTokenizer.from_blocks(corpus.train.blocks(), start="<bos>")
     bos, a, b, unknown = tokenizer.bos_id, 2, 3, tokenizer.unk_id
     assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == [bos] + [a] * 45 + [bos] + [b] * 45
@@ -169,13 +169,15 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
     assert len(list(tmp_path.iterdir())) == 4  # another text, another part, another tokenizer: another file
 
 
-@pytest.mark.parametrize("damage", ["another file", "empty", "cut short"])
+@pytest.mark.parametrize("damage", ["another file", "empty", "cut short", "cut out", "impossible ids"])
 def test_a_token_file_that_is_not_whole_is_made_anew(tmp_path, large, damage):
     corpus, tokenizer = split_documents("x", [DIGITS]), CharTokenizer.from_text(DIGITS)
     ids = encode_split(tokenizer, corpus.train, tmp_path).tolist()
     (file,) = tmp_path.iterdir()
     data = file.read_bytes()
-    file.write_bytes({"another file": b"x" * len(data), "empty": b"", "cut short": data[:-2]}[damage])
+    damaged = {"another file": b"x" * len(data), "empty": b"", "cut short": data[:-2]}
+    damaged |= {"cut out": data[:100] + data[200:], "impossible ids": b"\xff\xff" + data[2:]}
+    file.write_bytes(damaged[damage])
     assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == ids
     assert file.read_bytes() == data
 
@@ -225,3 +227,12 @@ def test_memory_stays_flat(command, tmp_path):
     encoding, training = map(int, re.findall(r"-?\d+", done.stdout))
     assert encoding < 40e6, f"encoding took {encoding / 1e6:.0f} MB"
     assert training < 10e6, f"reading windows took {training / 1e6:.0f} MB"
+
+
+def test_a_folder_keeps_the_name_that_the_user_wrote(output_of, tmp_path):
+    """./synthetic is a folder here; resumed as synthetic it would be the built-in text."""
+    (tmp_path / "synthetic").mkdir()
+    written(tmp_path / "synthetic" / "a.txt", "a text of one's own\n" * 50)
+    flags = [*SMALL_NETWORK, "--steps", 4, "--stop-at", 2, "--out", "a.pth"]
+    output_of("main.py", "--data", "./synthetic", *flags)
+    output_of("main.py", "--data", "synthetic/", "--resume", "--out", "a.pth")

@@ -1,6 +1,7 @@
 """Crash safety: whatever operation fails and whenever the process dies, what was announced as saved can be loaded."""
 
 import errno
+import importlib
 import importlib.metadata
 import json
 import os
@@ -258,6 +259,38 @@ def test_a_link_into_a_folder_that_cannot_be_written_is_found_before_training(tm
     code, output, errors = in_process("main.py", *RUN, "--out", "a.pth")
     assert code == 1 and not output
     assert_one_error_line(errors, "elsewhere cannot be written", "another --out")
+
+
+@pytest.mark.parametrize("target", ["a.gguf", "a/"])
+@pytest.mark.parametrize("room", [0.3, 0.8, 0.999])
+def test_an_export_onto_a_full_disk_is_one_line_and_keeps_the_earlier_one(earlier, tmp_path, target, room):
+    """numpy and safetensors write by themselves: one lost the error, the other raised its own kind."""
+    resource = pytest.importorskip("resource")
+    pytest.importorskip("gguf" if target == "a.gguf" else "safetensors")
+    folder = copy_of(earlier, tmp_path / "run")
+    assert Child(folder, "convert.py", OUT.best, target).wait() == 0
+    files = [path for path in (folder / target, *(folder / "a").glob("*")) if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    limit = int(room * max(map(len, before.values())))
+    prepare = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
+    child = Child(folder, "convert.py", OUT.best, target, "--force", prepare=prepare)
+    assert child.wait() == 1
+    assert_one_error_line(child.stderr, "cannot write", target)
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_failure_for_want_of_memory_says_what_is_kept(earlier, tmp_path):
+    folder = copy_of(earlier, tmp_path / "run")
+
+    def prepare():
+        main = importlib.import_module("main")
+        evaluate = main.evaluate
+        main.evaluate = lambda run: (_ for _ in ()).throw(MemoryError) if run.state.step == 2 else evaluate(run)
+
+    child = train(folder, *RUN, prepare=prepare, code=1)
+    assert_one_error_line(child.stderr, "not enough memory", "saved at step 2 of 3; continue with: python main.py")
+    train(folder, "--resume")
 
 
 def test_torch_brings_filelock():

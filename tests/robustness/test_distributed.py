@@ -168,6 +168,20 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
     assert_same_state(folder / "killed.last.pth", folder / "whole.last.pth")
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks in /proc")
+def test_torchrun_killed_while_its_ranks_start_leaves_none_behind(folder):
+    """They tried to reach its store for an hour."""
+    with start(folder, *PLAIN, "--steps", "9", launch=STANDALONE) as launcher:
+        deadline = time.monotonic() + 60
+        while len(processes_in(folder)) < 3 and time.monotonic() < deadline:  # the launcher and its ranks
+            time.sleep(0.02)
+        time.sleep(0.5)  # in which they notice who started them; importing PyTorch takes longer
+        launcher.kill()
+        while processes_in(folder) and time.monotonic() < deadline + 60:
+            time.sleep(0.1)
+        assert not processes_in(folder)
+
+
 def test_another_torchrun_starts_a_new_run(folder):
     """Even one with the same --rdzv-id, which is "none" if it is not given, and with one process."""
     launch = ("--nproc-per-node", "1", "--master-port", free_port())

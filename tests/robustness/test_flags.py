@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import recipe
 import train_tokenizer
 from faults import SMALL_RUN, copy_of, files_of, run_here, write_corpus
 from helpers import assert_one_error_line, new_run
-from support.command import UserError, flag_of, run
+from support.command import UserError, flag_of, run, shell_line
 from training.checks import ADJUSTABLE
 
 # The parser of every command with flags.
@@ -251,3 +252,22 @@ def test_running_out_of_memory_is_one_line_and_a_bug_is_not(capsys, error, expec
     if expected is SystemExit:
         assert end.value.code == 1
         assert_one_error_line(capsys.readouterr().err, "not enough memory", "--batch-size")
+
+
+def test_commands_are_printed_as_a_shell_reads_them():
+    words = ["a b", "it's", b"caf\xe9".decode("utf-8", "surrogateescape"), "caf\u00e9"]
+    line = shell_line(words)
+    shown = subprocess.run(["bash", "-c", f"printf '%s|' {line}"], stdout=subprocess.PIPE, check=True).stdout
+    assert shown == b"a b|it's|caf\xe9|caf\xc3\xa9|"
+
+
+@pytest.mark.parametrize("name", ["-x.pth", "b.pth"])
+def test_the_commands_that_a_run_prints_can_be_typed(output_of, tmp_path, monkeypatch, name):
+    """A name that looks like a flag; a window whose mask is so large that other commands ask for a flag."""
+    monkeypatch.setattr("formats.checkpoint.LARGE_WINDOW", 4)
+    monkeypatch.setattr("training.start.LARGE_WINDOW", 4)
+    output = output_of("main.py", *SMALL_RUN[2:], "--data", "synthetic", "--steps", 2, "--stop-at", 1, f"--out={name}")
+    (resume,) = re.findall("continue with: python (.*)", output)
+    printed = output_of(*shlex.split(resume))
+    for command in re.findall(r"(?:sample from it|look into it) with: +python (.*)", printed):
+        output_of(*shlex.split(command), *["--max-new-tokens", 1] * command.startswith("generate"))
