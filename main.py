@@ -214,7 +214,7 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
     inputs, targets = run.train_set.batch(starts)  # (B, T) both
     torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # for dropout
     network.train()
-    total, parts = 0.0, settings.grad_accum
+    total, parts, share = 0.0, settings.grad_accum, distill_share(step, settings)
     for part, (x, y) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True), start=1):
         x, y = to_device(x, run.device), to_device(y, run.device)
         # with several processes, the last part's backward averages their gradients
@@ -224,7 +224,7 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
                 logits = network(x)
             loss = next_token_loss(logits, y) / parts
             total += loss.detach()
-            if share := distill_share(step, settings):  # of the loss: to predict what the average predicts
+            if share:  # of the loss: to predict what the average of the weights predicts
                 with torch.no_grad(), autocast(run):
                     teacher = run.average.module.eval()(x)
                 loss = (1 - share) * loss + share * distillation_loss(logits, teacher) / parts
