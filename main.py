@@ -224,7 +224,7 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
                 logits = network(x)
             loss = next_token_loss(logits, y) / parts
             total += loss.detach()
-            if share:  # of the loss: to predict what the average of the weights predicts
+            if settings.distill:  # a share of the loss is to predict what the average of the weights predicts
                 with torch.no_grad(), autocast(run):
                     teacher = run.average.module.eval()(x)
                 loss = (1 - share) * loss + share * distillation_loss(logits, teacher) / parts

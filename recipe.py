@@ -15,21 +15,6 @@ MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
 # Above so many TFLOP of matrix products within the minutes of a run, `small` learns more than `mini`.
 ENOUGH_PRODUCTS = 120.0
 
-# What nanoGPT's config/train_shakespeare_char.py and the variant for CPUs in its README have in common, in float32,
-# which it uses on CPUs. nanoGPT takes the validation loss from random windows; here it is that of the whole split.
-NANOGPT = {
-    "bias": False,
-    "tie_embeddings": True,
-    "windows": "random",
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "warmup": 100,
-    "schedule": "cosine",
-    "eval_every": 250,
-    "dtype": "float32",
-}
-LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
-
 # What each preset changes of the defaults below.
 PRESETS = {
     "tiny": {
@@ -50,7 +35,16 @@ PRESETS = {
     },
     "mini": {"embed_dim": 128, "num_heads": 2, "steps": 2400, "eval_every": 240, "warmup": 40},
     "small": {},
-    "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
+    "base": {
+        "embed_dim": 384,
+        "num_heads": 6,
+        "num_layers": 6,
+        "dropout": 0.2,
+        "batch_size": 64,
+        "steps": 2000,
+        "warmup": 40,
+        "eval_every": 250,
+    },
     "best": {
         "max_seq": 512,
         "embed_dim": 256,
@@ -64,16 +58,6 @@ PRESETS = {
         "cooldown": 0.4,
         "eval_every": 400,
         "ema_decay": 0.998,
-    },
-    "reference": {**NANOGPT, **LARGE, "attention_dropout": 0.2, "steps": 5000},
-    "reference-cpu": {
-        **NANOGPT,
-        "max_seq": 64,
-        "embed_dim": 128,
-        "num_heads": 4,
-        "num_layers": 4,
-        "batch_size": 12,
-        "steps": 2000,
     },
 }
 
@@ -252,6 +236,8 @@ def check_together(settings: argparse.Namespace) -> None:
 def distill_share(step: int, settings: argparse.Namespace) -> float:
     """How much of the loss at `step` follows the predictions of the weights' moving average: nothing in the warm-up,
     then more and more, because at first the average knows little; --distill after three tenths of the steps.
+
+    In the warm-up, the number of steps may not be known: what depends on it begins later.
     """
     return settings.distill * min(1.0, step / (0.3 * settings.steps)) if step >= settings.warmup else 0.0
 

@@ -25,7 +25,7 @@ def print_training() -> None:
     peak, rows = product_rate("cuda", torch.bfloat16, rows=2**19), []
     for flag in ("--compile", "--no-compile"):
         lines = train_once("--preset", "base", flag, "--device", "cuda", "--eval-every", 50)
-        tokens, rate = throughput("base", lines)
+        tokens, rate = throughput(["--preset", "base"], lines)
         row = [f"{seconds_to(lines, NANOGPT_BEST):.1f}", f"{lowest(lines):.4f}", f"{tokens:,.0f}"]
         rows.append([f"base {flag}", *row, f"{rate:.1f} ({rate / peak:.0%})"])
     target = f"seconds to {NANOGPT_BEST}"

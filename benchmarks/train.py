@@ -4,8 +4,9 @@ import math
 
 import torch
 
+from benchmarks.nanogpt import FLAGS
 from benchmarks.tools import SEEDS, print_table, spread, train_once
-from recipe import preset_settings
+from recipe import parse_flags
 from support.device import product_rate
 
 NANOGPT_BEST = 1.4697  # the validation loss that nanoGPT's README gives for its large recipe
@@ -40,7 +41,7 @@ def contest() -> list[str]:
     for seed in SEEDS:
         same = ("--device", "cpu", "--seed", seed)
         ours.append(train_once("--preset", "tiny", *same, "--eval-every", 10))
-        theirs.append(train_once("--preset", "reference-cpu", *same, "--eval-every", 50))
+        theirs.append(train_once(*FLAGS["reference-cpu"], *same, "--eval-every", 50))
     our_seconds = [seconds_to(run, TO_REACH) for run in ours]
     # A run that never reached it counts with its whole time, which is too little.
     their_seconds = [min(seconds_to(run, TO_REACH), run[-1]["train_seconds"]) for run in theirs]
@@ -56,21 +57,21 @@ def contest() -> list[str]:
 def print_throughput() -> None:
     """Tokens per second of the 6 x 384 model: our `base` recipe and the reference."""
     rows = []
-    for preset in ("base", "reference"):
-        lines = train_once("--preset", preset, "--device", "cpu", "--eval-every", 1, "--stop-at", 4)
-        speed, rate = throughput(preset, lines)
-        rows.append([preset, f"{speed:,.0f}", f"{rate:.2f}"])
+    for name, flags in {"base": ["--preset", "base"], "reference": FLAGS["reference"]}.items():
+        lines = train_once(*flags, "--device", "cpu", "--eval-every", 1, "--stop-at", 4)
+        speed, rate = throughput(flags, lines)
+        rows.append([name, f"{speed:,.0f}", f"{rate:.2f}"])
     print_table(["6 x 384, window 256, batch 64", "tokens/s", "TFLOP/s"], rows)
     alone = [f"{product_rate('cpu', dtype):.2f} TFLOP/s in {dtype}" for dtype in (torch.bfloat16, torch.float32)]
     print(f"matrix products alone: {', '.join(alone)}".replace("torch.", ""))
 
 
-def throughput(preset: str, lines: list[dict]) -> tuple[float, float]:
-    """Tokens/s and TFLOP/s of a run of a preset.
+def throughput(flags: list[str], lines: list[dict]) -> tuple[float, float]:
+    """Tokens/s and TFLOP/s of a run with these flags.
 
     6 operations a weight (2 forward, 4 backward), and 6 T C a layer for causal attention; embeddings and head left out.
     """
-    settings = preset_settings(preset)
+    settings, _ = parse_flags(flags)
     tokens = settings.batch_size * settings.max_seq / seconds_per_step(lines)
     operations = 6 * settings.num_layers * settings.embed_dim * (12 * settings.embed_dim + settings.max_seq)
     return tokens, tokens * operations / 1e12

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from benchmarks.nanogpt import FLAGS
 from formats.checkpoint import TRAINING, load_model, read_checkpoint
 from helpers import new_run, tiny_config
 from main import evaluate, train_step
@@ -148,9 +149,9 @@ def test_of_two_presets_the_last_counts():
     assert vars(twice) == vars(recipe(preset="small"))
 
 
-@pytest.mark.parametrize("preset, theirs", [("reference", NANOGPT), ("reference-cpu", NANOGPT_CPU)])
-def test_the_references_are_nanogpts_to_the_letter(preset, theirs):
-    s = recipe(preset=preset)
+@pytest.mark.parametrize("name, theirs", [("reference", NANOGPT), ("reference-cpu", NANOGPT_CPU)])
+def test_the_references_are_nanogpts_to_the_letter(name, theirs):
+    s = parse_flags(FLAGS[name])[0]
     names = dict(n_layer="num_layers", n_head="num_heads", n_embd="embed_dim", block_size="max_seq", max_iters="steps")
     assert {name: getattr(s, names.get(name, name)) for name in theirs} == theirs
     # one dropout, no biases, a tied head, nn.GELU(), GPT-2's first weights

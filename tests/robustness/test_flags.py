@@ -104,7 +104,6 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
         (["--embed-dim", 16384, "--num-layers", 1024, "--num-heads", 1], ["GiB", "--embed-dim"]),
         (["--max-seq", 2000], ["--max-seq"]),
         (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw: leave"]),
-        (["--preset", "reference", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw"]),
         (["--init-from", "."], [". is a folder", ".pth"]),
         (["--init-from", "a", "--lora-rank", 2, "--weight-decay", 1], ["--weight-decay does nothing", "--lora-rank"]),
         (["--init-from", "a.pth", "--lora-rank", 2, "--out", "./a.pth"], ["is the base", "another --out"]),
