@@ -23,7 +23,7 @@ from corpora.texts import Corpus, encode_split
 from corpora.tokenizer_files import load_bpe
 from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus, token_folder
 from optimizers import averaged_model, distillation_loss, make_optimizers, set_learning_rates
-from recipe import distill_share, lr_factor, parse_flags
+from recipe import distill_share, lr_factor, parse_flags, steps_of
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from support.command import StopSignal, user_errors
 from support.command import run as run_command
@@ -77,6 +77,8 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())
     with user_errors():  # a text too short is the user's mistake, not a bug
         train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
+    if settings.epochs:
+        settings.steps = min(settings.steps, steps_of(settings.epochs, len(train_tokens), settings))
 
     # The network, and what updates it.
     dtype = pick_dtype(settings.dtype, device)

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 
+from corpora.texts import text_bytes
 from formats.checkpoint import LARGE_WINDOW_HELP, LIMITS, usual_path
 from support.command import Parser, UserError, flag_of, given_flags, number, one_of, path_name, text, whole
 from support.device import pick_device, pick_dtype, product_rate
@@ -15,23 +16,36 @@ MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
 # Above so many TFLOP of matrix products within the minutes of a run, `small` learns more than `mini`.
 ENOUGH_PRODUCTS = 120.0
 
+# A text of fewer bytes is soon learned by heart: `short` stops in time, and learns from softer targets.
+SHORT_TEXT = 300_000
+
 # What each preset changes of the defaults below.
+TINY = {
+    "max_seq": 64,
+    "embed_dim": 128,
+    "num_heads": 2,
+    "num_layers": 2,
+    "init": "sinusoid",
+    "windows": "random",
+    "batch_size": 32,
+    "steps": 220,
+    "eval_every": 20,
+    "warmup": 4,
+    "lr": 0.01,
+    "muon_lr": 0.05,
+    "muon_momentum": 0.85,
+    "weight_decay": 0.2,
+}
 PRESETS = {
-    "tiny": {
-        "max_seq": 64,
-        "embed_dim": 128,
-        "num_heads": 2,
-        "num_layers": 2,
-        "init": "sinusoid",
-        "windows": "random",
-        "batch_size": 32,
-        "steps": 220,
-        "eval_every": 20,
-        "warmup": 4,
-        "lr": 0.01,
-        "muon_lr": 0.05,
-        "muon_momentum": 0.85,
-        "weight_decay": 0.2,
+    "tiny": TINY,
+    "short": {
+        **TINY,
+        "num_layers": 4,
+        "ema_decay": 0.98,
+        "distill": 0.7,
+        "steps": 1500,
+        "eval_every": 125,
+        "epochs": 10.0,
     },
     "mini": {"embed_dim": 128, "num_heads": 2, "steps": 2400, "eval_every": 240, "warmup": 40},
     "small": {},
@@ -111,6 +125,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=COUNT, default=1200, help="optimizer steps in all; the schedule ends there")
     planned = f"plan as many steps as fit (default: {DEFAULT_MINUTES:g} without --preset, --steps, --resume)"
     add("--minutes", type=number(above=0, high=1e6), help=planned)
+    add("--epochs", type=number(0, 1e6), default=0.0, help="at most so many times through the text; 0: no limit")
     add("--stop-at", type=COUNT, help="stop after this step and save; --resume continues")
     add("--batch-size", type=whole(1, 2**20), default=16, help="windows per optimizer step")
     add("--grad-accum", type=whole(1, 2**20), default=1, help="parts to split each batch into, to save memory")
@@ -187,6 +202,8 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         settings.minutes = DEFAULT_MINUTES  # and no more steps than the preset's
     if settings.minutes and "eval_every" not in given:
         settings.eval_every = MAX_STEPS  # until then too
+    if "steps" in given and "epochs" not in given:
+        settings.epochs = 0.0
     if not settings.resume:  # then the saved ones count
         check_together(settings)
     return settings, set(given)
@@ -200,14 +217,16 @@ def preset_settings(preset: str) -> argparse.Namespace:
 
 
 def usual_preset(given: dict) -> str:
-    """The preset for this machine, and for the time that there is if the number of steps is to be planned.
+    """The preset for this text, this machine, and for the time that there is if the number of steps is to be planned.
 
-    mini only where none of --steps, --resume, --init-from, --embed-dim and --num-heads is given, and not for several
-    processes: they must agree, and might measure different speeds.
+    short and mini only where none of --resume, --init-from, --embed-dim and --num-heads is given; mini without --steps,
+    and not for several processes: they must agree, and might measure different speeds.
     """
     device = pick_device(given.get("device", AUTO))
-    chosen = given.keys() & {"steps", "resume", "init_from", "embed_dim", "num_heads"}
-    if device.type != "cpu" or chosen or "RANK" in os.environ:
+    chosen = given.keys() & {"resume", "init_from", "embed_dim", "num_heads"}
+    if not chosen and 0 < text_bytes(given.get("data", AUTO)) < SHORT_TEXT:
+        return "short"
+    if device.type != "cpu" or chosen or "steps" in given or "RANK" in os.environ:
         return "base" if device.type == "cuda" else "small"
     seconds = 60 * given.get("minutes", DEFAULT_MINUTES)
     rate = product_rate(device, pick_dtype(given.get("dtype", AUTO), device))
@@ -231,6 +250,11 @@ def check_together(settings: argparse.Namespace) -> None:
 
 
 # --- The schedule ------------------------------------------------------------------------------------------------
+
+
+def steps_of(epochs: float, tokens: int, settings: argparse.Namespace) -> int:
+    """How many steps go so often through a text of so many tokens."""
+    return math.ceil(epochs * tokens / (settings.batch_size * settings.max_seq))
 
 
 def distill_share(step: int, settings: argparse.Namespace) -> float:

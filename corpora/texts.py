@@ -131,6 +131,12 @@ def measure(source: Path | str) -> tuple[int, str]:
     return characters, digest.hexdigest()
 
 
+def text_bytes(spec: str) -> int:
+    """The bytes of a text file, or of a folder's `.txt` files; 0 if there is none at this path."""
+    path = Path(spec).expanduser()
+    return sum(file.stat().st_size for file in (path.glob("*.txt") if path.is_dir() else [path]) if file.is_file())
+
+
 # --- Corpora ---------------------------------------------------------------------------------------------------------
 
 TRAIN_SHARE = 0.9  # of the characters, by position; the rest is the validation split

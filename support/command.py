@@ -121,7 +121,6 @@ def interruptible(
 # What other programs call our flags, where the letters alone do not tell.
 SYNONYMS = {
     "--learning-rate": "--lr",
-    "--epochs": "--steps",
     "--max-iters": "--steps",
     "--block-size": "--max-seq",
     "--model": "--checkpoint",

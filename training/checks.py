@@ -60,9 +60,9 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
             raise UserError(f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): {advice}")
     resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed
     if "steps" in given:
-        resumed["minutes"] = None
+        resumed |= {"minutes": None, "epochs": 0.0}
     if "minutes" in given:  # so many more, planned anew
-        resumed["steps"] = MAX_STEPS
+        resumed |= {"steps": MAX_STEPS, "epochs": 0.0}
     return Namespace(**resumed | {name: getattr(settings, name) for name in given & ADJUSTABLE})
 
 

@@ -29,6 +29,8 @@ def announce(run: Run) -> None:
     length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:
         length = f"steps of {batch}, as many as fit into {settings.minutes:g} min"
+    if settings.epochs:
+        length += f", at most {settings.epochs:g} times through the text"
     compiled = ", compiled" if wants_compile(settings.compile, run.device) else ""
     print(
         f"corpus   {corpus.name}: {len(corpus.train):,} characters to train on, {len(corpus.val):,} to validate\n"
@@ -131,9 +133,9 @@ def finish(run: Run, signum: int) -> None:
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}")
     if state.stale >= MIN_STALE or patience_is_over:
         again = ["python", "main.py", "--data", settings.data, "--preset", settings.preset]
-        again += ["--steps", str(max(1, state.best_step)), "--dropout", "0.2"]
+        again += ["--steps", str(max(1, state.best_step)), "--ema-decay", "0.98", "--distill", "0.7"]
         again += ["--init-from", settings.init_from] if settings.init_from else []
-        advice = f"the model may overfit; try more text, or fewer steps with dropout: {shell_line(again)}"
+        advice = f"the model may overfit; try more text, or fewer steps and soft targets: {shell_line(again)}"
         print(f"{counted(state.stale, 'evaluation')} without a new best: {advice}")
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {sample_command(run)}{prompt}")

@@ -29,7 +29,7 @@ PARSERS = {
 }
 # The flags for which zero or a negative number makes sense, or any text.
 ZERO = set("dropout weight_decay warmup seed max_new_tokens temperature top_k min_p beams length_penalty".split())
-ZERO |= set("lora_dropout attention_dropout muon_momentum cooldown ema_decay distill".split())
+ZERO |= set("lora_dropout attention_dropout muon_momentum cooldown ema_decay distill epochs".split())
 NEGATIVE = {"length_penalty"}
 ANY_TEXT = {"prompt", "show", "text"}
 WORDS = ["", "x", "nan", "inf", "-inf", "1e999", "0x10", "1,5", "None"]
@@ -124,7 +124,7 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkey
 CHANGED = dict(data="synthetic", tokenizer="other.json", preset="base", max_seq=16, embed_dim=16, num_heads=1)
 CHANGED |= dict(num_layers=2, dropout=0.3, batch_size=8, grad_accum=2, optimizer="adamw", weight_decay=0.5)
 CHANGED |= dict(grad_clip=3.0, seed=5, schedule="cosine", attention_dropout=0.3, init="sinusoid", windows="random")
-CHANGED |= dict(muon_momentum=0.5, ema_decay=0.9, distill=0.5, gelu="tanh", bias=False, tie_embeddings=True)
+CHANGED |= dict(muon_momentum=0.5, ema_decay=0.9, distill=0.5, epochs=3.0, gelu="tanh", bias=False, tie_embeddings=True)
 
 
 def as_flags(name: str, value: object) -> list[str]:
