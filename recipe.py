@@ -17,7 +17,7 @@ MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
 ENOUGH_PRODUCTS = 120.0
 
 # A text of fewer bytes is soon learned by heart: `short` stops in time, and learns from softer targets.
-SHORT_TEXT = 300_000
+SHORT_TEXT = 500_000
 
 # What each preset changes of the defaults below.
 TINY = {

@@ -24,6 +24,8 @@ from math import inf, nan
 from types import ModuleType
 from typing import NoReturn, TextIO
 
+from support import start
+
 
 class UserError(Exception):
     """What the user gave is wrong; the message says what, and what to do about it."""
@@ -369,6 +371,8 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         smaller = "--batch-size, --max-seq or --embed-dim in training, --num-samples or --beams in sampling"
         message = f"error: not enough memory for this; try a smaller {smaller}"
         message += f"; {error}" if isinstance(error, OutOfMemory) else ""
+    if start.IS_SCRIPT:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends: a second Ctrl-C has nothing left to stop
     if message:
         with contextlib.suppress(OSError):
             print(message, file=sys.stderr)

@@ -48,7 +48,9 @@ def check_environment() -> None:
         sys.exit(2)
 
 
-if os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT:  # a script of ours, not a test or a notebook that imports one
+# A script of ours runs, not a test or a notebook that imports one.
+IS_SCRIPT = os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT
+if IS_SCRIPT:
     signal.signal(signal.SIGINT, leave)
     check_environment()
 

@@ -91,7 +91,7 @@ def check_split(settings: Namespace, dist: DistContext) -> None:
 def training_memory(settings: Namespace, vocab_size: int, dtype: torch.dtype, processes: int) -> int:
     """About how many bytes each of so many processes holds at once, for refusing what cannot fit.
 
-    Weights and, unless they are frozen, gradients and one optimizer state; the mask; and what a forward pass keeps for
+    Weights and, unless they are frozen, gradients and one optimizer state; their average; the mask; and what a forward pass keeps for
     the backward pass, as measured on a CPU: per token and layer 20 x embed_dim numbers of the products' precision, per
     token the logits in that precision, in float32, and their gradients.
     """
@@ -99,4 +99,5 @@ def training_memory(settings: Namespace, vocab_size: int, dtype: torch.dtype, pr
     parameters = 12 * layers * width**2 + (2 * vocab_size + window) * width
     tokens = settings.batch_size // (settings.grad_accum * processes) * window
     bytes_each = 4 if settings.lora_rank else 12
+    bytes_each += 4 if settings.ema_decay else 0
     return bytes_each * parameters + 4 * window**2 + tokens * (20 * dtype.itemsize * layers * width + 16 * vocab_size)

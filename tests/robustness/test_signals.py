@@ -147,3 +147,22 @@ def test_ctrl_c_while_python_imports_is_one_line(tmp_path, script):
             output, errors = process.communicate(timeout=60)
         said = [line for line in errors.splitlines() if not line.startswith("import time:")]
         assert (process.returncode, said, output) == (130, ["interrupted"], ""), number
+
+
+LEAVING = """
+import atexit, os, signal, sys
+sys.argv = [{script!r}]
+import support.start
+from support.command import run
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+def command():
+    raise KeyboardInterrupt
+run(command)
+"""
+
+
+def test_a_second_ctrl_c_while_python_ends_is_not_seen(tmp_path):
+    """One of forty showed a traceback from PyTorch's own end."""
+    code = LEAVING.format(script=str(ROOT / "generate.py"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
