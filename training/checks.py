@@ -91,9 +91,9 @@ def check_split(settings: Namespace, dist: DistContext) -> None:
 def training_memory(settings: Namespace, vocab_size: int, dtype: torch.dtype, processes: int) -> int:
     """About how many bytes each of so many processes holds at once, for refusing what cannot fit.
 
-    Weights and, unless they are frozen, gradients and one optimizer state; their average; the mask; and what a forward pass keeps for
-    the backward pass, as measured on a CPU: per token and layer 20 x embed_dim numbers of the products' precision, per
-    token the logits in that precision, in float32, and their gradients.
+    Weights and, unless they are frozen, gradients and one optimizer state; their average; the mask; and what a forward
+    pass keeps for the backward pass, as measured on a CPU: per token and layer 20 x embed_dim numbers of the products'
+    precision, per token the logits in that precision, in float32, and their gradients.
     """
     width, layers, window = settings.embed_dim, settings.num_layers, settings.max_seq
     parameters = 12 * layers * width**2 + (2 * vocab_size + window) * width
