@@ -12,6 +12,7 @@ import support.start  # noqa: F401  first: it answers a Ctrl-C while the others 
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -58,7 +59,7 @@ def load_corpus(spec: str, folder: Path | None = None, source: Download = TINYSH
     Raises UserError if `spec` is neither a known name nor a usable text, OSError if a file cannot be read or fetched.
     Only `auto` falls back to another corpus.
     """
-    path, folder = Path(spec).expanduser(), folder or data_folder()
+    path, folder = Path(os.path.expanduser(spec)), folder or data_folder()
     if spec == "synthetic":
         return synthetic_corpus()
     if spec == "auto":

@@ -23,7 +23,7 @@ from corpora.texts import Corpus, encode_split
 from corpora.tokenizer_files import load_bpe
 from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus, token_folder
 from optimizers import averaged_model, distillation_loss, make_optimizers, set_learning_rates
-from recipe import distill_share, lr_factor, parse_flags, steps_of
+from recipe import distill_share, lr_factor, parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from support.command import StopSignal, user_errors
 from support.command import run as run_command
@@ -33,7 +33,7 @@ from tokenizer import BOS, CharTokenizer, Tokenizer
 from training.checks import training_memory
 from training.distributed import DistContext, joined
 from training.meter import Meter
-from training.plan import plan_steps
+from training.plan import plan_steps, steps_of
 from training.report import announce, finish, log_metrics, print_base, print_step
 from training.run import Run
 from training.save import names_what_is_kept, save_best, save_state, saved_if_it_fails

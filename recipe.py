@@ -36,6 +36,7 @@ TINY = {
     "muon_momentum": 0.85,
     "weight_decay": 0.2,
 }
+LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
 PRESETS = {
     "tiny": TINY,
     "short": {
@@ -43,22 +44,13 @@ PRESETS = {
         "num_layers": 4,
         "ema_decay": 0.98,
         "distill": 0.7,
-        "steps": 1500,
-        "eval_every": 125,
         "epochs": 10.0,
+        "steps": 2400,
+        "eval_every": 200,
     },
     "mini": {"embed_dim": 128, "num_heads": 2, "steps": 2400, "eval_every": 240, "warmup": 40},
     "small": {},
-    "base": {
-        "embed_dim": 384,
-        "num_heads": 6,
-        "num_layers": 6,
-        "dropout": 0.2,
-        "batch_size": 64,
-        "steps": 2000,
-        "warmup": 40,
-        "eval_every": 250,
-    },
+    "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
     "best": {
         "max_seq": 512,
         "embed_dim": 256,
@@ -250,11 +242,6 @@ def check_together(settings: argparse.Namespace) -> None:
 
 
 # --- The schedule ------------------------------------------------------------------------------------------------
-
-
-def steps_of(epochs: float, tokens: int, settings: argparse.Namespace) -> int:
-    """How many steps go so often through a text of so many tokens."""
-    return math.ceil(epochs * tokens / (settings.batch_size * settings.max_seq))
 
 
 def distill_share(step: int, settings: argparse.Namespace) -> float:

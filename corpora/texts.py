@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import json
 import mmap
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +29,12 @@ IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
 
 
 # How files begin that hold text which has to be taken out first, and the command that does so.
-NO_TEXT = {b"\x1f\x8b": "gunzip {}", b"PK\3\4": "unzip {}, or of a .docx pandoc -t plain -o text.txt {}"}
-NO_TEXT |= {b"%PDF": "pdftotext {}"}
+NO_TEXT = {b"\x1f\x8b": "gunzip -c {} > {new}", b"PK\3\4": "unzip {}, or of a .docx pandoc -t plain -o {new} {}"}
+NO_TEXT |= {b"%PDF": "pdftotext {} {new}"}
 
 
 def encoding_of(path: Path) -> str:
-    """The encoding of a text file: UTF-16 if it begins with the mark of that, else UTF-8.
+    """The encoding of a text file: UTF-16 or UTF-32 if it begins with the mark of one, else UTF-8.
 
     Raises UserError, with the command that makes text of it, if it is an archive or a document; OSError if it cannot be
     read.
@@ -42,8 +43,16 @@ def encoding_of(path: Path) -> str:
         head = file.read(4)
     for signature, command in NO_TEXT.items():
         if head.startswith(signature):
-            raise UserError(f"{path} is not a text file; make one: {command.replace('{}', shell_line([str(path)]))}")
+            raise UserError(f"{path} is not a text file; make one: {typed(command, path)}")
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
     return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def typed(command: str, path: Path) -> str:
+    """A command with the name of a file for {}, and for {new} that of a text beside it."""
+    new = path.with_name(f"{path.stem}.utf8.txt")
+    return command.replace("{}", shell_line([str(path)])).replace("{new}", shell_line([str(new)]))
 
 
 def read_blocks(source: Path | str) -> Iterator[str]:
@@ -63,9 +72,10 @@ def read_blocks(source: Path | str) -> Iterator[str]:
             # The bytes that Python tried to decode are the last ones that it has read from the file.
             position = file.buffer.tell() - len(error.object) + error.start
             byte = f"byte {position} is 0x{error.object[error.start]:02x}"
-            name = shell_line([str(source)])
-            advice = f"if it is Latin-1: iconv -f latin1 -t utf-8 {name} > text.txt"
-            raise UserError(f"{source} is not UTF-8 text: {byte}; {advice}") from None
+            advice = ""
+            if error.encoding == "utf-8":
+                advice = f"; if it is Latin-1: {typed('iconv -f latin1 -t utf-8 {} > {new}', source)}"
+            raise UserError(f"{source} is not {error.encoding.upper()} text: {byte}{advice}") from None
 
 
 @dataclass(frozen=True)
@@ -126,14 +136,15 @@ def measure(source: Path | str) -> tuple[int, str]:
         nuls += block.count("\0")
         digest.update(block.encode("utf-8", "surrogatepass"))
     if isinstance(source, Path) and nuls > 0.1 * characters:
-        advice = f"iconv -f utf-16le -t utf-8 {shell_line([str(source)])} > text.txt"
+        order = "be" if next(read_blocks(source)).startswith("\0") else "le"
+        advice = typed(f"iconv -f utf-16{order} -t utf-8 {{}} > {{new}}", source)
         raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: {advice}")
     return characters, digest.hexdigest()
 
 
 def text_bytes(spec: str) -> int:
     """The bytes of a text file, or of a folder's `.txt` files; 0 if there is none at this path."""
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     return sum(file.stat().st_size for file in (path.glob("*.txt") if path.is_dir() else [path]) if file.is_file())
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from corpora.texts import read_blocks
 from support.command import UserError, user_errors
 
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
@@ -20,8 +21,10 @@ def unescape(text: str) -> str:
 
 def read_text(flag: str, path: str) -> str:
     """The text of the file that a flag names. Raises UserError if it is not UTF-8 or empty, OSError as `open` does."""
-    with user_errors(f"{flag} {path} is not UTF-8 text: "):
-        text = Path(path).read_text(encoding="utf-8-sig")
+    try:
+        text = "".join(read_blocks(Path(path)))
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
     if not text.strip("\n"):
         raise UserError(f"{flag} {path} holds no text")
     return text

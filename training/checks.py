@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from recipe import MAX_STEPS, check_together, make_parser
+from recipe import MAX_STEPS, check_together, make_parser, preset_settings
 from support.command import UserError, flag_of
 from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
@@ -59,6 +59,8 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
             advice = "leave the flag out, or start a new run with another --out"
             raise UserError(f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): {advice}")
     resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed
+    if "steps" in given and saved.eval_every == MAX_STEPS:  # the plan that would have set it is dropped
+        resumed["eval_every"] = preset_settings(saved.preset).eval_every
     if "steps" in given:
         resumed |= {"minutes": None, "epochs": 0.0}
     if "minutes" in given:  # so many more, planned anew

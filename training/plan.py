@@ -5,6 +5,7 @@ Until then the schedule does not depend on the number of steps, so `--steps N` w
 
 import math
 import statistics
+from argparse import Namespace
 
 from tqdm import tqdm
 
@@ -45,6 +46,11 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
         plan += "; the warm-up has taken that long already: take --preset tiny, or a smaller --warmup"
     tqdm.write(plan)
     settings.steps = fitting
+
+
+def steps_of(epochs: float, tokens: int, settings: Namespace) -> int:
+    """How many steps go so often through a text of so many tokens."""
+    return math.ceil(epochs * tokens / (settings.batch_size * settings.max_seq))
 
 
 def in_minutes(seconds: float) -> str:

@@ -1,8 +1,10 @@
 """What a training run tells its user, and its metrics file."""
 
+import itertools
 import json
 import math
 import os
+import sys
 
 from tqdm import tqdm
 
@@ -132,13 +134,22 @@ def finish(run: Run, signum: int) -> None:
     seconds = f"{state.train_seconds:.0f} s of training"
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}")
     if state.stale >= MIN_STALE or patience_is_over:
-        again = ["python", "main.py", "--data", settings.data, "--preset", settings.preset]
-        again += ["--steps", str(max(1, state.best_step)), "--ema-decay", "0.98", "--distill", "0.7"]
-        again += ["--init-from", settings.init_from] if settings.init_from else []
-        advice = f"the model may overfit; try more text, or fewer steps and soft targets: {shell_line(again)}"
-        print(f"{counted(state.stale, 'evaluation')} without a new best: {advice}")
+        print(f"{counted(state.stale, 'evaluation')} without a new best: the model may overfit{advice_against(run)}")
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {sample_command(run)}{prompt}")
     if not settings.lora_rank:
         words = ["python", "convert.py", settings.out, settings.out.removesuffix(".pth") + ".html"]
         print(f"look into it with:   {shell_line(words + ['--large-window'] * settings.large_window)}")
+
+
+def advice_against(run: Run) -> str:
+    """What to do about overfitting: the command once more, with fewer steps and soft targets, if it can be typed so."""
+    settings, words = run.settings, sys.argv[1:]
+    if settings.resume or settings.init_from or not run.state.best_step:
+        return "; more text is the best remedy"
+    pairs = itertools.pairwise(["", *sys.argv[1:]])
+    words = [word for before, word in pairs if "--minutes" not in (before, word.partition("=")[0])]
+    words += ["--steps", str(run.state.best_step), "--ema-decay", "0.98", "--distill", "0.7"]
+    return (
+        f"; more text is the best remedy, or fewer steps and soft targets: {shell_line(['python', 'main.py', *words])}"
+    )

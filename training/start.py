@@ -135,7 +135,7 @@ def restore(run: Run, start: Start) -> None:
     if run.average:
         run.average.n_averaged.fill_(updates)
         run.average.module.load_state_dict(averages, strict=False)  # what is frozen is not saved again
-    if run.scaler.is_enabled():
+    if run.scaler.is_enabled() and start.state.loss_scale:
         scale = {"scale": start.state.loss_scale, "_growth_tracker": start.state.scale_steps}
         run.scaler.load_state_dict(run.scaler.state_dict() | scale)
     run.saved_in, run.saved_step = path, step

@@ -34,7 +34,7 @@ class TrainState:
     best_step: int = 0
     stale: int = 0  # evaluations since the last new best
     skipped: int = 0  # steps that updated nothing, because a gradient overflowed in float16
-    loss_scale: float = 1.0  # what the loss is multiplied by in float16, …
+    loss_scale: float = 0.0  # what the loss is multiplied by in float16, 0 in others, …
     scale_steps: int = 0  # … and for how many steps so far
     planned: bool = False  # whether the number of steps is final
     threads: int = 1

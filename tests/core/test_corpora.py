@@ -56,22 +56,25 @@ def test_other_encodings_name_file_and_byte(tmp_path, monkeypatch, size, data, w
         list(read_blocks(written(tmp_path / "bad.txt", data)))
 
 
-@pytest.mark.parametrize("mark", [codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
+MARKS = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE, "utf-32-le": codecs.BOM_UTF32_LE}
+
+
+@pytest.mark.parametrize("encoding", MARKS)
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_utf_16_with_its_mark_is_read(tmp_path, monkeypatch, mark, size):
+def test_utf_16_with_its_mark_is_read(tmp_path, monkeypatch, encoding, size):
     monkeypatch.setattr(texts, "BLOCK", size)
-    encoding = "utf-16-le" if mark == codecs.BOM_UTF16_LE else "utf-16-be"
-    path = written(tmp_path / "a.txt", mark + "Müller, 王\r\n🙂".encode(encoding))
+    path = written(tmp_path / "a.txt", MARKS[encoding] + "Müller, 王\r\n🙂".encode(encoding))
     assert "".join(read_blocks(path)) == "Müller, 王\n🙂"
 
 
 @pytest.mark.parametrize(
     "head, command",
     [
-        (gzip.compress(b"text"), "gunzip 'my text'"),
-        (b"PK\3\4", "unzip 'my text', or of a .docx pandoc -t plain -o text.txt 'my text'"),
-        (b"%PDF-1.7\n", "pdftotext 'my text'"),
-        ("naïve".encode("latin-1"), "if it is Latin-1: iconv -f latin1 -t utf-8 'my text' > text.txt"),
+        (gzip.compress(b"text"), "gunzip -c 'my text' > 'my text.utf8.txt'"),
+        (b"PK\3\4", "unzip 'my text', or of a .docx pandoc -t plain -o 'my text.utf8.txt' 'my text'"),
+        (b"%PDF-1.7\n", "pdftotext 'my text' 'my text.utf8.txt'"),
+        ("naïve".encode("latin-1"), "if it is Latin-1: iconv -f latin1 -t utf-8 'my text' > 'my text.utf8.txt'"),
+        (codecs.BOM_UTF16_LE + b"a\0b", "is not UTF-16-LE text: byte"),
     ],
 )
 def test_what_is_no_text_yet_gets_the_command_that_makes_it_one(tmp_path, monkeypatch, head, command):
@@ -82,13 +85,15 @@ def test_what_is_no_text_yet_gets_the_command_that_makes_it_one(tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match="my text"):
         load_corpus("~/my text")
+    with pytest.raises(UserError, match="no such file"):
+        load_corpus("~nobody-of-this-name/text")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf_16_without_a_mark_is_refused(tmp_path, encoding):
     """Its bytes are valid UTF-8, half of them NUL."""
     path = written(tmp_path / "a.txt", ("It was a dark and stormy night.\n" * 9).encode(encoding))
-    with pytest.raises(UserError, match="a.txt .*UTF-16"):
+    with pytest.raises(UserError, match=f"a.txt .*UTF-16.*iconv -f {encoding[:6]}{encoding[7:]} "):
         load_corpus(str(path))
     path = written(tmp_path / "b.txt", "now and then a \0 stays as it is" * 9)
     assert load_corpus(str(path)).train.text()[15] == "\0"

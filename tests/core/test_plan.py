@@ -64,6 +64,13 @@ def test_a_resume_plans_if_the_run_has_not(train):
     assert "(--preset small --steps " in train("--resume", "--out", "a.pth")
 
 
+def test_a_run_stopped_before_its_plan_and_given_steps_is_evaluated_as_usual(train, tmp_path):
+    """It was saved at its last step only: the plan, which was dropped, would have said how often to evaluate."""
+    train(*FLAGS, "a.pth", "--minutes", 1, "--stop-at", 2)
+    train("--resume", "--steps", 130, "--out", "a.pth")
+    assert [line["step"] for line in read_metrics(tmp_path / "a.metrics.jsonl")] == [120, 130]
+
+
 def test_a_finished_run_goes_on_for_so_many_minutes(train, tmp_path, monkeypatch):
     train(*FLAGS, "a.pth", "--steps", 9, "--eval-every", 3)
     monkeypatch.setattr(main, "STARTED", time.perf_counter())  # of this command, not of the tests
