@@ -30,10 +30,13 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
         return
     preset = preset_settings(settings.preset)
     evaluations = math.ceil(preset.steps / preset.eval_every)
+    if settings.eval_every < MAX_STEPS:  # given: then each step has its share of an evaluation
+        seconds += evaluation_seconds / settings.eval_every
+        evaluations = 0
     overhead = elapsed + evaluations * evaluation_seconds
     fitting = state.step + max(1, int((60 * settings.minutes - overhead) / seconds))
     fitting = run.dist.from_first(min(fitting, settings.steps))
-    if settings.eval_every == MAX_STEPS:  # not given
+    if evaluations:
         settings.eval_every = max(state.step + 1, round(fitting / evaluations))  # none before now: it can be repeated
     length = in_minutes(overhead + seconds * (fitting - state.step))
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}"
