@@ -248,7 +248,8 @@ def distill_share(step: int, settings: argparse.Namespace) -> float:
     """How much of the loss at `step` follows the predictions of the weights' moving average: nothing in the warm-up,
     then more and more, because at first the average knows little; --distill after three tenths of the steps.
 
-    In the warm-up, the number of steps may not be known: what depends on it begins later.
+    In the warm-up, the number of steps may not be known: what depends on it begins later. The teacher
+    computes from the start all the same, so that a planned run knows what a step takes.
     """
     return settings.distill * min(1.0, step / (0.3 * settings.steps)) if step >= settings.warmup else 0.0
 

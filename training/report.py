@@ -144,12 +144,11 @@ def finish(run: Run, signum: int) -> None:
 
 def advice_against(run: Run) -> str:
     """What to do about overfitting: the command once more, with fewer steps and soft targets, if it can be typed so."""
-    settings, words = run.settings, sys.argv[1:]
+    settings = run.settings
     if settings.resume or settings.init_from or not run.state.best_step:
         return "; more text is the best remedy"
     pairs = itertools.pairwise(["", *sys.argv[1:]])
     words = [word for before, word in pairs if "--minutes" not in (before, word.partition("=")[0])]
     words += ["--steps", str(run.state.best_step), "--ema-decay", "0.98", "--distill", "0.7"]
-    return (
-        f"; more text is the best remedy, or fewer steps and soft targets: {shell_line(['python', 'main.py', *words])}"
-    )
+    command = shell_line(["python", "main.py", *words])
+    return f"; more text is the best remedy, or fewer steps and soft targets: {command}"
