@@ -27,7 +27,7 @@ from recipe import distill_share, lr_factor, parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
 from support.command import StopSignal, user_errors
 from support.command import run as run_command
-from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype, to_device, wants_compile
+from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype, to_device
 from tiny_decoder import TinyGPT, TinyGPTConfig, next_token_loss
 from tokenizer import BOS, CharTokenizer, Tokenizer
 from training.checks import training_memory
@@ -53,8 +53,7 @@ def main() -> None:
         run = build_run(start, files, dist)
         begin(run, start)  # restores what was saved, or keeps the files of an earlier run under another name
         announce(run)  # prints what was chosen
-        network = torch.compile(run.model) if wants_compile(run.settings.compile, run.device) else run.model
-        network = dist.wrap(network)  # with several processes, their gradients are averaged
+        network = dist.wrap(run.compiled(run.model))  # with several processes, their gradients are averaged
         # A signal is noted, so that the step can end; an error says what was saved, and in which process it was.
         with StopSignal(shielded=dist.size > 1) as stop, names_what_is_kept(run), dist.faults_named():
             train(run, network, stop)
@@ -228,7 +227,7 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
             total += loss.detach()
             if settings.distill:  # a share of the loss is to predict what the average of the weights predicts
                 with torch.no_grad(), autocast(run):
-                    teacher = run.average.module.eval()(x)
+                    teacher = run.compiled(run.average.module).eval()(x)
                 loss = (1 - share) * loss + share * distillation_loss(logits, teacher) / parts
             # backward: adds to .grad, so the parts sum to the mean gradient of the batch
             run.scaler.scale(loss).backward()
@@ -261,7 +260,7 @@ def evaluate(run: Run) -> float:
     Raises FloatingPointError if it is not finite.
     """
     settings, dist = run.settings, run.dist
-    model = run.model_to_keep.eval()  # the average of the weights, if there is one
+    network = run.compiled(run.model_to_keep).eval()  # the average of the weights, if there is one
     batch_tokens = min(2**14, MAX_EVAL_LOGITS // run.tokenizer.vocab_size)
     losses, count = [], 0
     batches = consecutive_windows(run.val_tokens, settings.max_seq, batch_tokens, settings.eval_tokens)
@@ -270,7 +269,7 @@ def evaluate(run: Run) -> float:
         count += targets.numel()
         if number % dist.size == dist.rank:  # with several processes, each takes every size-th batch
             with autocast(run):
-                logits = model(to_device(inputs, run.device))
+                logits = network(to_device(inputs, run.device))
             losses[-1] = next_token_loss(logits, to_device(targets, run.device)).item() * targets.numel()
     val_loss = sum(dist.sum(np.array(losses)).tolist()) / count  # in the same order, however many processes there are
     if not math.isfinite(val_loss):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from corpora.texts import Corpus, bigram_entropy
 from data_setup import ShiftedWindowDataset
+from support.device import wants_compile
 from tiny_decoder import TinyGPT
 from tokenizer import Tokenizer
 from training.distributed import DistContext
@@ -49,6 +51,10 @@ class Run:
     def model_to_keep(self) -> TinyGPT:
         """The model to evaluate and to save as the best: the average of the weights if there is one."""
         return self.average.module if self.average else self.model
+
+    def compiled(self, model: TinyGPT) -> nn.Module:
+        """The model itself, or torch.compile's version of it, if --compile says so; it compiles once, then remembers."""
+        return torch.compile(model) if wants_compile(self.settings.compile, self.device) else model
 
     @cached_property
     def bigram_entropy(self) -> float:

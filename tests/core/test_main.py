@@ -179,3 +179,15 @@ def test_a_run_that_learns_nothing_says_so(output_of):
     """With --lr 50, a loss of 207,389 was announced as the best."""
     output = output_of("main.py", *SHORT, "--steps", 6, "--lr", 50, "--muon-lr", 50)
     assert "guessing has a loss of" in output and "smaller --lr" in output
+
+
+def test_training_teacher_and_evaluation_are_compiled(monkeypatch):
+    """With --compile, by torch.compile itself, here with the backend that compiles to what PyTorch runs anyway."""
+    compiled, compile_it = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or compile_it(model, backend="eager"))
+    run = fresh_run("--compile", "--steps", 2, "--ema-decay", 0.9, "--distill", 0.5)
+    main.train(run, run.compiled(run.model), StopSignal())
+    assert {id(model) for model in compiled} == {id(run.model), id(run.average.module)}
+    plain = fresh_run("--no-compile", "--steps", 2, "--ema-decay", 0.9, "--distill", 0.5)
+    main.train(plain, plain.model, StopSignal())
+    assert run.state.best_loss == pytest.approx(plain.state.best_loss, rel=1e-5)
