@@ -1,8 +1,8 @@
 """Corpora and the windows that training reads from them.
 
-A corpus is a name (`tinyshakespeare`, `gutenberg`, `synthetic`), a text file in UTF-8 (or UTF-16 with its mark), a
-folder of them (each `.txt` is a document), or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with
-a warning, the synthetic one: the first command needs no network.
+A corpus is a name (`tinyshakespeare`, `gutenberg`, `synthetic`), text files in UTF-8 (or UTF-16 with its mark), folders
+of them, or `auto`: tinyshakespeare if it is in `data/`, else downloaded, else, with a warning, the synthetic one: the
+first command needs no network.
 
     python data_setup.py tinyshakespeare                  # fetch ahead of time
     python data_setup.py gutenberg --books 1342 84 100    # books of Project Gutenberg, by id
@@ -12,9 +12,8 @@ import support.start  # noqa: F401  first: it answers a Ctrl-C while the others 
 
 import dataclasses
 import math
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,13 +22,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from corpora.documents import GLOB, NAMES, path_corpus
 from corpora.download import Download, fetch
 from corpora.gutenberg import BOOKS, MIRROR, fetch_books, gutenberg_corpus, mirror_url
 from corpora.synthetic import synthetic_text
 from corpora.texts import Corpus, mapped_anew, split_documents
 from support.command import Parser, UserError, one_line, one_of, run, whole
-
-NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")
 
 TINYSHAKESPEARE = Download(
     url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -52,14 +50,25 @@ def token_folder() -> Path:
 # --- Corpora -----------------------------------------------------------------------------------------------------
 
 
-def load_corpus(spec: str, folder: Path | None = None, source: Download = TINYSHAKESPEARE) -> Corpus:
-    """The corpus that a name, a path or `auto` stands for (see the head of this file).
+def load_corpus(
+    data: str | Sequence[str],
+    folder: Path | None = None,
+    source: Download = TINYSHAKESPEARE,
+    *,
+    documents: str | None = None,
+    glob: str = GLOB,
+) -> Corpus:
+    """The corpus that a name, a path, several paths or `auto` stand for (see the head of this file).
 
-    folder: where named corpora lie, if not in `data_folder`. source: where tinyshakespeare comes from.
-    Raises UserError if `spec` is neither a known name nor a usable text, OSError if a file cannot be read or fetched.
+    folder: where named corpora lie, if not in `data_folder`. source: where tinyshakespeare comes from. documents, glob:
+    see `corpora.documents.path_corpus`.
+    Raises UserError if `data` is neither a known name nor a usable text, OSError if a file cannot be read or fetched.
     Only `auto` falls back to another corpus.
     """
-    path, folder = Path(os.path.expanduser(spec)), folder or data_folder()
+    words, folder = [data] if isinstance(data, str) else list(data), folder or data_folder()
+    spec = words[0] if len(words) == 1 else ""
+    if spec in NAMES and documents:
+        raise UserError(f"--documents cuts files into documents, and {spec} is none: give --data a path")
     if spec == "synthetic":
         return synthetic_corpus()
     if spec == "auto":
@@ -68,12 +77,7 @@ def load_corpus(spec: str, folder: Path | None = None, source: Download = TINYSH
         return split_documents(spec, [fetch(source, folder)])
     if spec == "gutenberg":
         return gutenberg_corpus(folder / spec)
-    if path.is_dir():
-        return folder_corpus(path, spec)
-    if not path.is_file():
-        what = "not a regular file" if path.exists() else "no such file or folder"
-        raise UserError(f"--data {spec}: {what}, and not one of {', '.join(NAMES)}")
-    return split_documents(spec, [path])
+    return path_corpus(words, documents, glob)
 
 
 def tinyshakespeare_or_synthetic(folder: Path, source: Download) -> Corpus:
@@ -97,24 +101,6 @@ def synthetic_corpus(length: int = 1_000_000, seed: int = 0) -> Corpus:
     corpus = split_documents("synthetic", [text])
     # The first character of the split has no loss: it is only ever an input.
     return dataclasses.replace(corpus, floor=float(nats[len(corpus.train) + 1 :].mean()))
-
-
-def folder_corpus(folder: Path, name: str) -> Corpus:
-    """Every `.txt` file of a folder, in the order of their names; a line on stderr says what was found and left out.
-
-    name: as the user has written it, because `./synthetic` is not `synthetic`.
-
-    Raises UserError if there is none.
-    """
-    files = sorted(path for path in folder.iterdir() if path.suffix == ".txt" and path.is_file())
-    if not files:
-        raise UserError(f"--data {folder}: the folder holds no .txt file")
-    corpus = split_documents(name, files)
-    others = sorted({path.name for path in folder.iterdir()} - {path.name for path in files})
-    skipped = f"; skipped: {', '.join(others[:3])}{', …' if others[3:] else ''}" if others else ""
-    characters = len(corpus.train) + len(corpus.val)
-    print(one_line(f"{folder}: .txt files: {len(files)}, characters: {characters:,}{skipped}"), file=sys.stderr)
-    return corpus
 
 
 # --- Windows -----------------------------------------------------------------------------------------------------

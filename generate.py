@@ -50,7 +50,7 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("length").add_argument
     add("--max-new-tokens", type=whole(0, 10**9), default=500, help="how many tokens to add")
     add("--stop", type=text, action="append", default=[], help=r"end before this text (\n as in --prompt); repeatable")
-    add("--ignore-eos", action="store_true", help="never sample <|endoftext|>, with which GPT-2 ends a text")
+    add("--ignore-eos", action="store_true", help="go on where a document would end, or GPT-2's text")
     add("--num-samples", type=whole(1, 4096), default=1, help="how many texts for each prompt, all in one batch")
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 safer, above 1 wilder, 0 the likeliest token")

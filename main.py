@@ -25,6 +25,7 @@ from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, 
 from optimizers import averaged_model, distillation_loss, make_optimizers, set_learning_rates
 from recipe import distill_share, lr_factor, parse_flags
 from sampler import Sampling, SlidingWindow, generate, row_generators
+from sampling.text_stream import decode_documents, suppressed
 from support.command import StopSignal, user_errors
 from support.command import run as run_command
 from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype, to_device
@@ -70,7 +71,7 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
 
     # The text, as tokens. Among several processes, the first of each machine downloads and encodes it.
     with dist.one_per_machine_first("corpus"):
-        corpus = load_corpus(settings.data)
+        corpus = load_corpus(settings.data, documents=settings.documents, glob=settings.glob)
         tokenizer = start.tokenizer or make_tokenizer(settings.tokenizer, corpus)
         train_tokens = encode_split(tokenizer, corpus.train, token_folder())
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())
@@ -278,10 +279,10 @@ def evaluate(run: Run) -> float:
 
 
 def sample_text(run: Run, length: int = 120, seed: int = 0) -> str:
-    """What the model writes from its start token."""
+    """What the model writes from its start token; of documents, several."""
     window = SlidingWindow(run.model_to_keep, [[run.tokenizer.start_id]])
-    steps = generate(window, length, row_generators(seed, 1), Sampling(temperature=0.8), run.tokenizer.special_ids)
-    return run.tokenizer.decode([token for (token,) in steps])
+    steps = generate(window, length, row_generators(seed, 1), Sampling(temperature=0.8), suppressed(run.tokenizer))
+    return decode_documents(run.tokenizer, [token for (token,) in steps])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 
-from corpora.texts import text_bytes
+from corpora.documents import GLOB, text_size
 from formats.checkpoint import LARGE_WINDOW_HELP, LIMITS, usual_path
 from support.command import Parser, UserError, flag_of, given_flags, number, one_of, path_name, text, whole
 from support.device import pick_device, pick_dtype, product_rate
@@ -86,8 +86,11 @@ class PresetAction(argparse.Action):
 
 def add_file_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("files").add_argument
-    corpora = "tinyshakespeare, gutenberg, synthetic, auto, a UTF-8 text, or a folder of them"
-    add("--data", type=path_name, default=AUTO, help=corpora)
+    corpora = "tinyshakespeare, gutenberg, synthetic, auto, or UTF-8 texts, or folders of them"
+    add("--data", type=path_name, nargs="+", default=[AUTO], help=corpora)
+    parts = 'where a text holds many: lines, blank (empty lines between them), or "=STRING" between them'
+    add("--documents", type=text, help=parts)
+    add("--glob", type=text, default=GLOB, help="the files that are taken of a folder and its subfolders")
     add("--tokenizer", type=text, default="char", help="char, or a BPE vocabulary from train_tokenizer.py")
     add("--out", type=path_name, default=usual_path(), help="where the best model goes")
     add("--init-from", type=path_name, help="a model to fine-tune: its weights, shape and tokenizer")
@@ -216,7 +219,7 @@ def usual_preset(given: dict) -> str:
     """
     device = pick_device(given.get("device", AUTO))
     chosen = given.keys() & {"resume", "init_from", "embed_dim", "num_heads"}
-    if not chosen and 0 < text_bytes(given.get("data", AUTO)) < SHORT_TEXT:
+    if not chosen and 0 < text_size(given.get("data", []), given.get("glob", GLOB)) < SHORT_TEXT:
         return "short"
     if device.type != "cpu" or chosen or "steps" in given or "RANK" in os.environ:
         return "base" if device.type == "cuda" else "small"

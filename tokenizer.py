@@ -95,7 +95,7 @@ class CharTokenizer(Tokenizer):
     kind = "char"
     special_ids = (0, 1)
     unk_id, bos_id = special_ids
-    bos, eos_id = BOS, None
+    bos = BOS
 
     def __init__(self, characters: str, start: str = BOS):
         """characters: the vocabulary in the order of ids, each character once; start: one of them, or `<bos>`."""
@@ -107,6 +107,7 @@ class CharTokenizer(Tokenizer):
         self._id_of = np.full(sys.maxunicode + 1, self.unk_id, self.id_dtype)
         self._id_of[to_codepoints(characters)] = np.arange(len(self.special_ids), self.vocab_size)
         self.start_id = self.bos_id if start == BOS else int(self._id_of[ord(start)])
+        self.eos_id = self.bos_id if start == BOS else None  # where the next document would begin, this one ends
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
@@ -304,7 +305,7 @@ class BPETokenizer(Tokenizer):
         self.id_dtype = id_dtype(self.vocab_size)
         self.bos = BOS if BOS in id_of else END_OF_TEXT
         self.bos_id = id_of[self.bos]
-        self.eos_id = self.bos_id if self.bos == END_OF_TEXT else None
+        self.eos_id = self.bos_id if start == BOS or self.bos == END_OF_TEXT else None
         self.special_ids = (self.bos_id,)
         self.start_id = self.bos_id if start == BOS else id_of[SYMBOLS[ord(start)]]
         self._bytes_of = [b"" if token == self.bos else bytes(BYTE_OF[c] for c in token) for token in tokens]

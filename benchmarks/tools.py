@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from support.device import describe_device
+from support.device import bfloat16_is_faster, describe_device
 from training.state import RunPaths
 
 SEEDS = (1, 2, 3)
@@ -28,6 +28,12 @@ def machine() -> str:
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()} {platform.system()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, {describe_device(torch.device('cpu'))}"
     )
+
+
+def processor() -> str:
+    """The class of this machine's processor, and how many threads PyTorch has: a table is of one such class."""
+    half = "fast" if bfloat16_is_faster() else "slow"
+    return f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 {half}, {torch.get_num_threads()} threads"
 
 
 def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

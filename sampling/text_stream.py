@@ -6,6 +6,7 @@ characters may be the beginning of a stop string. Both wait until the next token
 
 import codecs
 import functools
+import itertools
 
 from tokenizer import Tokenizer
 
@@ -13,6 +14,12 @@ from tokenizer import Tokenizer
 def suppressed(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The special tokens, which are never sampled, without the one that ends a text."""
     return tuple(token for token in tokenizer.special_ids if token != tokenizer.eos_id)
+
+
+def decode_documents(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text of some ids, with a line end where a document ends."""
+    groups = itertools.groupby(ids, key=lambda token: token == tokenizer.eos_id)
+    return "".join("\n" if ended else tokenizer.decode(list(document)) for ended, document in groups)
 
 
 class TextStream:

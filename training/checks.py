@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from recipe import MAX_STEPS, check_together, make_parser, preset_settings
-from support.command import UserError, flag_of
+from recipe import AUTO, MAX_STEPS, check_together, make_parser, preset_settings
+from support.command import UserError, flag_of, shell_line
 from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
 
@@ -42,9 +42,11 @@ def saved_settings(saved: dict) -> Namespace:
     for name, value in saved.items():
         yes_no = name == "compile" or isinstance(defaults[name], bool)
         fitting = isinstance(value, bool) if yes_no else isinstance(value, int | float | str)
+        if name == "data":
+            fitting = isinstance(value, list) and value and all(isinstance(word, str) for word in value)
         if not fitting and not (value is None and defaults[name] is None):
             raise UserError(f"{flag_of(name)} is neither a number nor text")
-        parser.set_defaults(**{name: value if yes_no or value is None else str(value)})
+        parser.set_defaults(**{name: value if yes_no or value is None or name == "data" else str(value)})
     settings = parser.parse_args([])
     check_together(settings)
     return settings
@@ -54,9 +56,10 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
     """The settings saved in `path`, changed by those given; UserError that names a flag that contradicts them."""
     for name in sorted(given - ADJUSTABLE):
         value, kept = getattr(settings, name), getattr(saved, name)
-        same_path = name == "data" and os.path.normpath(value) == os.path.normpath(kept)
-        if value not in (kept, "auto") and not same_path:
+        same_paths = name == "data" and list(map(os.path.normpath, value)) == list(map(os.path.normpath, kept))
+        if value not in (kept, AUTO, [AUTO]) and not same_paths:
             advice = "leave the flag out, or start a new run with another --out"
+            value, kept = (shell_line(words) if name == "data" else words for words in (value, kept))
             raise UserError(f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): {advice}")
     resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed
     if "steps" in given and saved.eval_every == MAX_STEPS:  # the plan that would have set it is dropped

@@ -8,6 +8,8 @@ import sys
 
 from tqdm import tqdm
 
+from corpora.documents import NAMES
+from corpora.texts import odd_tenth
 from recipe import lr_factor
 from support.command import Interrupted, shell_line, visible
 from support.device import describe_device, wants_compile
@@ -17,6 +19,7 @@ from training.save import sample_command, where_kept
 
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
 MIN_STALE = 3
+MAX_DIFFERENCE = 0.1  # nats per token, of the last tenth of a text from another
 
 
 def counted(number: int, thing: str) -> str:
@@ -47,8 +50,19 @@ def announce(run: Run) -> None:
     if settings.lora_rank:
         trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
+    if run.dist.first and not run.state.step and not run.corpus.train.separated and run.corpus.name not in NAMES:
+        warn_of_odd_tenth(run)
     if run.state.step:
         print(f"resuming at step {run.state.step}")
+
+
+def warn_of_odd_tenth(run: Run) -> None:
+    """A note on stderr if the end of the text, on which the model is validated, is unlike the rest."""
+    last, other = odd_tenth(run.train_set.tokens[: 2**22], run.val_tokens[: 2**19])
+    if abs(last - other) > MAX_DIFFERENCE:
+        what = "NOTE: the last tenth of the text, which validates, is unlike the rest (pairs of tokens predict it with"
+        advice = 'if the text is a list, --documents lines, blank or "=STRING" shuffles it'
+        print(f"{what} {last:.2f} nats a token, another tenth with {other:.2f}); {advice}", file=sys.stderr)
 
 
 def log_metrics(run: Run, val_loss: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ from corpora.texts import count_unknown
 from formats.adapter import adapt
 from formats.checkpoint import LARGE_WINDOW, check_tensors, checked_model, load_model, model_from_weights, model_weights
 from lora import add_adapters, lora_config
+from recipe import AUTO
 from support.command import UserError, optional_package, user_errors
 from tiny_decoder import TinyGPT
 from tokenizer import Tokenizer
@@ -109,7 +110,9 @@ def begin(run: Run, start: Start) -> None:
     settings, dist, state = run.settings, run.dist, run.state
     dist.require_same("corpus", run.corpus.sha256)
     settings.large_window |= settings.max_seq > LARGE_WINDOW  # for a resume, and the commands that are printed
-    settings.data, settings.dtype = run.corpus.name, str(run.dtype).removeprefix("torch.")  # "auto" is not chosen anew
+    if settings.data == [AUTO]:  # what it stood for is not chosen anew
+        settings.data = [run.corpus.name]
+    settings.dtype = str(run.dtype).removeprefix("torch.")
     if start.saved_in:
         restore(run, start)
     else:
@@ -126,7 +129,7 @@ def restore(run: Run, start: Start) -> None:
     path, tensors, step = start.saved_in, start.tensors, start.state.step
     updates = step - start.state.skipped
     if run.corpus.sha256 != start.state.corpus_sha256:
-        raise UserError(f"--data {run.settings.data} is no longer the text that the run in {path} was trained on")
+        raise UserError(f"--data {run.corpus.name} is no longer the text that the run in {path} was trained on")
     with user_errors(f"{path} cannot be used: its optimizers or average: "):
         restore_optimizers(run.optimizers, with_prefix(tensors, "optimizer/"), updates)
         averages = with_prefix(tensors, "average/")

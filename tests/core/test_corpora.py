@@ -121,19 +121,20 @@ def test_one_text_is_split_by_position(tmp_path, small_blocks):
         assert not corpus.train.separated and corpus.floor is None
 
 
-def test_a_folder_is_its_texts_in_order(tmp_path, capsys):
-    for name, text in (("b.txt", "B" * 50), ("a.txt", "A" * 45), ("c.txt", "C" * 5), ("empty.txt", ""), ("n.md", "no")):
+def test_a_folder_is_its_texts_shuffled_with_its_subfolders(tmp_path, capsys):
+    texts = {"b.txt": "B" * 50, "a.txt": "A" * 45, "deep/c.txt": "C" * 5, "empty.txt": "", "n.md": "no", ".h.txt": "no"}
+    (tmp_path / "deep").mkdir()
+    for name, text in texts.items():
         written(tmp_path / name, text)
     corpus = load_corpus(str(tmp_path))
-    assert (corpus.train.text(), corpus.val.text()) == ("A" * 45 + "B" * 45, "B" * 5 + "C" * 5)
+    assert (corpus.train.text(), corpus.val.text()) == ("C" * 5 + "A" * 45 + "B" * 40, "B" * 10)
     said = capsys.readouterr().err
-    assert ".txt files: 4, characters: 100" in said and "skipped: n.md" in said
+    assert "files: 4, characters: 100" in said and "skipped: .h.txt" not in said and "skipped: n.md" in said
     tokenizer = CharTokenizer.from_blocks(corpus.train.blocks(), start="<bos>")
-    bos, a, b, unknown = tokenizer.bos_id, 2, 3, tokenizer.unk_id
-    assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == [bos] + [a] * 45 + [bos] + [b] * 45
-    with pytest.warns(UserWarning, match="5 of 10 characters"):
-        ids = encode_split(tokenizer, corpus.val, tmp_path)
-    assert ids.tolist() == [b] * 5 + [bos] + [unknown] * 5  # the rest of a document begins no document
+    bos, a, b, c = tokenizer.bos_id, 2, 3, 4
+    train = [bos] + [c] * 5 + [bos] + [a] * 45 + [bos] + [b] * 40
+    assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == train
+    assert encode_split(tokenizer, corpus.val, tmp_path).tolist() == [b] * 10  # the rest of a document begins none
 
 
 def test_the_digest_tells_where_one_document_ends():
@@ -142,7 +143,7 @@ def test_the_digest_tells_where_one_document_ends():
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no \.txt file"):
+    with pytest.raises(UserError, match=r"no file matches --glob"):
         load_corpus(str(tmp_path))
     written(tmp_path / "a.txt", "")
     with pytest.raises(UserError, match="holds 0 characters"):

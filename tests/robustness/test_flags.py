@@ -124,7 +124,10 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkey
 CHANGED = dict(data="synthetic", tokenizer="other.json", preset="base", max_seq=16, embed_dim=16, num_heads=1)
 CHANGED |= dict(num_layers=2, dropout=0.3, batch_size=8, grad_accum=2, optimizer="adamw", weight_decay=0.5)
 CHANGED |= dict(grad_clip=3.0, seed=5, schedule="cosine", attention_dropout=0.3, init="sinusoid", windows="random")
-CHANGED |= dict(muon_momentum=0.5, ema_decay=0.9, distill=0.5, epochs=3.0, gelu="tanh", bias=False, tie_embeddings=True)
+CHANGED |= dict(
+    documents="lines", glob="*.md", muon_momentum=0.5, ema_decay=0.9, distill=0.5, epochs=3.0, gelu="tanh", bias=False
+)
+CHANGED |= dict(gelu="tanh", bias=False, tie_embeddings=True)
 
 
 def as_flags(name: str, value: object) -> list[str]:

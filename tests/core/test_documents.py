@@ -1,0 +1,108 @@
+"""Files of many documents: where one ends, in which order they come, how they are split, encoded and sampled."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from corpora import documents as module
+from corpora.texts import encode_split, odd_tenth
+from corpora.tokenizer_files import bpe_from_json, bpe_to_json
+from data_setup import load_corpus
+from helpers import assert_one_error_line, written
+from main import make_tokenizer
+from support.command import UserError
+from tokenizer import BOS, BPETokenizer, CharTokenizer
+
+QUOTES = "one\ntwo\n%\nthree %\n\n%\n\nfour\n%\n"
+
+
+@pytest.mark.parametrize(
+    ("documents", "text", "expected"),
+    [
+        ("lines", "emma\nava\n\nmia\n", ["emma", "ava", "mia"]),
+        ("lines", "\ufeffemma\r\nava\r\n\r\nmia é\r\n", ["emma", "ava", "mia é"]),
+        ("blank", "a\nb\n\nc\n \t\n\nd\n", ["a\nb", "c", "d"]),
+        ("blank", "a\r\nb\r\n\r\nc d e", ["a\nb", "c d e"]),
+        ("=%", QUOTES, ["one\ntwo", "three %", "four"]),
+        ("=%", "a%b%%cde", ["a", "b", "cde"]),  # no line consists of it
+        ("=<|endoftext|>", "One.<|endoftext|>Two.\n<|endoftext|>Three.", ["One.", "Two.", "Three."]),
+        ("= ", "to be or not", ["to", "be", "or", "not"]),
+    ],
+)
+def test_where_documents_end(documents, text, expected):
+    content = text.encode()
+    places = module.gaps(content, module.separator(documents, content))
+    assert [module.decoded(content[start:stop]) for start, stop in places] == expected
+
+
+def test_utf_16_is_read_too(tmp_path):
+    path = written(tmp_path / "a.txt", ("emma\nava\nmia\n" * 3).encode("utf-16"))
+    corpus = load_corpus(str(path), documents="lines")
+    assert sorted(corpus.train.text() + corpus.val.text()) == sorted("emmaavamia" * 3)
+
+
+@pytest.mark.parametrize(
+    ("documents", "text", "message"),
+    [
+        ("line", "a\nb", 'must be lines, blank, or "=STRING"'),
+        ("=", "a\nb", 'must be lines, blank, or "=STRING"'),
+        ("=%", "a\nb", "the text does not hold %"),
+        ("lines", "\n\n", "0 characters"),
+        ("lines", b"emma\n\xe9va\nmia", "is not UTF-8 text: byte 5 is 0xe9; if it is Latin-1"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(tmp_path, documents, text, message):
+    with pytest.raises(UserError, match=message):
+        load_corpus(str(written(tmp_path / "a.txt", text)), documents=documents)
+
+
+def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_path, monkeypatch):
+    """Sorted, the last tenth is unlike the rest, and a note says so; shuffled, it is not."""
+    monkeypatch.setattr(module, "BLOCK", 1000)  # so that this small file lies on the disk, as a large one does
+    generator = np.random.default_rng(1)
+    names = sorted("".join(chr(97 + letter) for letter in generator.integers(26, size=6)) for _ in range(3000))
+    path = written(tmp_path / "names.txt", "\n".join(names))
+    corpus, again = (load_corpus(str(path), documents="lines") for _ in range(2))
+    assert corpus.train.text() == again.train.text() and corpus.sha256 == again.sha256
+    assert corpus.sha256 != load_corpus(str(path), documents="=a").sha256
+    assert sorted(corpus.train.text() + corpus.val.text()) == sorted("".join(names))
+    assert (len(corpus.train), len(corpus.val)) == (16_200, 1_800)
+    assert corpus.train.count_bytes() == 16_200 and "".join(corpus.train.blocks()) == corpus.train.text()
+
+    def distance(corpus) -> float:
+        tokenizer = CharTokenizer.from_blocks(corpus.train.blocks())
+        last, other = odd_tenth(*(encode_split(tokenizer, part, tmp_path) for part in (corpus.train, corpus.val)))
+        return abs(last - other)
+
+    assert distance(corpus) < 0.1 < distance(load_corpus(str(path)))
+
+
+def test_every_document_begins_with_bos_for_both_tokenizers(tmp_path):
+    paths = [written(tmp_path / f"{i}.txt", f"cat {i}\ncat mat\ncat") for i in range(3)]
+    corpus = load_corpus(list(map(str, paths)), documents="lines")
+    trained = BPETokenizer.train(["cat mat " * 9], 262)
+    tokenizers = [make_tokenizer("char", corpus), bpe_from_json(bpe_to_json(trained), BOS)]
+    for tokenizer in tokenizers:
+        ids = encode_split(tokenizer, corpus.train, tmp_path)
+        expected = []
+        for span in corpus.train.spans:
+            expected += [tokenizer.bos_id, *tokenizer.encode(span.source[: span.stop])]
+        assert ids.tolist() == expected
+        assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.start_id  # where the next one begins, a text ends
+
+
+def test_train_and_sample_documents(output_of, tmp_path, monkeypatch):
+    """`<bos>` begins a text and ends it, the settings are saved, and another way to cut the text is another run."""
+    monkeypatch.chdir(tmp_path)
+    written(Path("names.txt"), "anna\nbob\n" * 100)
+    flags = ["--data", "names.txt", "--documents", "lines", "--preset", "tiny", "--max-seq", "16", "--out", "a.pth"]
+    output_of("main.py", *flags, "--steps", "60", "--stop-at", "50")
+    output_of("main.py", "--resume", "--out", "a.pth")
+    sample = ("generate.py", "--checkpoint", "a.pth", "--seed", 1)
+    texts = output_of(*sample, "--num-samples", 4).split("\n")
+    assert {text for text in texts if text and "---" not in text} == {"anna", "bob"}
+    assert len(output_of(*sample, "--ignore-eos", "--max-new-tokens", 40).strip()) == 40
+    errors = output_of("main.py", "--resume", "--out", "a.pth", "--documents", "blank", code=2)
+    assert_one_error_line(errors, "--documents blank")
+    assert_one_error_line(output_of("main.py", "--documents", "lines", code=2), "give --data a path")
