@@ -13,13 +13,15 @@ AUTO = "auto"
 MAX_STEPS = 10**9
 DEFAULT_MINUTES = 5.0  # of a run, if neither a preset nor a number of steps is given
 MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
-# Above so many TFLOP of matrix products within the minutes of a run, `small` learns more than `mini`.
-ENOUGH_PRODUCTS = 120.0
-
+MAX_EPOCHS = 35.0  # times through the text, for a run that asks for no preset: more is learned by heart
 # A text of fewer bytes is soon learned by heart: `short` stops in time, and learns from softer targets.
 SHORT_TEXT = 500_000
 
-# What each preset changes of the defaults below.
+# Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
+# A wider network learns more from each step, but makes fewer.
+LIMITS_OF_SIZE = {"tiny": 16, "mini": 120, "small": 500, "best": math.inf}
+
+# What each preset changes of the defaults below; `plain` is the defaults, for what is not chosen by measurement.
 TINY = {
     "max_seq": 64,
     "embed_dim": 128,
@@ -48,15 +50,16 @@ PRESETS = {
         "steps": 2400,
         "eval_every": 200,
     },
-    "mini": {"embed_dim": 128, "num_heads": 2, "steps": 2400, "eval_every": 240, "warmup": 40},
-    "small": {},
+    "mini": {"embed_dim": 128, "num_heads": 2, "ema_decay": 0.98, "steps": 1800, "eval_every": 180, "warmup": 40},
+    "small": {"ema_decay": 0.998, "distill": 0.5, "steps": 2000, "eval_every": 200},
+    "plain": {},
     "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
     "best": {
         "max_seq": 512,
         "embed_dim": 256,
         "num_heads": 4,
         "num_layers": 6,
-        "dropout": 0.15,
+        "dropout": 0.1,
         "init": "sinusoid",
         "batch_size": 8,
         "steps": 8400,
@@ -64,6 +67,7 @@ PRESETS = {
         "cooldown": 0.4,
         "eval_every": 400,
         "ema_decay": 0.998,
+        "distill": 0.5,
     },
 }
 
@@ -115,7 +119,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    recipes = "recipe; auto: base on NVIDIA GPUs, small, or mini if slow"
+    recipes = "recipe; auto: what learns most in the time, on this device"
     add("--preset", type=one_of(AUTO, *PRESETS), default=AUTO, action=PresetAction, help=recipes)
     add("--steps", type=COUNT, default=1200, help="optimizer steps in all; the schedule ends there")
     planned = f"plan as many steps as fit (default: {DEFAULT_MINUTES:g} without --preset, --steps, --resume)"
@@ -194,7 +198,9 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
             raise UserError("--minutes and --steps exclude each other")
         settings.steps = MAX_STEPS  # until the warm-up has shown how many fit: see training/plan.py
     elif given.get("preset", AUTO) == AUTO and not given.keys() & {"steps", "resume"}:
-        settings.minutes = DEFAULT_MINUTES  # and no more steps than the preset's
+        settings.minutes, settings.steps = DEFAULT_MINUTES, MAX_STEPS
+    if settings.minutes and given.get("preset", AUTO) == AUTO:
+        settings.epochs = given.get("epochs", settings.epochs or MAX_EPOCHS)
     if settings.minutes and "eval_every" not in given:
         settings.eval_every = MAX_STEPS  # until then too
     if "steps" in given and "epochs" not in given:
@@ -212,20 +218,21 @@ def preset_settings(preset: str) -> argparse.Namespace:
 
 
 def usual_preset(given: dict) -> str:
-    """The preset for this text, this machine, and for the time that there is if the number of steps is to be planned.
+    """The preset for this text, this machine, and the time that there is.
 
-    short and mini only where none of --resume, --init-from, --embed-dim and --num-heads is given; mini without --steps,
-    and not for several processes: they must agree, and might measure different speeds.
+    plain if the network is another one, or that of a model to fine-tune. small on a CPU whose speed does not count:
+    with --steps, and for several processes, which must agree, and might measure different speeds.
     """
     device = pick_device(given.get("device", AUTO))
-    chosen = given.keys() & {"resume", "init_from", "embed_dim", "num_heads"}
-    if not chosen and 0 < text_size(given.get("data", []), given.get("glob", GLOB)) < SHORT_TEXT:
+    if given.keys() & {"resume", "init_from", "embed_dim", "num_heads", "num_layers"}:
+        return "plain"
+    if 0 < text_size(given.get("data", []), given.get("glob", GLOB)) < SHORT_TEXT:
         return "short"
-    if device.type != "cpu" or chosen or "steps" in given or "RANK" in os.environ:
+    if device.type != "cpu" or "steps" in given or "RANK" in os.environ:
         return "base" if device.type == "cuda" else "small"
-    seconds = 60 * given.get("minutes", DEFAULT_MINUTES)
     rate = product_rate(device, pick_dtype(given.get("dtype", AUTO), device))
-    return "small" if seconds * rate > ENOUGH_PRODUCTS else "mini"
+    products = 60 * given.get("minutes", DEFAULT_MINUTES) * rate
+    return next(preset for preset, limit in LIMITS_OF_SIZE.items() if products <= limit)
 
 
 def check_together(settings: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ They are those of its config/train_shakespeare_char.py and of the variant for CP
 uses on CPUs. nanoGPT takes the validation loss from random windows; here it is that of the whole split.
 """
 
-BOTH = "--preset small --no-bias --tie-embeddings --windows random --optimizer adamw --lr 1e-3 --warmup 100"
+BOTH = "--preset plain --no-bias --tie-embeddings --windows random --optimizer adamw --lr 1e-3 --warmup 100"
 BOTH += " --schedule cosine --eval-every 250 --dtype float32"
 LARGE = (
     "--embed-dim 384 --num-heads 6 --num-layers 6 --batch-size 64 --dropout 0.2 --attention-dropout 0.2 --steps 5000"

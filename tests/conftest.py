@@ -43,7 +43,7 @@ def away_from_home(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def fast_machine(monkeypatch):
     """What a command does in this process does not depend on the machine's speed."""
-    monkeypatch.setattr("recipe.product_rate", lambda *_: 1e9)
+    monkeypatch.setattr("recipe.product_rate", lambda *_: 1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,8 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
     assert parse_flags([])[0].minutes == 5
     for asked in (["--steps", "7"], ["--preset", "small"], ["--resume"]):
         assert parse_flags(asked)[0].minutes is None
+    assert [parse_flags(asked)[0].epochs for asked in ([], ["--minutes", "1"], ["--epochs", "3"])] == [35, 35, 3]
+    assert parse_flags(["--preset", "small", "--minutes", "1"])[0].epochs == 0
     with pytest.raises(UserError, match="--minutes and --steps"):
         parse_flags(["--steps", "7", "--minutes", "2"])
 
@@ -35,8 +37,7 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
     "flags, seconds, evaluation, steps, eval_every, words",
     [
         # 300 s, less 10 s so far and 10 evaluations of 4 s: 250 s, 500 steps after the warm-up's 24
-        ([], 0.5, 4.0, 524, 52, ["524 steps take about 5 minutes", "--preset small --steps 524 --eval-every 52"]),
-        ([], 0.1, 0.0, 1200, 120, ["1,200 steps take about 3 minutes"]),  # the preset's own steps fit
+        ([], 0.5, 4.0, 524, 52, ["524 steps take about 5 minutes", "--preset plain --steps 524 --eval-every 52"]),
         (["--minutes", "10", "--eval-every", "33"], 0.125, 0.0, 4744, 33, ["4,744 steps", "--minutes 10 allows"]),
         (["--minutes", "10", "--eval-every", "120"], 0.125, 0.0, 4744, 120, ["--eval-every 120"]),
         (["--minutes", "10", "--eval-every", "8"], 0.125, 1.0, 2384, 8, ["2,384 steps"]),  # an eighth of a second each
@@ -45,7 +46,7 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
 )
 def test_as_many_steps_as_fit(capsys, flags, seconds, evaluation, steps, eval_every, words):
     """The second half of the warm-up's steps counts: the first ones also load code."""
-    run = SimpleNamespace(settings=parse_flags(flags)[0], state=TrainState(step=24), dist=ALONE)
+    run = SimpleNamespace(settings=parse_flags(["--num-layers", "4", *flags])[0], state=TrainState(step=24), dist=ALONE)
     plan_steps(run, [9.0] * 12 + [seconds] * 12, evaluation_seconds=evaluation, elapsed=10.0)
     assert (run.settings.steps, run.settings.eval_every, run.state.planned) == (steps, eval_every, True)
     printed = capsys.readouterr().out
@@ -62,7 +63,7 @@ def test_the_number_of_the_plan_repeats_the_run(train, tmp_path):
 
 def test_a_resume_plans_if_the_run_has_not(train):
     train(*FLAGS, "a.pth", "--minutes", 0.03, "--stop-at", 2)
-    assert "(--preset small --steps " in train("--resume", "--out", "a.pth")
+    assert "(--preset plain --steps " in train("--resume", "--out", "a.pth")
 
 
 def test_a_run_stopped_before_its_plan_and_given_steps_is_evaluated_as_usual(train, tmp_path):

@@ -28,7 +28,7 @@ def recipe(**changes) -> argparse.Namespace:
 
 
 def flags_of(**changes) -> list[str]:
-    return [f"{flag_of(name)}={value}" for name, value in {"preset": "small", "device": "cpu", **changes}.items()]
+    return [f"{flag_of(name)}={value}" for name, value in {"preset": "plain", "device": "cpu", **changes}.items()]
 
 
 # --- The schedule ------------------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ def nanogpt_lr(step: int, max_iters: int) -> float:
 
 def test_of_two_presets_the_last_counts():
     """The first one's values were left where the last one has none of its own."""
-    twice = parse_flags(["--preset", "tiny", "--preset", "small", "--device", "cpu"])[0]
-    assert vars(twice) == vars(recipe(preset="small"))
+    twice = parse_flags(["--preset", "tiny", "--preset", "plain", "--device", "cpu"])[0]
+    assert vars(twice) == vars(recipe(preset="plain"))
 
 
 @pytest.mark.parametrize("name, theirs", [("reference", NANOGPT), ("reference-cpu", NANOGPT_CPU)])
@@ -271,27 +271,32 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
 @pytest.mark.parametrize(
     ("arguments", "rate", "expected"),
     [
-        ([], 0.05, "mini"),
-        ([], 5.0, "small"),
+        ([], 0.02, "tiny"),
+        ([], 0.2, "mini"),
+        ([], 1.0, "small"),
+        ([], 5.0, "best"),
+        (["--minutes", "0.5"], 0.2, "tiny"),
         (["--minutes", "100"], 0.05, "small"),  # time enough
-        (["--minutes", "1"], 0.5, "mini"),
-        (["--steps", "7"], 0.05, "small"),
-        (["--resume"], 0.05, "small"),  # then the saved settings count
-        (["--init-from", "base.pth"], 0.05, "small"),
-        (["--num-heads", "6"], 0.05, "small"),
-        (["--embed-dim", "96"], 0.05, "small"),
-        (["--preset", "small"], 0.05, "small"),
-        (["--data", "long.txt"], 0.05, "mini"),
+        (["--steps", "7"], 0.05, "small"),  # the number of steps says nothing about the time
+        (["--resume"], 0.05, "plain"),  # then the saved settings count
+        (["--init-from", "base.pth"], 0.05, "plain"),
+        (["--num-heads", "6"], 0.05, "plain"),
+        (["--embed-dim", "96"], 0.05, "plain"),
+        (["--preset", "base"], 0.05, "base"),
+        (["--data", "long.txt"], 0.2, "mini"),
+        (["--data", "long.txt", "short.txt"], 0.2, "mini"),
+        (["--data", "short.txt"], 5.0, "short"),
     ],
 )
-def test_a_slow_machine_trains_a_smaller_network(tmp_path, monkeypatch, arguments, rate, expected):
+def test_the_network_fits_the_time_and_the_text(tmp_path, monkeypatch, arguments, rate, expected):
     """But not as one of several processes, which must agree and might measure different speeds."""
     monkeypatch.chdir(tmp_path)
     Path("long.txt").write_bytes(b"x" * SHORT_TEXT)
+    Path("short.txt").write_bytes(b"x" * (SHORT_TEXT - 1))
     monkeypatch.setattr("recipe.product_rate", lambda *_: rate)
     assert parse_flags(["--device", "cpu", *arguments])[0].preset == expected
     monkeypatch.setenv("RANK", "0")
-    assert parse_flags(["--device", "cpu", *arguments])[0].preset == "small"
+    assert parse_flags(["--device", "cpu", *arguments])[0].preset in ("plain", "base", "short", "small")
 
 
 def test_a_short_text_gets_its_own_recipe(tmp_path, output_of):
