@@ -13,7 +13,6 @@ from benchmarks.gpu import bench_gpu
 from benchmarks.lora import bench_lora
 from benchmarks.plots import bench_plots
 from benchmarks.tools import machine
-from benchmarks.train import bench_train
 from support.command import Parser, one_of, run
 
 # name -> what runs, what it measures, how long it takes on two cores
@@ -24,7 +23,6 @@ BENCHMARKS = {
     "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding (its tests: pytest -m gpu)", "not measured"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
     "plots": (bench_plots, "no measuring: draws the pictures of README and docs", "seconds"),
-    "train": (bench_train, "seconds on a CPU to a validation loss, beside nanoGPT's recipe", "20 minutes or more"),
 }
 
 

@@ -51,17 +51,11 @@ def token_folder() -> Path:
 
 
 def load_corpus(
-    data: str | Sequence[str],
-    folder: Path | None = None,
-    source: Download = TINYSHAKESPEARE,
-    *,
-    documents: str | None = None,
-    glob: str = GLOB,
+    data: str | Sequence[str], folder: Path | None = None, documents: str | None = None, glob: str = GLOB
 ) -> Corpus:
     """The corpus that a name, a path, several paths or `auto` stand for (see the head of this file).
 
-    folder: where named corpora lie, if not in `data_folder`. source: where tinyshakespeare comes from. documents, glob:
-    see `corpora.documents.path_corpus`.
+    folder: where named corpora lie, if not in `data_folder`. documents, glob: see `corpora.documents.path_corpus`.
     Raises UserError if `data` is neither a known name nor a usable text, OSError if a file cannot be read or fetched.
     Only `auto` falls back to another corpus.
     """
@@ -72,25 +66,22 @@ def load_corpus(
     if spec == "synthetic":
         return synthetic_corpus()
     if spec == "auto":
-        return tinyshakespeare_or_synthetic(folder, source)
+        return tinyshakespeare_or_synthetic(folder)
     if spec == "tinyshakespeare":
-        return split_documents(spec, [fetch(source, folder)])
+        return split_documents(spec, [fetch(TINYSHAKESPEARE, folder)])
     if spec == "gutenberg":
         return gutenberg_corpus(folder / spec)
     return path_corpus(words, documents, glob)
 
 
-def tinyshakespeare_or_synthetic(folder: Path, source: Download) -> Corpus:
+def tinyshakespeare_or_synthetic(folder: Path) -> Corpus:
     """tinyshakespeare; if it cannot be downloaded, the synthetic corpus, and a warning on stderr that says so."""
     try:
-        return load_corpus("tinyshakespeare", folder, source)
+        return load_corpus("tinyshakespeare", folder)
     except OSError as error:
-        if (folder / source.file).exists():  # a damaged copy is an error, not a reason to train on something else
+        if (folder / TINYSHAKESPEARE.file).exists():  # a damaged copy is an error, no reason to take another text
             raise
         print(f"NOTE: could not download tinyshakespeare ({one_line(error)}).", file=sys.stderr)
-        here = Path("data", source.file)
-        if here.exists():
-            print(f"NOTE: there is none in {folder}, but in the working folder: --data {here} uses it", file=sys.stderr)
     print("NOTE: training on the built-in SYNTHETIC corpus instead: made-up plays, not Shakespeare.", file=sys.stderr)
     return synthetic_corpus()
 

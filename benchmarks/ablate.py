@@ -2,8 +2,7 @@
 
 import statistics
 
-from benchmarks.tools import SEEDS, print_table, spread, train_once
-from benchmarks.train import seconds_per_step
+from benchmarks.tools import SEEDS, print_table, seconds_per_step, spread, train_once
 from recipe import preset_settings
 
 TORCH_MUON = "PyTorch's Muon"  # benchmarks/torch_muon.py

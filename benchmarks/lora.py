@@ -3,8 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from benchmarks.tools import print_table, train_once
-from benchmarks.train import lowest
+from benchmarks.tools import lowest, print_table, train_once
 from corpora.synthetic import synthetic_text
 from formats.checkpoint import ADAPTER, MODEL, read_checkpoint
 

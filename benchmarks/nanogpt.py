@@ -4,6 +4,8 @@ They are those of its config/train_shakespeare_char.py and of the variant for CP
 uses on CPUs. nanoGPT takes the validation loss from random windows; here it is that of the whole split.
 """
 
+NANOGPT_BEST = 1.4697  # the validation loss that nanoGPT's README gives for its large recipe
+
 BOTH = "--preset plain --no-bias --tie-embeddings --windows random --optimizer adamw --lr 1e-3 --warmup 100"
 BOTH += " --schedule cosine --eval-every 250 --dtype float32"
 LARGE = (

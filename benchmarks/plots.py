@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.nanogpt import NANOGPT_BEST
 from benchmarks.tools import read_metrics
-from benchmarks.train import NANOGPT_BEST
 from optimizers import orthogonalize
 from support.command import optional_package
 

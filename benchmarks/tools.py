@@ -62,6 +62,17 @@ def read_metrics(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def seconds_per_step(lines: list[dict]) -> float:
+    """The mean step after the first evaluation: a process's first steps fetch memory and are slow."""
+    first, last = lines[0], lines[-1]
+    return (last["train_seconds"] - first["train_seconds"]) / (last["step"] - first["step"])
+
+
+def lowest(lines: list[dict]) -> float:
+    """The lowest validation loss of a run."""
+    return min(line["val_loss"] for line in lines)
+
+
 def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
     """Median and range: `8 (7 to 9) s`."""
     if math.isinf(max(values)):

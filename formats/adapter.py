@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from corpora.tokenizer_files import tokenizer_from_plain
 from formats.checkpoint import (
     ADAPTER,
     Checkpoint,
@@ -15,6 +16,7 @@ from formats.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from formats.growth import get_rows, grow_model, grown_tokenizer, own_rows, set_rows, tables
 from lora import TARGETS, LoRAConfig, adapted_places, add_adapters
 from support.command import UserError, user_errors
 from support.plain import check_fields
@@ -60,19 +62,27 @@ def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> Non
         adapter.load_state_dict({part: weights[f"{name}.{part}"] for part in ("A", "B")})
 
 
-def save_adapter(path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAConfig, origin: dict) -> None:
-    """Write the adapters of a model, without the model. Raises like `write_checkpoint`."""
+def save_adapter(
+    path: Path, model: TinyGPT, tokenizer: Tokenizer, config: LoRAConfig, origin: dict, base: str = "", new: int = 0
+) -> None:
+    """Write the adapters of a model, without the model. Raises like `write_checkpoint`.
+
+    base: the `model_digest` of the base before its vocabulary grew by the last `new` characters; not needed if it did
+    not.
+    """
     header = {
         "kind": ADAPTER,
         "config": {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)},
-        "base": model_digest(model.config, tokenizer, base_weights(model)),
+        "base": base or model_digest(model.config, tokenizer, base_weights(model)),
+        "characters": tokenizer.characters[-new:] if new else "",
+        "start": tokenizer.start,
         "origin": origin,
     }
-    write_checkpoint(path, header, adapter_weights(model))
+    write_checkpoint(path, header, adapter_weights(model) | get_rows(model, own_rows(tokenizer, new)))
 
 
 def apply_adapter(base: Checkpoint, path: Path) -> dict:
-    """Adapt a loaded base with the adapter in a file; returns the adapter's origin.
+    """Adapt a loaded base with the adapter in a file, its vocabulary too; returns the adapter's origin.
 
     Raises UserError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
     cannot be read.
@@ -82,7 +92,17 @@ def apply_adapter(base: Checkpoint, path: Path) -> dict:
     if header.get("base") != model_digest(base.model.config, base.tokenizer, weights):
         raise UserError(f"{path} is for another base: name the checkpoint that it was trained on (--init-from)")
     with user_errors(f"{path} cannot be used: "):
-        adapt(base.model, config_from_plain(header["config"]), tensors)
+        check_fields(header, {"characters": str, "start": str})
+        config, model, new = config_from_plain(header["config"]), base.model, len(header["characters"])
+        tokenizer = grown_tokenizer(base.tokenizer, header["characters"], header["start"])
+        tokenizer = tokenizer_from_plain(tokenizer.to_plain())  # checked
+        rows = own_rows(tokenizer, new)
+        shapes = {f"{name}.rows": torch.Size([len(rows), model.config.embed_dim]) for name in tables(model) if rows}
+        check_tensors(tensors, adapter_shapes(model, config) | shapes)
+        adapt(model, config, {name: tensor for name, tensor in tensors.items() if name not in shapes})
+    grow_model(model, new, len(tokenizer.special_ids))
+    set_rows(model, rows, tensors)
+    base.tokenizer = tokenizer
     return header["origin"]
 
 

@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from corpora.documents import NAMES
 from corpora.texts import odd_tenth
+from formats.adapter import adapter_weights
+from formats.growth import get_rows, own_rows
 from recipe import lr_factor
 from support.command import Interrupted, shell_line, visible
 from support.device import describe_device, wants_compile
@@ -48,7 +50,8 @@ def announce(run: Run) -> None:
     if run.dist.size > 1:
         print(f"ranks    {run.dist.size} processes like this one, which share the windows of each step")
     if settings.lora_rank:
-        trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+        rows = get_rows(run.model, own_rows(run.tokenizer, run.state.new_characters))
+        trained = sum(tensor.numel() for tensor in (adapter_weights(run.model) | rows).values())
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
     if run.dist.first and not run.state.step and not run.corpus.train.separated and run.corpus.name not in NAMES:
         warn_of_odd_tenth(run)

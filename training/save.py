@@ -39,7 +39,8 @@ def save_best(run: Run) -> None:
     if not run.dist.first:
         return
     if config := lora_config(run.settings):
-        save_adapter(run.files.best, run.model_to_keep, run.tokenizer, config, origin_of(run))
+        base = (run.state.base, run.state.new_characters)
+        save_adapter(run.files.best, run.model_to_keep, run.tokenizer, config, origin_of(run), *base)
     else:
         save_model(run.files.best, run.model_to_keep, run.tokenizer, origin_of(run))
 

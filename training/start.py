@@ -9,21 +9,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpora.texts import count_unknown
-from formats.adapter import adapt
-from formats.checkpoint import LARGE_WINDOW, check_tensors, checked_model, load_model, model_from_weights, model_weights
+from corpora.texts import Corpus
+from formats.adapter import adapt, base_weights
+from formats.checkpoint import (
+    LARGE_WINDOW,
+    check_tensors,
+    checked_model,
+    load_model,
+    model_digest,
+    model_from_weights,
+    model_weights,
+)
+from formats.growth import grow_model, grown_tokenizer, own_rows, train_rows
 from lora import add_adapters, lora_config
 from recipe import AUTO
-from support.command import UserError, optional_package, user_errors
+from support.command import UserError, optional_package, user_errors, visible
 from tiny_decoder import TinyGPT
-from tokenizer import Tokenizer
+from tokenizer import BOS, CharTokenizer, Tokenizer
 from training import checks
 from training.distributed import DistContext
 from training.optimizer_state import restore_optimizers, trained_parameters
 from training.run import Run
 from training.state import RunPaths, TrainState
-
-MAX_UNKNOWN = 0.01  # share of characters that the base of a fine-tuning may not know
 
 
 @dataclass
@@ -36,6 +43,26 @@ class Start:
     tokenizer: Tokenizer | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)  # of optimizers and average, by the names of save.py
     saved_in: Path | None = None  # the training state that is resumed
+
+    def tokenizer_for(self, corpus: Corpus) -> Tokenizer | None:
+        """The tokenizer of the base or of the saved run; None for a new run. A base learns the characters of the corpus
+        that it does not know, and where documents begin."""
+        base = self.tokenizer
+        if base is None or self.saved_in:
+            return base
+        known = getattr(base, "characters", None)
+        new = ""
+        if known is not None:
+            new = "".join(sorted(set(CharTokenizer.from_blocks(corpus.train.blocks()).characters) - set(known)))
+            print(f"base     {len(new)} new characters{': ' + visible(new[:40]) if new else ''}")
+        self.tokenizer = grown_tokenizer(base, new, BOS if corpus.train.separated else base.start)
+        if self.settings.lora_rank:
+            self.state.base = model_digest(self.model.config, base, base_weights(self.model))
+        grow_model(self.model, len(new), len(base.special_ids))
+        self.state.new_characters = len(new)
+        if self.settings.lora_rank:
+            train_rows(self.model, own_rows(self.tokenizer, len(new)))
+        return self.tokenizer
 
 
 def find_start(settings: Namespace, given: set[str], files: RunPaths, dist: DistContext) -> Start:
@@ -88,6 +115,8 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
             raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")
         if adapters := lora_config(saved):
             adapt(loaded.model, adapters, with_prefix(tensors, "adapter/"))
+            new = TrainState.from_plain(header["training"]).new_characters
+            train_rows(loaded.model, own_rows(loaded.tokenizer, min(new, loaded.tokenizer.vocab_size)))
     except (ValueError, UserError) as error:
         raise UserError(f"{path} cannot be used: {error}") from None
     settings = checks.settings_to_resume(saved, settings, given, path)
@@ -105,7 +134,7 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
 def begin(run: Run, start: Start) -> None:
     """Bring a run that main.py has built to where it starts: restore what was saved, or keep an earlier run's files.
 
-    Raises UserError if the text is not the saved run's, or has too many characters that the base does not know.
+    Raises UserError if the text is not the saved run's.
     """
     settings, dist, state = run.settings, run.dist, run.state
     dist.require_same("corpus", run.corpus.sha256)
@@ -116,8 +145,6 @@ def begin(run: Run, start: Start) -> None:
     if start.saved_in:
         restore(run, start)
     else:
-        if settings.init_from:
-            check_vocabulary(run)
         if dist.first:
             run.files.keep_earlier_run()
     state.threads, state.processes = torch.get_num_threads(), dist.size
@@ -147,16 +174,6 @@ def restore(run: Run, start: Start) -> None:
         print(f"NOTE: the run used {before} (processes x threads), now {now}: close, but not bit-exact")
     if run.dist.first:
         run.files.trim_metrics(step - 1 if run.state.evaluation_due(run.settings) else step)
-
-
-def check_vocabulary(run: Run) -> None:
-    """Say how much of the text the base of a fine-tuning does not know; UserError if that is too much."""
-    tokens = (run.train_set.tokens, run.val_tokens)
-    share = sum(count_unknown(run.tokenizer, ids) for ids in tokens) / sum(len(ids) for ids in tokens)
-    unknown = f"{share:.2%} of the characters of {run.corpus.name} are unknown to {run.settings.init_from}"
-    if share > MAX_UNKNOWN:
-        raise UserError(f"{unknown}: fine-tune a base with byte-level BPE, which knows all characters (--tokenizer)")
-    print(f"base     {unknown}")
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -40,6 +40,8 @@ class TrainState:
     threads: int = 1
     processes: int = 1
     corpus_sha256: str = ""
+    base: str = ""  # the digest of the model that adapters are for, …
+    new_characters: int = 0  # … and how many characters the vocabulary has that its own did not
     launch: str = ""  # names the torchrun that started the run, the same after it has restarted the ranks
 
     def evaluation_due(self, settings: Namespace) -> bool:

@@ -23,23 +23,25 @@ def source(text: bytes) -> Download:
     return Download("http://127.0.0.1:9/x", "text.txt", len(text), hashlib.sha256(text).hexdigest())
 
 
-def test_auto_takes_the_file_that_is_there_and_else_falls_back_loudly(tmp_path, capsys):
+def test_auto_takes_the_file_that_is_there_and_else_falls_back_loudly(tmp_path, capsys, monkeypatch):
     text = b"Speak, I charge thee, speak!\n" * 40
-    assert load_corpus("auto", tmp_path, source(text)).name == "synthetic"
+    monkeypatch.setattr(data_setup, "TINYSHAKESPEARE", source(text))
+    assert load_corpus("auto", tmp_path).name == "synthetic"
     assert "SYNTHETIC" in capsys.readouterr().err
     written(tmp_path / "text.txt", text)
-    corpus = load_corpus("auto", tmp_path, source(text))
+    corpus = load_corpus("auto", tmp_path)
     assert corpus.train.text() + corpus.val.text() == text.decode() and not capsys.readouterr().err
     written(tmp_path / "text.txt", text[:-1])
     with pytest.raises(OSError, match="text.txt"):  # a damaged copy is no reason to train on something else
-        load_corpus("auto", tmp_path, source(text))
+        load_corpus("auto", tmp_path)
 
 
-def test_an_explicit_name_never_falls_back(tmp_path):
+def test_an_explicit_name_never_falls_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_setup, "TINYSHAKESPEARE", source(b"x"))
     with pytest.raises(UserError, match="no such file"):
         load_corpus("tiny_shakespeare", tmp_path)
     with pytest.raises(OSError):
-        load_corpus("tinyshakespeare", tmp_path, source(b"x"))
+        load_corpus("tinyshakespeare", tmp_path)
 
 
 @pytest.mark.tinyshakespeare

@@ -6,14 +6,24 @@ import pytest
 import torch
 
 from formats.adapter import adapter_weights, apply_adapter, base_weights, save_adapter
-from formats.checkpoint import ADAPTER, TRAINING, Checkpoint, load_model, read_checkpoint, save_model, write_checkpoint
+from formats.checkpoint import (
+    ADAPTER,
+    TRAINING,
+    Checkpoint,
+    load_model,
+    model_digest,
+    read_checkpoint,
+    save_model,
+    write_checkpoint,
+)
+from formats.growth import get_rows, grow_model, grown_tokenizer, own_rows, set_rows, train_rows
 from helpers import SMALL_NETWORK, assert_one_error_line, random_ids, read_metrics, shaken, tiny_config, written
 from lora import TARGETS, LoRAConfig, add_adapters, merge_adapters
 from optimizers import make_optimizers
 from recipe import parse_flags
 from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT, next_token_loss
-from tokenizer import CharTokenizer
+from tokenizer import BOS, CharTokenizer
 
 CONFIG = LoRAConfig(rank=3, alpha=6.0, targets=tuple(TARGETS))
 TOKENIZER = CharTokenizer.from_text("abcdefghi")  # with the two special tokens: the tiny config's 11
@@ -190,7 +200,7 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
     base_bytes = (tmp_path / "base.pth").read_bytes()
     adapters = [*TUNING, "--steps", 40, "--lora-rank", 4, "--ema-decay", 0.5, "--eval-every", 10]
     out = run("main.py", *adapters, "--out", "lora.pth")
-    assert "generate.py --checkpoint base.pth --lora lora.pth" in out and "0.00% of the characters" in out
+    assert "generate.py --checkpoint base.pth --lora lora.pth" in out and "0 new characters" in out
     assert (tmp_path / "base.pth").read_bytes() == base_bytes
     assert (tmp_path / "lora.pth").stat().st_size < len(base_bytes)
 
@@ -242,11 +252,94 @@ def test_what_fine_tuning_refuses(run, tmp_path):
     ):
         assert_one_error_line(run(*tuning, *flags, code=2), *words)
     assert_one_error_line(run("main.py", "--data", "second.txt", "--lora-rank", 2, code=2), "--init-from")
-    written(tmp_path / "second.txt", SECOND + "ÄÖÜ" * 30)
-    assert_one_error_line(run(*tuning, code=2), "2.86% of the characters", "byte-level BPE")
     assert not (tmp_path / "x.pth").exists()
-    written(tmp_path / "second.txt", SECOND + "ÄÖÜ" * 3)
-    assert "0.29% of the characters" in run(*tuning)
+
+
+# --- A text with new characters --------------------------------------------------------------------------------------
+
+
+def grown(new: str = "ÄÖ三", start: str = BOS, **changes) -> tuple[TinyGPT, CharTokenizer]:
+    """An adapted model that knows more characters than its base, its rows moved away from their initial values."""
+    model, tokenizer = adapted(**changes), grown_tokenizer(TOKENIZER, new, start)
+    grow_model(model, len(new), special=2)
+    rows = own_rows(tokenizer, len(new))
+    shake = torch.Generator().manual_seed(7)
+    moved = {name: t + torch.randn(t.shape, generator=shake) / 3 for name, t in get_rows(model, rows).items()}
+    set_rows(model, rows, moved)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("shape", [{}, NANOGPT])
+def test_a_grown_model_computes_what_its_base_does_and_begins_new_rows_with_the_mean(shape):
+    base, model = fresh(**shape), fresh(**shape)
+    grow_model(model, 3, special=2)
+    assert model.config.vocab_size == 14 and model(IDS).shape[-1] == 14 and model.head.weight.shape == (14, 8)
+    assert torch.equal(model(IDS)[..., :11], base(IDS))
+    for table in (model.token_embedding, model.head):
+        torch.testing.assert_close(table.weight[11:], table.weight[2:11].mean(0).expand(3, -1))
+    assert (model.head.weight is model.token_embedding.weight) == bool(shape)
+
+
+@pytest.mark.parametrize("shape", [{}, NANOGPT])
+@pytest.mark.parametrize(("new", "start"), [("ÄÖ三", "a"), ("ÄÖ三", BOS), ("", BOS)])
+def test_an_adapter_brings_its_characters_and_their_rows(tmp_path, shape, new, start):
+    """Merged equals adapted; the digest is that of the base before it grew."""
+    model, tokenizer = grown(new, start, **shape)
+    digest = model_digest(fresh(**shape).config, TOKENIZER, base_weights(fresh(**shape)))
+    save_adapter(tmp_path / "a.pth", model, tokenizer, CONFIG, {}, digest, len(new))
+    base, ids = Checkpoint(fresh(**shape), TOKENIZER, {}), random_ids(5, 6, vocab_size=tokenizer.vocab_size)
+    apply_adapter(base, tmp_path / "a.pth")
+    assert base.tokenizer.to_plain() == tokenizer.to_plain() and base.tokenizer.start == start
+    assert torch.equal(base.model(ids), model(ids))
+    merge_adapters(base.model)
+    torch.testing.assert_close(base.model(ids), model(ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("characters", "ÄÄÖ"), ("characters", "aÖ三"), ("start", "?"), ("start", 3)]
+)
+def test_an_adapter_whose_characters_do_not_fit_is_refused(tmp_path, field, value):
+    model, tokenizer = grown()
+    save_adapter(tmp_path / "a.pth", model, tokenizer, CONFIG, {}, model_digest(fresh().config, TOKENIZER, {}), 3)
+    header, tensors = read_checkpoint(tmp_path / "a.pth", ADAPTER)
+    header["base"] = model_digest(fresh().config, TOKENIZER, base_weights(fresh()))
+    write_checkpoint(tmp_path / "a.pth", header | {field: value}, tensors)
+    base = Checkpoint(fresh(), TOKENIZER, {})
+    with pytest.raises(UserError, match="cannot be used"):
+        apply_adapter(base, tmp_path / "a.pth")
+    assert torch.equal(base.model(IDS), fresh()(IDS)) and base.tokenizer is TOKENIZER
+
+
+def test_under_adapters_only_new_rows_and_special_ones_are_trained():
+    model, tokenizer = grown()
+    rows = own_rows(tokenizer, 3)
+    assert rows == [0, 1, 11, 12, 13]
+    train_rows(model, rows)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    (optimizer,) = make_optimizers(model, parse_flags(["--steps=9", "--init-from=base.pth", "--lora-rank=3"])[0])
+    ids = random_ids(5, 6, vocab_size=14)
+    for _ in range(3):
+        next_token_loss(model(ids[:, :-1]), ids[:, 1:]).backward()
+        optimizer.step()
+    for name in ("token_embedding.weight", "head.weight"):
+        changed = (model.get_parameter(name) != before[name]).any(dim=1)
+        assert changed[11:].any() and not changed[2:11].any()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if ".original" in name)
+
+
+@pytest.mark.parametrize("flags", [[], ["--lora-rank", 2]])
+def test_fine_tuning_takes_a_text_with_new_characters(run, tmp_path, flags):
+    """It was refused if more than 1% were new. Stopped and resumed the model is the same, and it writes them."""
+    written(tmp_path / "second.txt", "süß ist der Kuß\nÄÖÜ\n" * 200)
+    tuning = ["main.py", *TUNING, "--documents", "lines", "--steps", 30, "--eval-every", 30, "--lr", 0.02, *flags]
+    assert "new characters: KdÄÖÜßü" in run(*tuning, "--out", "x.pth")
+    run(*tuning, "--stop-at", 7, "--out", "y.pth")
+    run("main.py", "--resume", "--out", "y.pth")
+    one, other = (read_checkpoint(tmp_path / name)[1] for name in ("x.pth", "y.pth"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    model = ["--checkpoint", "base.pth", "--lora", "x.pth"] if flags else ["--checkpoint", "x.pth"]
+    texts = run("generate.py", *model, "--num-samples", 9, "--seed", 1, "--max-new-tokens", 30)
+    assert set("üÄß") & set(texts)
 
 
 def test_a_training_state_without_its_adapters_is_refused(run, tmp_path):

@@ -97,7 +97,8 @@ def test_the_command_says_it_in_one_line(url, in_process, monkeypatch, tmp_path)
     """`data_setup.py tinyshakespeare`, the corpus being behind a URL of the local server."""
 
     def run(fault: str) -> tuple[int, str]:
-        monkeypatch.setattr(data_setup.load_corpus, "__defaults__", (tmp_path / "data", source(url + fault)))
+        monkeypatch.setattr(data_setup, "data_folder", lambda: tmp_path / "data")
+        monkeypatch.setattr(data_setup, "TINYSHAKESPEARE", source(url + fault))
         code, _, errors = in_process("data_setup.py", "tinyshakespeare")
         return code, errors
 
@@ -116,7 +117,7 @@ def test_the_command_says_it_in_one_line(url, in_process, monkeypatch, tmp_path)
 def test_death_in_the_middle_leaves_nothing_at_the_final_path(url, tmp_path):
     def prepare():
         durable.os.fsync = lambda _: os._exit(9)  # all is written to the temporary file
-        data_setup.load_corpus.__defaults__ = (tmp_path / "data", source(url + "good"))
+        data_setup.data_folder, data_setup.TINYSHAKESPEARE = lambda: tmp_path / "data", source(url + "good")
 
     assert Child(tmp_path, "data_setup.py", "tinyshakespeare", prepare=prepare).wait() == 9
     (leftover,) = (tmp_path / "data").iterdir()
