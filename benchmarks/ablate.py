@@ -1,56 +1,42 @@
-"""What each change of the preset tiny does to its validation loss in the same seconds of training, seed by seed."""
+"""What each change of the preset tiny does to its validation loss in the same number of tokens, seed by seed."""
 
 import statistics
 
-from benchmarks.tools import SEEDS, print_table, seconds_per_step, spread, train_once
+from benchmarks.tools import SEEDS, measure, print_table, spread
 from recipe import preset_settings
 
+TINY = preset_settings("tiny")
 TORCH_MUON = "PyTorch's Muon"  # benchmarks/torch_muon.py
-COSTLY = ("--dtype", "--optimizer", "--batch-size")  # flags that change what a step costs
 VARIANTS = {
     "the recipe": (),
-    "float32": ("--dtype", "float32"),
     "AdamW for all, learning rate 0.0017": ("--optimizer", "adamw", "--lr", 0.0017),
-    "twice the batch": ("--batch-size", 2 * preset_settings("tiny").batch_size),
+    "twice the batch, half the steps": ("--batch-size", 2 * TINY.batch_size, "--steps", TINY.steps // 2),
     "cosine to a tenth": ("--schedule", "cosine"),
     "no warm-up": ("--warmup", 0),
     "no weight decay": ("--weight-decay", 0),
     "no clipping": ("--grad-clip", 1e9),
     "Muon with momentum 0.95": ("--muon-momentum", 0.95),
     "GPT-2's initial weights": ("--init", "normal"),
-    TORCH_MUON: (),
     "windows side by side": ("--windows", "epochs"),
+    "a moving average of the weights": ("--ema-decay", 0.98),
+    "the average as the teacher": ("--ema-decay", 0.98, "--distill", 0.5),
+    TORCH_MUON: (),
 }
 
 
 def bench_ablate() -> None:
-    """One table; a change that makes a step cheaper is given more steps, and the other way round."""
-    pilots = {choice: [] for choice, flags in VARIANTS.items() if not flags or flags[0] in COSTLY}
-    ends = {choice: [] for choice in VARIANTS}
-    for _ in SEEDS:
-        for choice, seconds in pilots.items():
-            flags = ("--seed", 0, "--eval-every", 20, "--stop-at", 100)
-            seconds.append(seconds_per_step(train_variant(choice, *flags)))
-    cost = {choice: statistics.median(seconds) for choice, seconds in pilots.items()}
-    total = preset_settings("tiny").steps * cost["the recipe"]
-    budget = {choice: round(total / cost.get(choice, cost["the recipe"])) for choice in VARIANTS}
-    for seed in SEEDS:
-        for choice in VARIANTS:
-            length = ("--steps", budget[choice], "--eval-every", 10**6)
-            ends[choice].append(train_variant(choice, "--seed", seed, *length)[-1])
-    rows = []
-    for choice, lines in ends.items():
-        losses = [line["val_loss"] for line in lines]
-        worse = [loss - whole["val_loss"] for loss, whole in zip(losses, ends["the recipe"], strict=True)]
-        seconds = spread([line["train_seconds"] for line in lines], digits=1)
-        rows.append([choice, f"{budget[choice]:,}", seconds, with_deviation(losses), with_deviation(worse, "+")])
-    print_table(["`tiny`, changed in one thing", "steps", "seconds", "val loss", "difference"], rows)
-
-
-def train_variant(choice: str, *flags: object) -> list[dict]:
-    """The metrics of one run of the preset with one thing changed."""
-    module = "benchmarks.torch_muon" if choice == TORCH_MUON else "main"
-    return train_once("--preset", "tiny", *VARIANTS[choice], *flags, module=module)
+    """One table, from docs/measured/ablate.jsonl."""
+    rows, recipe = [], []
+    for choice, flags in VARIANTS.items():
+        module = "benchmarks.torch_muon" if choice == TORCH_MUON else "main"
+        flags = ["--preset", "tiny", "--eval-every", 10**6, *flags]
+        runs = [measure("ablate.jsonl", {"changed": choice, "seed": seed}, flags, module) for seed in SEEDS]
+        losses = [run["val_loss"] for run in runs]
+        recipe = recipe or losses
+        worse = [loss - whole for loss, whole in zip(losses, recipe, strict=True)]
+        seconds = spread([run["curve"][-1][0] for run in runs], digits=1)
+        rows.append([choice, seconds, with_deviation(losses), with_deviation(worse, "+")])
+    print_table(["`tiny`, changed in one thing", "seconds", "val loss", "difference"], rows)
 
 
 def with_deviation(values: list[float], sign: str = "") -> str:

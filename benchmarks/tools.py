@@ -2,6 +2,7 @@
 
 from support.start import ROOT
 
+import hashlib
 import json
 import math
 import platform
@@ -16,10 +17,12 @@ from pathlib import Path
 
 import torch
 
+from formats.checkpoint import load_model
 from support.device import bfloat16_is_faster, describe_device
 from training.state import RunPaths
 
 SEEDS = (1, 2, 3)
+MEASURED = Path(ROOT, "docs", "measured")
 
 
 def machine() -> str:
@@ -46,15 +49,56 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def train_once(*flags: object, out: Path | None = None, module: str = "main") -> list[dict]:
-    """Run main.py, or another module, on tinyshakespeare in a process of its own: the lines of its metrics.
+    """Run main.py, or another module, on tinyshakespeare or on the --data of the flags, in a process of its own: the
+    lines of its metrics.
 
     out: where the model is to stay. Raises CalledProcessError if the run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = out or Path(folder, "run.pth")
-        command = [sys.executable, "-m", module, "--data", "tinyshakespeare", "--out", out, *flags]
+        command = [sys.executable, "-m", module, "--out", out, "--data", "tinyshakespeare", *flags]
         subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
         return read_metrics(RunPaths(out).metrics)
+
+
+def measure(name: str, key: dict, flags: list, module: str = "main") -> dict:
+    """The run with this key in docs/measured/NAME of a processor like this one; if there is none, it is made and added.
+
+    A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew.
+    """
+    file, key = MEASURED / name, {"machine": processor(), **key}
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    for run in map(json.loads, lines):
+        if key.items() <= run.items():
+            return run
+    print(", ".join(map(str, key.values())), flush=True)
+    digest = hashlib.sha256(json.dumps([key, list(map(str, flags))]).encode()).hexdigest()[:12]
+    out = Path(ROOT, "checkpoints", f"bench-{digest}.pth")
+    started = time.perf_counter()
+    if RunPaths(out).last.exists():
+        lines = train_once("--resume", out=out, module=module)
+    else:
+        lines = train_once("--device", "cpu", "--seed", key["seed"], *flags, out=out, module=module)
+    seconds = time.perf_counter() - started
+    checkpoint = load_model(out)
+    config = checkpoint.model.config
+    run = {
+        **key,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "preset": checkpoint.origin["preset"],
+        "network": f"{config.num_layers} x {config.embed_dim}, window {config.max_seq}",
+        "parameters": checkpoint.model.num_parameters(),
+        "steps": lines[-1]["step"],
+        "seconds": round(seconds, 1),
+        "val_loss": lowest(lines),
+        "curve": [[round(line["train_seconds"], 1), round(line["val_loss"], 4)] for line in lines],
+    }
+    with open(file, "a", encoding="utf-8", newline="\n") as stream:
+        stream.write(json.dumps(run) + "\n")
+    for path in RunPaths(out).all:
+        path.unlink(missing_ok=True)
+    return run
 
 
 def read_metrics(path: Path) -> list[dict]:
