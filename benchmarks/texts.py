@@ -1,4 +1,4 @@
-"""What it costs not to tune: the loss of `python main.py --data TEXT` minus that of the best of a grid in the same time.
+"""What it costs not to tune: the loss of `python main.py --data TEXT` minus that of the best of a grid in equal time.
 
 Put texts (`.txt`) into data/texts/. The loss is that of characters at the end of a text, which no run has read: its own
 validation split would be small, and has chosen among its evaluations.
@@ -7,7 +7,6 @@ validation split would be small, and has chosen among its evaluations.
 from support.start import ROOT
 
 import itertools
-import tempfile
 from pathlib import Path
 
 from benchmarks.tools import measure, print_table
@@ -50,10 +49,9 @@ def run_once(path: Path, size: int, minutes: float, name: str) -> dict:
     """The run on so many characters of a text, as `measure` notes it."""
     text = path.read_text(encoding="utf-8")
     cut = len(text) - min(HELD_OUT, max(MIN_HELD_OUT, len(text) // 10))
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder, "text.txt")
-        data.write_text(text[:cut][:size], encoding="utf-8")
-        key = {"text": path.stem, "size": size, "minutes": minutes, "choice": name, "seed": 1}
-        return measure(
-            "texts.jsonl", key, ["--data", data, "--minutes", minutes, *GRID.get(name, [])], held_out=text[cut:]
-        )
+    data = FOLDER / "cut" / f"{path.stem}-{size}.txt"
+    data.parent.mkdir(exist_ok=True)
+    data.write_text(text[:cut][:size], encoding="utf-8")
+    key = {"text": path.stem, "size": size, "minutes": minutes, "choice": name, "seed": 1}
+    flags = ["--data", data, "--minutes", minutes, *GRID.get(name, [])]
+    return measure("texts.jsonl", key, flags, held_out=text[cut:])
