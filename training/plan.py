@@ -12,6 +12,8 @@ from tqdm import tqdm
 from recipe import MAX_STEPS, preset_settings
 from training.run import Run
 
+EVALUATION_SHARE = 0.2  # of the time of a short run, at most
+
 
 def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, elapsed: float) -> None:
     """Fix the number of steps, and how often to evaluate, and print both; without --minutes, only print the length.
@@ -33,9 +35,11 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     if settings.eval_every < MAX_STEPS:  # given: then each step has its share of an evaluation
         seconds += evaluation_seconds / settings.eval_every
         evaluations = 0
+    most = int(EVALUATION_SHARE * (60 * settings.minutes - elapsed) / max(1e-9, evaluation_seconds))
+    evaluations = min(evaluations, max(1, most))
     overhead = elapsed + evaluations * evaluation_seconds
     fitting = state.step + max(1, int((60 * settings.minutes - overhead) / seconds))
-    fitting = run.dist.from_first(min(fitting, settings.steps))
+    fitting, evaluations = run.dist.from_first((min(fitting, settings.steps), evaluations))
     if evaluations:
         settings.eval_every = max(state.step + 1, round(fitting / evaluations))  # none before now: it can be repeated
     length = in_minutes(overhead + seconds * (fitting - state.step))
