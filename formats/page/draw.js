@@ -45,7 +45,47 @@ function bars(shares, className = "") {
 
 /** A token as it stands in tables. */
 function tokenCode(id, className = "") {
-  return html("code", { class: `tok ${className}` }, showToken(page.tokenizer, id));
+  return html("code", { class: `tok ${className}` }, showToken(book.tokenizer, id));
+}
+
+/** How surprising a token was, as a class of the style sheet: s0 (expected) to s5, by its probability. */
+function surpriseClass(nats) {
+  const bounds = [0.5, 0.25, 0.1, 0.03, 0.01].map((probability) => -Math.log(probability));
+  return nats === undefined ? "" : `s${bounds.filter((bound) => nats > bound).length}`;
+}
+
+/** A line of a bar chart: a token or a name, and a bar for each share. */
+function barRow(name, shares) {
+  return html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, ...name), bars(shares));
+}
+
+/** A number with its sign. */
+function signed(value) {
+  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+}
+
+/** A bar to the right for a positive value, to the left for a negative one, with the number. */
+function signedBar(value, largest) {
+  const bar = html("span", { class: `bar ${value < 0 ? "bar1" : ""}` }), share = (50 * Math.abs(value)) / largest;
+  bar.style.width = `${share}%`;
+  bar.style.marginLeft = `${value < 0 ? 50 - share : 50}%`;
+  return html("span", { class: "bar-line" }, html("span", { class: "track" }, bar),
+    html("span", { class: "number" }, signed(value).slice(0, -1)));
+}
+
+/** A vector as a row of cells: blue above zero, brown below, pale near it. */
+function vectorStrip(vector, label = `${vector.length} numbers`) {
+  const canvas = html("canvas", { class: "vector", width: vector.length, height: 1, role: "img", "aria-label": label });
+  const context = canvas.getContext("2d"), image = context.createImageData(vector.length, 1);
+  const [none, above, below] = ["--map-low", "--bar", "--bar2"].map(colour);
+  const largest = vector.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
+  vector.forEach((value, i) => {
+    const shade = Math.sqrt(Math.abs(value) / largest), end = value > 0 ? above : below;
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = none[c] + (end[c] - none[c]) * shade;
+    image.data[4 * i + 3] = 255;
+  });
+  context.putImageData(image, 0, 0);
+  return canvas;
 }
 
 /** The red, green and blue of a colour of the style sheet, by its name, such as "--map". */
@@ -94,10 +134,4 @@ function extent(values, margin = 0) {
 /** A function from [low, high] to [from, to]. */
 function scale([low, high], from, to) {
   return (value) => from + ((value - low) / (high - low || 1)) * (to - from);
-}
-
-/** Run `work` now and whenever light becomes dark or the other way round. */
-function withTheme(work) {
-  work();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", work);
 }

@@ -1,0 +1,2 @@
+/* Chapter: to come. */
+"use strict";
