@@ -59,6 +59,13 @@ function barRow(name, shares) {
   return html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, ...name), bars(shares));
 }
 
+/** A bar for an amount, up to `largest`, with the number. */
+function amountBar(value, largest) {
+  const bar = bars([Math.min(1, value / largest)]);
+  bar.querySelector(".number").textContent = value.toFixed(2);
+  return bar;
+}
+
 /** A number with its sign. */
 function signed(value) {
   return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
