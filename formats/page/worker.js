@@ -18,14 +18,24 @@ function fromBase64(text) {
   return bytes;
 }
 
-/** The weights by name; layout: [[name, how many numbers], …] in the order in which they lie in the file. */
+/** The weights by name; layout: [[name, how many numbers, rows], …] in the order in which they lie in the file.
+ *
+ * In int8, each row of a matrix has a scale among the float32 numbers, which all come before the int8 ones.
+ */
 function readWeights(base64, precision, layout) {
-  const { buffer } = fromBase64(base64), values = float16Values();
-  const all = precision === "float16" ? Float32Array.from(new Uint16Array(buffer), (bits) => values[bits])
-    : new Float32Array(buffer);
-  const weights = {};
-  let start = 0;
-  for (const [name, count] of layout) weights[name] = all.subarray(start, start += count);
+  const { buffer } = fromBase64(base64), values = precision === "float16" && float16Values();
+  const scaled = layout.reduce((sum, [, count, rows]) => sum + (rows || count), 0);
+  const all = values ? Float32Array.from(new Uint16Array(buffer), (bits) => values[bits])
+    : new Float32Array(buffer, 0, scaled);
+  const weights = {}, levels = new Int8Array(buffer, values ? 0 : 4 * scaled);
+  let start = 0, from = 0;
+  for (const [name, count, rows] of layout) {
+    const numbers = all.subarray(start, start += rows || count);
+    weights[name] = rows ? new Float32Array(count) : numbers;
+    for (let row = 0, i = 0; row < rows; row++) {
+      for (const end = (row + 1) * (count / rows); i < end; i++) weights[name][i] = levels[from++] * numbers[row];
+    }
+  }
   return weights;
 }
 
