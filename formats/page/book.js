@@ -57,8 +57,8 @@ class Book {
    * page's own one. */
   async useModel({ config = page.model.config, tokenizer = page.model.tokenizer, weights } = {}) {
     await this.engine.ask("use", { config, tokenizer: weights && tokenizer, weights });
-    Object.assign(this, { config, tokenizer: makeTokenizer(tokenizer), layer: 0, head: 0, ids: [] });
-    await this.tell("model");
+    Object.assign(this, { config, tokenizer: makeTokenizer(tokenizer), layer: 0, head: 0, moves: this.moves + 1 });
+    for (const chapter of this.chapters) await chapter.model?.();
   }
 
   /** Show a text: ids, of which the first `given` were not written by the model; the window moved by `stride`.
@@ -85,30 +85,25 @@ class Book {
       if (!isNew()) return;
       Object.assign(this, { start, ids, reading, position: this.index - start });
       reading.surprises.forEach((nats, t) => { this.surprises[start + t] ??= t ? nats : undefined; });
+      this.unaware = new Set(this.chapters); // of the new window
       drawStrip();
-      await this.tell("window", isNew);
     }
     const position = this.index - start;
     const here = await this.engine.ask("token", { ids, t: position, id: this.text[this.index + 1] });
     if (!isNew()) return;
     Object.assign(this, { position, here });
     drawCursor();
-    await this.tell("token", isNew);
+    const onScreen = this.chapters.filter((chapter) => chapter.id === this.current);
+    for (const chapter of new Set([...onScreen, ...this.chapters])) {
+      if (this.unaware.delete(chapter)) await chapter.window?.();
+      if (isNew()) await chapter.token?.();
+      if (!isNew()) return;
+    }
   }
 
   chooseHead(layer, head) {
     Object.assign(this, { layer, head });
-    this.moves++;
-    return this.tell("token");
-  }
-
-  /** Call a method of all chapters, one after the other, the one on the screen first. */
-  async tell(event, isNew = this.watch()) {
-    const onScreen = this.chapters.filter(({ id }) => id === this.current);
-    for (const chapter of new Set([...onScreen, ...this.chapters])) {
-      if (!isNew()) return;
-      await chapter[event]?.();
-    }
+    return this.moveTo(this.index);
   }
 }
 
@@ -156,6 +151,7 @@ function drawCursor() {
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
     ...(next ? [", then ", tokenCode(after), known] : [", the last one"]),
     ` · the model reads tokens ${low} to ${high} of ${text.length}`);
+  keepState();
 }
 
 // --- Steps from chapter to chapter -----------------------------------------------------------------------------------

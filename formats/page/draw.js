@@ -80,18 +80,17 @@ function signedBar(value, largest) {
     html("span", { class: "number" }, signed(value).slice(0, -1)));
 }
 
-/** A vector as a row of cells: blue above zero, brown below, pale near it. */
-function vectorStrip(vector, label = `${vector.length} numbers`) {
-  const canvas = html("canvas", { class: "vector", width: vector.length, height: 1, role: "img", "aria-label": label });
-  const context = canvas.getContext("2d"), image = context.createImageData(vector.length, 1);
-  const [none, above, below] = ["--map-low", "--bar", "--bar2"].map(colour);
+/** A vector as bars: up and blue above zero, down and brown below. */
+function vectorBars(vector) {
+  const height = 31, middle = 15, label = `${vector.length} numbers`;
+  const canvas = html("canvas", { class: "vector", width: vector.length, height, role: "img", "aria-label": label });
+  const context = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
   const largest = vector.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
   vector.forEach((value, i) => {
-    const shade = Math.sqrt(Math.abs(value) / largest), end = value > 0 ? above : below;
-    for (let c = 0; c < 3; c++) image.data[4 * i + c] = none[c] + (end[c] - none[c]) * shade;
-    image.data[4 * i + 3] = 255;
+    const length = Math.max(1, Math.round((middle * Math.abs(value)) / largest));
+    context.fillStyle = style.getPropertyValue(value > 0 ? "--bar" : "--bar2");
+    context.fillRect(i, value > 0 ? middle - length : middle + 1, 1, length);
   });
-  context.putImageData(image, 0, 0);
   return canvas;
 }
 

@@ -1,7 +1,7 @@
 /* Chapter "Follow one token": its way through a layer, with the numbers that are really computed. */
 "use strict";
 
-const MAX_ROWS = 5; // tokens in the tables of keys and values: those that get most attention
+const MAX_ROWS = 4; // tokens in the tables of keys and values: those that get most attention
 
 /** The first numbers of a vector. */
 function beginning(vector) {
@@ -30,6 +30,16 @@ const following = {
       const place = this.cards.indexOf(target.closest("li"));
       if (place >= 0) this.show(place);
     });
+  },
+
+  /** The way through the network: a box for each part on the line of the stream. A press on a layer opens it. */
+  model() {
+    this.layers = Array.from({ length: book.config.num_layers }, (_, layer) => {
+      const open = () => book.chooseHead(layer, book.head).catch(alertUser), label = `Layer ${layer + 1}`;
+      return html("button", { type: "button", class: "layer", "aria-label": label, onclick: open },
+        html("b", {}, String(layer + 1)), html("span", {}, "attention"), html("span", {}, "MLP"));
+    });
+    byId("follow-way").replaceChildren(html("span", {}, "look up"), ...this.layers, html("span", {}, "score"));
   },
 
   window() {
@@ -62,32 +72,33 @@ const following = {
     const before = layer ? `Layers 1 to ${layer} have added to it; before layer ${l}` : "Before layer 1";
     return [
       ["Look the token up", [tokenCode(ids[t], "chosen"), ` is row ${ids[t]} in a table of ${V} rows. The row has `
-        + `${C} numbers: ${beginning(f.token)}`], [vectorStrip(f.token)], "x = E[id]", "token_embedding"],
+        + `${C} numbers: ${beginning(f.token)}`], [vectorBars(f.token)], "x = E[id]", "token_embedding"],
       ["Add where it stands", [`It is token ${t + 1} of the window: row ${t + 1} of a second table is added. Without `
-        + "it, the order of the tokens would not matter."], [vectorStrip(f.place)], "x = E[id] + P[t]", "position_embedding"],
+        + "it, the order of the tokens would not matter."],
+      [vectorBars(f.place)], "x = E[id] + P[t]", "position_embedding"],
       ["The stream", [`This row of numbers is all that the token knows. ${before} it holds `
         + beginning(f.x)],
-        [vectorStrip(f.x)], "x: one row for each token", "for block in self.blocks"],
-      ["Ask: the query", [`Layer ${l} brings the row to mean 0 and variance 1. This head makes ${hs} numbers of it, the `
-        + "query: what am I looking for?"], [vectorStrip(f.q)], "q = Wq · LayerNorm(x) + b", "attention.project"],
+        [vectorBars(f.x)], "x: one row for each token", "for block in self.blocks"],
+      ["Ask: the query", [`Layer ${l} brings the row to mean 0 and variance 1. This head makes ${hs} numbers of it, `
+        + "the query: what am I looking for?"], [vectorBars(f.q)], "q = Wq · LayerNorm(x) + b", "attention.project"],
       ["Compare with the keys", ["Every token up to here made a key in the same way: what can I be found by? Query "
         + "times key is the score."],
-      [table(["key", "score"], (j) => [[vectorStrip(f.keys[j])], [f.scores[j].toFixed(2)]])],
+      [table(["key", "score"], (j) => [[vectorBars(f.keys[j])], [f.scores[j].toFixed(2)]])],
       `scores = q kᵀ / √${hs} + mask`, "attention.attend"],
       ["Softmax: where to look", [`Exp of each score, divided by their sum: shares of 100% over ${t + 1} tokens. The `
         + "mask hides the later ones."], [table(["share"], (j) => [[bars([f.weights[j]])]])],
       "weights = softmax(scores)", "attention.attend"],
       ["Fetch: the values", ["Every token also made a value: what do I hand over? Each value, times its share, is "
         + "added up. Only here does a token learn of others."],
-      [table(["value", "share"], (j) => [[vectorStrip(f.values[j])], [percent(f.weights[j])]]), vectorStrip(f.mix)],
+      [table(["value", "share"], (j) => [[vectorBars(f.values[j])], [percent(f.weights[j])]]), vectorBars(f.mix)],
       "h = weights · v", "attention.attend"],
       ["Write it back", [`The ${nh > 1 ? `${nh} heads side by side go` : "head goes"} through a matrix, and the result `
-        + `is added to the stream. Now it holds ${beginning(f.attended)}`], [vectorStrip(f.attended)],
+        + `is added to the stream. Now it holds ${beginning(f.attended)}`], [vectorBars(f.attended)],
       "x = x + Wo · heads + b", "attention.out_proj"],
       ["Think: the MLP", [`${4 * C} neurons read the row, and no other token. ${answering} of them answer with more `
-        + "than 0.1."], [vectorStrip(f.hidden)], "h = GELU(Wup · LayerNorm(x) + b)", "mlp.up, mlp.gelu"],
+        + "than 0.1."], [vectorBars(f.hidden)], "h = GELU(Wup · LayerNorm(x) + b)", "mlp.up, mlp.gelu"],
       ["Write it back", [`Their answers are added too. Layer ${l} of ${L} is done. The stream holds `
-        + beginning(f.after)], [vectorStrip(f.after)], "x = x + Wdown · h + b", "mlp.down"],
+        + beginning(f.after)], [vectorBars(f.after)], "x = x + Wdown · h + b", "mlp.down"],
       ["Score every token", [`After layer ${L} the row is compared with ${V} rows, one for each token. Softmax makes `
         + "the guess out of these logits."],
       [smallTable(["token", "logit", "probability"], next.map((id) => [[tokenCode(id, id === target ? "really" : "")],
@@ -95,8 +106,15 @@ const following = {
     ];
   },
 
+  /** Mark the step, and the part of the network in which it happens. */
   mark() {
     this.cards.forEach((card, n) => card.classList.toggle("now", n === this.step));
+    this.layers.forEach((box, layer) => box.setAttribute("aria-pressed", layer === book.layer));
+    const [, attention, mlp] = this.layers[book.layer].children;
+    const [first, last] = document.querySelectorAll("#follow-way > span");
+    for (const [part, from, to] of [[first, 0, 1], [attention, 3, 7], [mlp, 8, 9], [last, 10, 10]]) {
+      part.classList.toggle("now", this.step >= from && this.step <= to);
+    }
   },
 
   /** Go to a step. The row of cards is moved by hand: scrollIntoView would move the page as well. */

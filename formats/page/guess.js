@@ -19,7 +19,7 @@ const guessing = {
       book.setText(this.ids.slice(0, this.at)).catch(alertUser);
     });
     const { excerpt } = page.model;
-    byId("guess-name").textContent = excerpt ? `From ${excerpt.name}` : "Your text";
+    byId("guess-name").textContent = excerpt ? `From ${excerpt.source}` : "Your text";
     for (const id of ["guess-paste", "guess-paste-label"]) byId(id).hidden = Boolean(excerpt);
   },
 
@@ -74,9 +74,10 @@ const guessing = {
     this.theirs.push(models);
     input.value = "";
     this.append([truth], surpriseClass(yours));
-    byId("guess-result").replaceChildren("It was ", tokenCode(truth, "really"), guess === truth ? ", right! " : ". ",
-      `Your surprise: ${yours.toFixed(2)} nats. The model gave it ${percent(shares[truth])}: ${models.toFixed(2)} nats; `,
-      "its first guess was ", tokenCode(best), ". ");
+    const verdict = guess === truth ? ", right! " : ". ";
+    byId("guess-result").replaceChildren("It was ", tokenCode(truth, "really"), verdict,
+      `Your surprise: ${yours.toFixed(2)} nats. The model gave it ${percent(shares[truth])}: `,
+      `${models.toFixed(2)} nats; its first guess was `, tokenCode(best), ". ");
     this.score();
   },
 

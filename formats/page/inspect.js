@@ -22,13 +22,14 @@ function lossOf(logits, ids, vocabSize) {
   return surprises(logits, ids, vocabSize).subarray(1).reduce((sum, nats) => sum + nats, 0) / (ids.length - 1);
 }
 
-/** What a head may be in the habit of looking at: name -> which tokens j a token t looks at. `of` has the ids, and for
- * each token whether it is white space. */
+/** What a head may be in the habit of looking at: name -> whether token t looks at token j. `of` has the ids, and for
+ * each token whether it is white space (blank) and the number of its word. */
 const HABITS = {
   "itself": (t, j) => j === t,
   "the token before": (t, j) => j === t - 1,
   "two before": (t, j) => j === t - 2,
   "three before": (t, j) => j === t - 3,
+  "the last few": (t, j) => j < t && j >= t - 5,
   "the first token": (t, j) => j === 0,
   "the same token, earlier": (t, j, of) => j < t && of.ids[j] === of.ids[t],
   "what followed the same token": (t, j, of) => j > 0 && j < t && of.ids[j - 1] === of.ids[t],
@@ -38,12 +39,12 @@ const HABITS = {
 
 /** The habit of a head, found in its weights (T, T): {name, share} with the share of its attention that goes there.
  *
- * A head without a habit spreads its attention evenly, and gives many tokens much of it. So what counts is how much
- * more than evenly it looks there; without half of what is possible or at least a fifth, it has no name.
+ * A head without a habit spreads its attention evenly. So what counts is how much more than evenly it looks there; less
+ * than a fifth is no habit. "The last few" holds others of the list, and counts half, so that a narrower name wins.
  */
 function headHabit(weights, of) {
   const T = of.ids.length, first = Math.min(4, T - 1);
-  let best = { name: "", share: 0, lift: 0.2 };
+  let best = { name: "", share: 0, merit: 0.2 };
   for (const [name, looksAt] of Object.entries(HABITS)) {
     let share = 0, even = 0;
     for (let t = first; t < T; t++) {
@@ -53,7 +54,8 @@ function headHabit(weights, of) {
         even += 1 / (t + 1) / (T - first);
       }
     }
-    if (share - even > best.lift) best = { name, share, lift: share - even };
+    const merit = (share - even) * (name === "the last few" ? 0.5 : 1);
+    if (merit > best.merit) best = { name, share, merit };
   }
   return { name: best.name, share: best.share };
 }

@@ -69,7 +69,6 @@ const writing = {
     byId("seed").setAttribute("aria-invalid", !good);
     byId("seed-note").textContent = good ? "the same seed gives the same text" : "a whole number from 0, please";
     if (good) return true;
-    byId("settings").open = true;
     byId("seed").focus();
     return false;
   },
@@ -101,36 +100,40 @@ const writing = {
 
   /** The button: write, or stop. */
   press() {
-    if (this.job !== undefined) book.engine.ask("stop", { job: this.job });
+    if (this.job !== undefined) this.stop();
     else if (this.checkSeed()) this.write(startIds(book.tokenizer, byId("prompt").value)).catch(alertUser);
   },
 
-  /** Write on after the ids, token by token. */
+  stop() {
+    if (this.job !== undefined) book.engine.ask("stop", { job: this.job });
+    this.setJob(undefined);
+  },
+
+  setJob(job) {
+    this.job = job;
+    byId("go").textContent = job === undefined ? "Write" : "Stop";
+  },
+
+  /** Write on after the ids, token by token; `index` is chosen at the end, or else the place before the most surprising
+   * token: it needs the most explanation. Who chooses another one meanwhile keeps it. Another text ends this one. */
   async write(ids, index = undefined) {
-    const { seed, stride, maxNewTokens, ...sampling } = this.options(), began = performance.now();
-    Object.assign(this, { text: [...ids], surprises: [], spans: [], given: ids.length, stride, chosen: index });
-    Object.assign(this, { began, last: began });
+    this.stop();
+    const { seed, stride, maxNewTokens, ...sampling } = this.options(), began = performance.now(), run = {};
+    Object.assign(this, { text: [...ids], surprises: [], spans: [], given: ids.length, stride });
+    Object.assign(this, { run, began, last: began });
     this.begin();
-    const shown = this.show(index ?? ids.length - 1); // all chapters can begin with the prompt
-    const job = book.ask("generate", { ids, maxNewTokens, seed, stride, sampling }, (fresh) => this.add(fresh));
-    this.job = job.job;
-    byId("go").textContent = "Stop";
-    let outcome;
-    try {
-      await job;
-      outcome = `Done: ${this.speed()}`;
-    } catch (error) {
-      outcome = `That did not work: ${error.message}`;
-    }
+    const first = index ?? ids.length - 1, shown = this.show(first); // all chapters begin with the prompt
+    const add = (fresh) => { if (this.run === run) this.add(fresh); };
+    const job = book.ask("generate", { ids, maxNewTokens, seed, stride, sampling }, add);
+    this.setJob(job.job);
+    await job.finally(() => { if (this.run === run) this.setJob(undefined); });
+    await shown;
+    if (this.run !== run) return;
     clearTimeout(this.timer);
     this.draw();
-    this.job = undefined;
-    byId("go").textContent = "Write";
-    await shown;
-    // First the place before the most surprising token: it needs the most explanation.
-    const made = this.surprises.slice(this.given);
-    if (made.length) await this.show(this.chosen ?? this.given + argmax(made) - 1);
-    byId("status").textContent = `${outcome}${this.promptLoss()}${this.unread()}`;
+    const made = this.surprises.slice(this.given), best = made.length ? this.given + argmax(made) - 1 : first;
+    await this.show(book.index === first ? index ?? best : book.index);
+    byId("status").textContent = `Done: ${this.speed()}${this.promptLoss()}${this.unread()}`;
   },
 
   /** The text, as far as it is written, in all chapters. */
@@ -199,7 +202,6 @@ const writing = {
 
   /** Choose a token, even while the text is being written. */
   choose(index) {
-    this.chosen = index;
     (this.job === undefined ? book.moveTo(index) : this.show(index)).catch(alertUser);
   },
 
@@ -222,7 +224,7 @@ const writing = {
     const back = html("button", { type: "button", class: "small", onclick: () => this.choose(index - 1) }, "Step back");
     byId("why-line").replaceChildren("After ", tokenCode(text[index], "chosen"),
       ...(after === undefined ? "" : [" came ", tokenCode(after), ". "]),
-      ...(nats === undefined ? "" : [` It had ${percent(Math.exp(-nats))} itself: ${nats.toFixed(2)} nats. `, back]));
+      ...(nats === undefined ? "" : [` Itself, it had ${percent(Math.exp(-nats))}: ${nats.toFixed(2)} nats. `, back]));
     const choice = explainChoice(here.logits, new Set(text.slice(0, index + 1)), this.options(),
       suppressedIds(book.tokenizer), after);
     byId("why").replaceChildren(this.whyTable(choice, after));
@@ -243,9 +245,8 @@ const writing = {
   /** A button that continues from here with another token. */
   rival(id) {
     const { text, index } = book, label = `Go on from here with ${showToken(book.tokenizer, id)}`;
-    return html("button", { type: "button", class: "rival", title: label, "aria-label": label, onclick: () => {
-      if (this.job === undefined) this.write([...text.slice(0, index + 1), id], index).catch(alertUser);
-    } }, tokenCode(id));
+    return html("button", { type: "button", class: "rival", title: label, "aria-label": label,
+      onclick: () => this.write([...text.slice(0, index + 1), id], index).catch(alertUser) }, tokenCode(id));
   },
 
   async copy() {
