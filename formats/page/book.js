@@ -111,13 +111,9 @@ const book = new Book();
 
 // --- The strip: the window under the header --------------------------------------------------------------------------
 
-/** Listen to clicks and keys on the strip. */
+/** Listen to keys on the strip. */
 function setUpStrip() {
   const strip = byId("strip");
-  strip.addEventListener("click", ({ target }) => {
-    const place = Array.prototype.indexOf.call(strip.children, target.closest(".chip"));
-    if (place >= 0) book.moveTo(book.start + place).catch(alertUser);
-  });
   strip.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
     if (by === undefined) return;
@@ -129,9 +125,10 @@ function setUpStrip() {
 
 /** The window's tokens, each tinted by its surprise. */
 function drawStrip() {
-  const tint = (t) => surpriseClass(book.surprises[book.start + t]);
-  const chip = (id, t) => html("span", { class: `chip ${tint(t)}` }, showToken(book.tokenizer, id));
-  byId("strip").replaceChildren(...book.ids.map(chip));
+  byId("strip").replaceChildren(...book.ids.map((id, t) => {
+    const index = book.start + t, kind = `chip ${surpriseClass(book.surprises[index])}`;
+    return html("span", { class: kind, "data-index": index }, showToken(book.tokenizer, id));
+  }));
 }
 
 /** Mark the chosen token, and say what the model expects next. */

@@ -94,6 +94,13 @@ function vectorBars(vector) {
   return canvas;
 }
 
+/** Token t of the window with its number in the text: a click chooses it. */
+function placedToken(t) {
+  const index = book.start + t;
+  return html("span", { class: "placed", "data-index": index },
+    tokenCode(book.ids[t], t === book.position ? "chosen" : ""), ` ${index + 1}`);
+}
+
 /** The red, green and blue of a colour of the style sheet, by its name, such as "--map". */
 function colour(name) {
   const value = getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -65,8 +65,8 @@ const following = {
     const { embed_dim: C, num_heads: nh, num_layers: L, vocab_size: V } = book.config, hs = C / nh;
     const shares = softmax(f.logits), answering = f.hidden.filter((value) => value > 0.1).length;
     const most = Array.from(f.weights.keys()).sort((a, b) => f.weights[b] - f.weights[a]).slice(0, MAX_ROWS);
-    const name = (j) => [tokenCode(ids[j], j === t ? "chosen" : ""), ` ${book.start + j + 1}`];
-    const table = (columns, cells) => smallTable(["token", ...columns], most.map((j) => [name(j), ...cells(j)]));
+    const table = (columns, cells) =>
+      smallTable(["token", ...columns], most.map((j) => [[placedToken(j)], ...cells(j)]));
     const guesses = likeliest(f.logits, MAX_ROWS).map(({ id }) => id);
     const next = guesses.includes(target) ? guesses : [...guesses.slice(1), target];
     const before = layer ? `Layers 1 to ${layer} have added to it; before layer ${l}` : "Before layer 1";

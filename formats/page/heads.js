@@ -17,7 +17,8 @@ function headHabitText(index) {
 /** A grid of buttons, one for each head, with its map and a label; a column is a layer. */
 class HeadGrid {
   constructor(box, onPress) {
-    Object.assign(this, { box, onPress, cells: [] });
+    Object.assign(this, { box, onPress, cells: [], note: html("p", { class: "note" }, "The maps scroll sideways.") });
+    box.after(this.note);
   }
 
   /** New buttons for the network's heads. */
@@ -42,6 +43,7 @@ class HeadGrid {
       button.setAttribute("aria-label", `${headPlace(index)}: ${label(index)}`);
       text.textContent = label(index);
     });
+    this.note.hidden = this.box.scrollWidth <= this.box.clientWidth;
   }
 }
 
@@ -103,14 +105,14 @@ const headsChapter = {
 
   /** Where the chosen head looks from the chosen token: bars here, and lines under the tokens of the strip. */
   drawLooks() {
-    const { ids, position, here } = book, row = Array.from(here.looks[book.layer][book.head]);
+    const { position, here } = book, row = Array.from(here.looks[book.layer][book.head]);
     Array.from(byId("strip").children).forEach((chip, t) => {
       for (const name of [...chip.classList]) if (/^a\d$/.test(name)) chip.classList.remove(name);
       if (t <= position) chip.classList.add(`a${Math.ceil(Math.sqrt(row[t]) * 7)}`);
     });
     const order = row.map((_, t) => t).slice(0, position + 1).sort((a, b) => row[b] - row[a]).slice(0, 5);
-    byId("looks").replaceChildren(html("p", { class: "note" }, tokenCode(ids[position], "chosen"), " looks most at:"),
-      ...order.map((t) => barRow([tokenCode(ids[t]), ` ${book.start + t + 1}`], [row[t]])));
+    byId("looks").replaceChildren(html("p", { class: "note" }, placedToken(position), " looks most at:"),
+      ...order.map((t) => barRow([placedToken(t)], [row[t]])));
   },
 
   /** The cell of the map under a pointer, in the view. */
@@ -123,8 +125,7 @@ const headsChapter = {
   point(event) {
     if (!view.size) return;
     const { row, column } = this.cell(event), weights = rowOf(view.maps[book.layer], book.head, view.size ** 2);
-    const name = (t) => [tokenCode(view.ids[view.start + t]), ` ${book.start + view.start + t + 1}`];
-    byId("readout").replaceChildren(...name(row), " looks at ", ...name(column), ": ",
+    byId("readout").replaceChildren(placedToken(view.start + row), " looks at ", placedToken(view.start + column), ": ",
       html("b", {}, column > row ? "hidden by the mask" : percent(weights[row * view.size + column])));
   },
 

@@ -30,9 +30,9 @@ const writing = {
     byId("seed").addEventListener("input", () => this.checkSeed());
     byId("prompt").addEventListener("input", () => this.checkPrompt());
     byId("copy").addEventListener("click", () => this.copy());
-    byId("text").addEventListener("click", ({ target }) => {
-      const index = this.spans.indexOf(target);
-      if (index >= 0) this.choose(index + this.first);
+    document.addEventListener("click", ({ target }) => { // any token anywhere that has a place in the text
+      const index = target.closest("[data-index]")?.dataset.index;
+      if (index !== undefined) this.choose(Number(index));
     });
     const names = ["over 50%", "25 to 50%", "10 to 25%", "3 to 10%", "1 to 3%", "under 1%"];
     const swatches = names.map((name, level) => html("span", { class: `swatch s${level}`, title: name }, "\u00a0"));
@@ -171,7 +171,8 @@ const writing = {
     for (let i = this.first + this.spans.length; i < this.text.length; i++) {
       const text = escapeInvisible(this.stream(this.text[i])), line = text.includes("\n") ? "line" : "";
       const given = i < this.given ? "given" : "";
-      const span = html("span", { class: `${surpriseClass(this.surprises[i])} ${line} ${given}` }, text);
+      const kind = `${surpriseClass(this.surprises[i])} ${line} ${given}`;
+      const span = html("span", { class: kind, "data-index": i }, text);
       this.spans.push(span);
       fresh.append(span);
     }
@@ -207,12 +208,9 @@ const writing = {
 
   /** The prompt's tints are known once it has been read. */
   window() {
-    for (let i = this.first; i < this.given; i++) this.tint(i);
-  },
-
-  tint(index) {
-    const span = this.spans[index - this.first], level = surpriseClass(book.surprises[index]);
-    if (span && level) span.classList.add(level);
+    this.spans.slice(0, this.given - this.first).forEach((span, i) => {
+      span.classList.add(surpriseClass(book.surprises[this.first + i]) || "s0");
+    });
   },
 
   /** What comes after the chosen token: before and after each filter. */
