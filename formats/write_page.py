@@ -10,6 +10,7 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import html
 import json
 import math
 import re
@@ -29,8 +30,9 @@ from support.plain import finite, is_plain, parse_json
 from tokenizer import Tokenizer
 
 PARTS = Path(__file__).with_name("page")
-ENGINE = ("model.js", "sampler.js", "tokenizer.js", "worker.js")
-INTERFACE = ("api.js", "draw.js", "write.js", "look.js", "maps.js", "learn.js", "main.js")
+ENGINE = ("layers.js", "model.js", "inspect.js", "sampler.js", "tokenizer.js", "worker.js")
+CHAPTERS = ("guess.js", "write.js", "follow.js", "heads.js", "break.js", "maps.js", "learned.js", "numbers.js")
+INTERFACE = ("api.js", "draw.js", "book.js", *CHAPTERS, "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
 MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
 # What the page shows of a checkpoint's origin.
@@ -171,6 +173,7 @@ def fill_template(data: dict, weights: str) -> str:
     contents = {
         "generator": GENERATOR,
         "policy": policy,
+        "summary": html.escape(summary(data)),
         "style": f"<style>{style}</style>",
         "data": f'<script type="application/json" id="model">{plain}</script>',
         "weights": f'<script type="text/plain" id="weights">{weights}</script>',
@@ -179,6 +182,14 @@ def fill_template(data: dict, weights: str) -> str:
     }
     template = (PARTS / "page.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: contents[match[1]], template)
+
+
+def summary(data: dict) -> str:
+    """The model in one sentence, for the top of the page."""
+    config, corpus = data["config"], data["origin"].get("corpus")
+    shape = f"{data['parameters']:,} parameters in {config['num_layers']} layers of {config['num_heads']} heads"
+    trained = f", trained on {corpus}" if corpus else ""
+    return f"{shape}{trained}. It runs here, in your browser, on your machine."
 
 
 def source_hash(text: str) -> str:

@@ -29,14 +29,16 @@ function describeShares(shares) {
 function drawTokenMap({ ids, points, shares }) {
   const plot = byId("token-map"), [x, y] = scales(points, 600, 600, 24);
   plot.setAttribute("viewBox", "0 0 600 600");
+  plot.replaceChildren();
   points.forEach((point, index) => {
     const id = ids[index];
-    const kind = kindOf(page.tokenizer.decode([id]));
-    const label = showToken(page.tokenizer, id).slice(0, 12);
+    const kind = kindOf(book.tokenizer.decode([id]));
+    const label = showToken(book.tokenizer, id).slice(0, 12);
     plot.append(svg("text", { x: x(point[0]), y: y(point[1]), class: `k${kind}` }, label));
   });
-  const names = KINDS.map(([name], kind) => html("span", { class: `key k${kind}` }, name));
-  byId("token-legend").append(...names);
+  const kinds = new Set(ids.map((id) => kindOf(book.tokenizer.decode([id]))));
+  const names = [...kinds].sort().map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0]));
+  byId("token-legend").replaceChildren(...names);
   const all = ids.length >= page.model.config.vocab_size - 2;
   const some = all ? "" : ` Shown are the first ${ids.length} readable tokens.`;
   byId("token-note").textContent = "Tokens that are used in a similar way lie near each other: nobody told the model "
@@ -46,6 +48,7 @@ function drawTokenMap({ ids, points, shares }) {
 function drawPositionMap({ points, shares }) {
   const plot = byId("position-map"), [x, y] = scales(points, 600, 600, 24);
   plot.setAttribute("viewBox", "0 0 600 600");
+  plot.replaceChildren();
   const corners = points.map((point) => `${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`);
   plot.append(svg("polyline", { points: corners.join(" "), class: "path" }));
   const every = Math.max(1, Math.round(points.length / 8)), { max_seq: maxSeq } = page.model.config;
@@ -57,7 +60,7 @@ function drawPositionMap({ points, shares }) {
     plot.append(svg("text", { x: x(point[0]) + 10, y: y(point[1]) - 8, class: "k5" }, String(index * stride + 1)));
   });
   const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
-  byId("position-legend").append("position 1 ", ...swatches, ` position ${maxSeq}`);
+  byId("position-legend").replaceChildren("position 1 ", ...swatches, ` position ${maxSeq}`);
   byId("position-note").textContent = `Each of the ${maxSeq} positions in the window has a learned vector. `
     + "Where neighbours lie side by side, the model has learned that positions have an order. "
     + describeShares(shares);

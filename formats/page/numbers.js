@@ -1,4 +1,4 @@
-/* The panel "Learn": how the loss fell, what it can be compared with, and the recipe. */
+/* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
 "use strict";
 
 /** Losses to compare with: [name, class, nats per token]. */
@@ -95,10 +95,30 @@ function recipeTables({ config, origin, parameters, precision }) {
   ].filter(([, entries]) => entries.length);
 }
 
-function showLearn() {
-  showCurves();
-  byId("floor-text").textContent = floorText(page.model);
-  byId("recipe").append(...recipeTables(page.model).map(([title, rows]) => html("div", { class: "card" },
-    html("table", {}, html("caption", {}, title), ...rows.map(([name, value]) => html("tr", {},
-      html("th", { scope: "row" }, name), html("td", {}, value)))))));
-}
+const GLOSSARY = {
+  token: "a piece of text, here a row in a table of V: a character, or part of a word",
+  embedding: "the row of C numbers that stands for a token, or for a position; it is learned",
+  residual: "the stream: what a token's row becomes, while every layer adds to it (a residual connection)",
+  query: "what a token looks for, as numbers: one row for each head",
+  key: "what a token can be found by; a query's product with it is the score",
+  value: "what a token hands over to whoever looks at it",
+  head: "one of several attentions side by side, each with its own queries, keys and values",
+  logit: "the score of a token as the next one, before softmax",
+  softmax: "makes probabilities out of scores: exp of each, divided by their sum",
+  nats: "the unit of surprise, −ln p; one nat is 1.44 bits",
+  gradient: "how the loss changes if one weight grows a little; training goes the other way",
+  perplexity: "exp of the loss: among how many equally likely tokens the model wavers",
+};
+
+book.add({
+  id: "numbers",
+  setup() {
+    showCurves();
+    byId("floor-text").textContent = floorText(page.model);
+    byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) => html("div", {},
+      html("dt", {}, word), html("dd", {}, meaning))));
+    byId("recipe").append(...recipeTables(page.model).map(([title, rows]) => html("div", { class: "card" },
+      html("table", {}, html("caption", {}, title), ...rows.map(([name, value]) => html("tr", {},
+        html("th", { scope: "row" }, name), html("td", {}, value)))))));
+  },
+});
