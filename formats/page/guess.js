@@ -42,7 +42,7 @@ const guessing = {
     this.at = this.ids.length - ROUND;
     this.counts = new Float64Array(book.config.vocab_size).fill(0.5);
     for (const id of ids) this.counts[id]++;
-    byId("guess-form").querySelector("button.main").disabled = this.at < ROUND;
+    byId("guess-form").querySelector("button.main").disabled = this.at < ROUND / 2;
     byId("guess-take").hidden = true;
     byId("guess-text").replaceChildren();
     this.append(this.ids.slice(0, Math.max(0, this.at)), "");

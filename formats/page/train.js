@@ -1,7 +1,7 @@
 /* Training, written out: the loss of a batch, its gradient by the chain rule (backpropagation), and AdamW.
 
-   It trains the network of model.js. Shapes: B windows of T tokens are N = B · T rows of one array; others as there.
-   A gradient has the shape and the name of its weight.
+   It trains the network of model.js with biases, the exact GELU and a head of its own. Shapes: B windows of T tokens
+   are N = B · T rows of one array; others as there. A gradient has the shape and the name of its weight.
 */
 "use strict";
 
@@ -60,7 +60,7 @@ function layerNormBack(dx, dWeight, dBias, dy, x, weight, N, C) {
     for (let i = 0; i < C; i++) {
       const g = dy[start + i], normed = (x[start + i] - mean) * scale;
       dWeight[i] += g * normed;
-      if (dBias) dBias[i] += g;
+      dBias[i] += g;
       sum += g * weight[i];
       along += g * weight[i] * normed;
     }
@@ -71,31 +71,24 @@ function layerNormBack(dx, dWeight, dBias, dy, x, weight, N, C) {
   }
 }
 
-/** Multiply dy in place by the slope of `gelu` at x. */
-function geluBack(dy, x, kind) {
+/** Multiply dy in place by the slope of GELU at x; GELU is x Φ(x), with Φ the normal distribution. */
+function geluBack(dy, x) {
   for (let i = 0; i < x.length; i++) {
-    const v = x[i];
-    if (kind === "exact") { // GELU is v Φ(v), with Φ the normal distribution
-      dy[i] *= 0.5 * (1 + erf(v * Math.SQRT1_2)) + v * Math.exp(-v * v / 2) / Math.sqrt(2 * Math.PI);
-    } else {
-      const c = Math.sqrt(2 / Math.PI), t = Math.tanh(c * (v + 0.044715 * v ** 3));
-      dy[i] *= 0.5 * (1 + t) + 0.5 * v * (1 - t * t) * c * (1 + 0.134145 * v * v);
-    }
+    const density = Math.exp(-x[i] * x[i] / 2) / Math.sqrt(2 * Math.PI);
+    dy[i] *= 0.5 * (1 + erf(x[i] * Math.SQRT1_2)) + x[i] * density;
   }
 }
 
 /** The weights that a network of this config has: [[name, rows, columns], …]; a vector has one row. */
-function weightShapes(config) {
-  const { vocab_size: V, embed_dim: C, num_layers: layers, bias, tie_embeddings: tied } = config;
+function weightShapes({ vocab_size: V, max_seq: maxSeq, embed_dim: C, num_layers: layers }) {
   const norm = (name) => [[`${name}.weight`, 1, C], [`${name}.bias`, 1, C]];
   const matrix = (name, rows, columns) => [[`${name}weight`, rows, columns], [`${name}bias`, 1, rows]];
   const blocks = Array.from({ length: layers }, (_, layer) => `blocks.${layer}.`).flatMap((block) => [
     ...norm(`${block}attention_norm`), ...matrix(`${block}attention.in_proj_`, 3 * C, C),
     ...matrix(`${block}attention.out_proj.`, C, C), ...norm(`${block}mlp_norm`),
     ...matrix(`${block}mlp.up.`, 4 * C, C), ...matrix(`${block}mlp.down.`, C, 4 * C)]);
-  return [["token_embedding.weight", V, C], ["position_embedding.weight", config.max_seq, C], ...blocks,
-    ...norm("final_norm"), ["head.weight", V, C]]
-    .filter(([name]) => (bias || !name.endsWith("bias")) && !(tied && name === "head.weight"));
+  return [["token_embedding.weight", V, C], ["position_embedding.weight", maxSeq, C], ...blocks,
+    ...norm("final_norm"), ["head.weight", V, C]];
 }
 
 /** Weights of these shapes, all 0, by name; they lie in one array. */
@@ -120,11 +113,10 @@ function initialWeights(config, seed) {
 }
 
 class Trainer {
-  /** config: as of TinyGPT; all: one array that holds the weights, which change in place. T: tokens of a window. */
-  constructor(config, { all, weights }, T = config.max_seq) {
-    this.model = new TinyGPT(config, weights);
-    this.all = all;
-    this.T = T;
+  /** config: as of TinyGPT, its max_seq the length of the windows. all: one array that holds the weights, which change
+   * in place; weights: its parts, by name. */
+  constructor(config, { all, weights }) {
+    Object.assign(this, { model: new TinyGPT(config, weights), all, T: config.max_seq });
     const { all: gradient, weights: gradients } = zeroWeights(weightShapes(config));
     Object.assign(this, { gradient, gradients });
     this.means = new Float32Array(all.length); // of the gradient, …
@@ -160,7 +152,7 @@ class Trainer {
 
   /** One block on x (N, C): all that its gradient needs. */
   forwardBlock(x, w, N) {
-    const { embed_dim: C, gelu: kind } = this.model.config, zeros = (columns) => new Float32Array(N * columns);
+    const { embed_dim: C } = this.model.config, zeros = (columns) => new Float32Array(N * columns);
     const block = { x, normed1: zeros(C), qkv: zeros(3 * C), mixed: zeros(C), middle: zeros(C), normed2: zeros(C),
       up: zeros(4 * C), after: zeros(C) };
     layerNorm(block.normed1, x, w.norm1, w.norm1Bias, N, C);
@@ -171,7 +163,7 @@ class Trainer {
     layerNorm(block.normed2, block.middle, w.norm2, w.norm2Bias, N, C);
     linear(block.up, block.normed2, w.up, w.upBias, N, 4 * C, C);
     block.hidden = block.up.slice();
-    gelu(block.hidden, N * 4 * C, kind);
+    gelu(block.hidden, N * 4 * C, "exact");
     linear(block.after, block.hidden, w.down, w.downBias, N, C, 4 * C);
     for (let i = 0; i < N * C; i++) block.after[i] += block.middle[i];
     return block;
@@ -231,8 +223,7 @@ class Trainer {
     this.gradient.fill(0);
     for (let n = 0; n < N; n++) dLogits[n * V + targets[n]] -= 1; // of softmax and -ln p together: p - (what came)
     for (let i = 0; i < N * V; i++) dLogits[i] /= N;
-    const dHead = G["head.weight"] || G["token_embedding.weight"];
-    const dNormed = linearBack(dHead, null, dLogits, normed, head, N, V, C);
+    const dNormed = linearBack(G["head.weight"], null, dLogits, normed, head, N, V, C);
     const dx = new Float32Array(N * C);
     layerNormBack(dx, G["final_norm.weight"], G["final_norm.bias"], dNormed, x, W["final_norm.weight"], N, C);
     for (let layer = blocks.length - 1; layer >= 0; layer--) this.backwardBlock(dx, blocks[layer], layer, N);
@@ -244,13 +235,13 @@ class Trainer {
     }
   }
 
-  /** Backward through one block: dx (N, C), the gradient of its output, becomes that of its input. A branch only adds to
-   * the stream, so the stream's own gradient passes as it is, and reaches the first layer undiminished. */
+  /** Backward through one block: dx (N, C), the gradient of its output, becomes that of its input. A branch adds to the
+   * stream, so the stream's own gradient passes as it is, and reaches the first layer undiminished. */
   backwardBlock(dx, block, layer, N) {
-    const { embed_dim: C, gelu: kind } = this.model.config, w = this.model.layers[layer];
+    const { embed_dim: C } = this.model.config, w = this.model.layers[layer];
     const g = (name) => this.gradients[`blocks.${layer}.${name}`];
     const dHidden = linearBack(g("mlp.down.weight"), g("mlp.down.bias"), dx, block.hidden, w.down, N, C, 4 * C);
-    geluBack(dHidden, block.up, kind);
+    geluBack(dHidden, block.up);
     const dNormed2 = linearBack(g("mlp.up.weight"), g("mlp.up.bias"), dHidden, block.normed2, w.up, N, 4 * C, C);
     layerNormBack(dx, g("mlp_norm.weight"), g("mlp_norm.bias"), dNormed2, block.middle, w.norm2, N, C);
     const dMixed = linearBack(g("attention.out_proj.weight"), g("attention.out_proj.bias"), dx, block.mixed, w.out,
