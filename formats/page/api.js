@@ -63,7 +63,7 @@ function checkOptions(options, changes) {
   if (unknown !== undefined) throw new Error(`there is no option ${unknown}: use ${Object.keys(options).join(", ")}`);
   if (typeof changes.prompt !== "string" && "prompt" in changes) throw new Error("prompt must be a string");
   for (const [name, [min, max]] of Object.entries(BOUNDS)) {
-    const value = changes[name] ?? options[name], whole = WHOLE.includes(name);
+    const value = { ...options, ...changes }[name], whole = WHOLE.includes(name);
     if (!(typeof value === "number" && value >= min && value <= max) || (whole && value % 1)) {
       throw new Error(`${name} must be a ${whole ? "whole " : ""}number from ${min} to ${max}, not ${value}`);
     }

@@ -1,7 +1,7 @@
 /* Chapter "Guess": you against the model, token by token (Shannon 1951, Prediction and entropy of printed English). */
 "use strict";
 
-const ROUND = 20; // guesses
+const ROUND = 20, MIN_CONTEXT = 8; // guesses, and tokens before the first
 
 const guessing = {
   id: "guess",
@@ -42,7 +42,7 @@ const guessing = {
     this.at = this.ids.length - ROUND;
     this.counts = new Float64Array(book.config.vocab_size).fill(0.5);
     for (const id of ids) this.counts[id]++;
-    byId("guess-form").querySelector("button.main").disabled = this.at < ROUND / 2;
+    byId("guess-form").querySelector("button.main").disabled = this.at < MIN_CONTEXT;
     byId("guess-take").hidden = true;
     byId("guess-text").replaceChildren();
     this.append(this.ids.slice(0, Math.max(0, this.at)), "");

@@ -28,6 +28,7 @@ async function main() {
   addEventListener("hashchange", () => location.reload());
   await engine.ready;
   window.tinygpt.trusted = true;
+  byId("go").disabled = false;
   await book.useModel();
   writing.restore(state);
   const place = book.chapters.findIndex(({ id }) => id === chapter);
