@@ -5,31 +5,9 @@
 */
 "use strict";
 
-/** out (M, n) += a (M, K) · b (K, n). Two rows of a and four of b at once: a number that is loaded is used often. */
+/** out (M, n) += a (M, K) · b (K, n). */
 function addProduct(out, a, b, M, K, n) {
-  let m = 0;
-  for (; m + 2 <= M; m += 2) {
-    const o = m * n, p = o + n, r = m * K, s = r + K;
-    let k = 0;
-    for (; k + 4 <= K; k += 4) {
-      const u0 = a[r + k], u1 = a[r + k + 1], u2 = a[r + k + 2], u3 = a[r + k + 3];
-      const v0 = a[s + k], v1 = a[s + k + 1], v2 = a[s + k + 2], v3 = a[s + k + 3];
-      const b0 = k * n, b1 = b0 + n, b2 = b1 + n, b3 = b2 + n;
-      for (let i = 0; i < n; i++) {
-        const w0 = b[b0 + i], w1 = b[b1 + i], w2 = b[b2 + i], w3 = b[b3 + i];
-        out[o + i] += u0 * w0 + u1 * w1 + u2 * w2 + u3 * w3;
-        out[p + i] += v0 * w0 + v1 * w1 + v2 * w2 + v3 * w3;
-      }
-    }
-    for (; k < K; k++) {
-      const u = a[r + k], v = a[s + k];
-      for (let i = 0; i < n; i++) {
-        out[o + i] += u * b[k * n + i];
-        out[p + i] += v * b[k * n + i];
-      }
-    }
-  }
-  if (m < M) addWeighted(out, m * n, a.subarray(m * K, M * K), b, 0, n, K, n);
+  for (let m = 0; m < M; m++) addWeighted(out, m * n, a.subarray(m * K, (m + 1) * K), b, 0, n, K, n);
 }
 
 /** A matrix (rows, columns) with rows and columns exchanged. */
