@@ -89,7 +89,7 @@ const guessing = {
     const rounds = this.you.length;
     const losses = rounds ? [["you", mean(this.you)], ["the model", mean(this.theirs)]] : [];
     const { val_loss: val } = page.model.origin;
-    const known = typeof val === "number" ? [["the model, all of its test", val]] : [];
+    const known = typeof val === "number" ? [["its validation loss", val]] : [];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),
       ...[...losses, ...known, ["blind guessing", blind]].map(line));
     if (rounds < ROUND) return;

@@ -14,7 +14,7 @@ function headHabitText(index) {
   return name ? `${name}: ${percent(share)}` : "no single habit";
 }
 
-/** A grid of buttons, one for each head, with its map and a label. */
+/** A grid of buttons, one for each head, with its map and a label; a column is a layer. */
 class HeadGrid {
   constructor(box, onPress) {
     Object.assign(this, { box, onPress, cells: [] });
@@ -42,7 +42,6 @@ class HeadGrid {
       button.setAttribute("aria-label", `${headPlace(index)}: ${label(index)}`);
       text.textContent = label(index);
     });
-    if (this.box.scrollWidth > this.box.clientWidth) this.box.classList.add("scrolls");
   }
 }
 

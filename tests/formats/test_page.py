@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from firefox import Firefox
 from torch.nn import functional as F
 
 from formats import write_page
@@ -559,18 +560,11 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     for _ in range(2):
         page.keyboard.press("ArrowRight")
     assert page.evaluate("book.current") == page.evaluate("tinygpt.chapters[2]") == "follow"
-    page.wait_for_timeout(500)
-    print(
-        page.evaluate(
-            "[book.current, scrollY, document.activeElement.id, ...tinygpt.chapters.map(c=>document.getElementById(c).getBoundingClientRect().top)]"
-        )
-    )
-    page.click("#projector")
+    page.evaluate("document.getElementById('projector').click()")
     assert page.locator("section.chapter:visible").count() == 1
-    print(page.evaluate("[book.current, document.activeElement.id]"))
     page.keyboard.press("PageDown")
     assert page.evaluate("book.current") == "heads"
-    page.click("#projector")
+    page.evaluate("document.getElementById('projector').click()")
     page.click("#follow-next")
     assert page.locator("#follow-steps .now").inner_text().startswith("Add where it stands")
     rival = page.locator("#why .rival").nth(1)
@@ -696,10 +690,55 @@ def test_nothing_overflows_or_jumps_and_all_has_names_and_contrast(open_page, wi
 def test_in_print_the_chapters_stand_one_after_the_other(book):
     page, _ = book
     page.emulate_media(media="print")
-    assert page.locator("button:visible").count() == page.locator(".grid button:visible").count()
+    assert page.locator("button:not(.grid button, .rival, .layer):visible").count() == 0
     assert page.evaluate("getComputedStyle(document.querySelector('.top')).position") == "static"
     height = page.evaluate(
         "[...document.querySelectorAll('#text, #follow-steps')].map(e => e.scrollHeight - e.clientHeight)"
     )
     assert max(height) <= 1
     page.emulate_media(media="screen")
+
+
+# --- In Firefox ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def firefox(tmp_path_factory):
+    program = shutil.which("firefox-esr") or shutil.which("firefox")
+    if program is None or importlib.util.find_spec("websocket") is None:
+        warnings.warn(
+            "NOT TESTED: the page in Firefox; needs firefox-esr and `pip install websocket-client`", stacklevel=1
+        )
+        pytest.skip("needs Firefox and websocket-client")
+    window = Firefox(program, tmp_path_factory.mktemp("firefox"))
+    yield window
+    window.close()
+
+
+@marked
+@pytest.mark.parametrize("changes", [{}, {"bias": False, "tie_embeddings": True, "gelu": "tanh"}])
+def test_firefox_computes_and_shows_the_same(firefox, tmp_path, changes):
+    loaded = checkpoint(HOSTILE + TEXT, **changes)
+    save_page(tmp_path / "page.html", loaded, None, "float16", EXCERPT)
+    firefox.open((tmp_path / "page.html").as_uri())
+    deadline = time.monotonic() + 60
+    while not firefox.evaluate("document.getElementById('status').textContent").startswith("Done"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ids = loaded.tokenizer.encode("the quick brown")
+    expected = loaded.model(torch.tensor([ids]))[0].detach()
+    np.testing.assert_allclose(firefox.evaluate(f"tinygpt.logits({ids})"), expected, rtol=0, atol=1e-3)
+    options = {"prompt": "the dog", "maxNewTokens": 100, "seed": 5, **FILTERS}
+    text = firefox.evaluate(f"tinygpt.generate({json.dumps(options)})")
+    assert text == python_text(loaded, "the dog", 100, Sampling(*FILTERS.values()), 5)
+    request = {"ids": ids, "position": 7, "layer": 1, "head": 1}
+    for name, values in followed(loaded.model, **request).items():
+        numbers = firefox.evaluate(f"tinygpt.follow({json.dumps(request)}).then((f) => Array.from(f.{name}))")
+        np.testing.assert_allclose(numbers, values, rtol=0, atol=1e-3, err_msg=name)
+    firefox.evaluate("book.moveTo(30)")
+    counts = firefox.evaluate(
+        f"{json.dumps(PANELS.split('; '))}.map((panel) => document.querySelectorAll(panel).length)"
+    )
+    assert all(counts)
+    assert firefox.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert firefox.noises == []
