@@ -96,7 +96,7 @@ const learned = {
       const label = `layer ${layer + 1}, head ${head + 1}`;
       const canvas = html("canvas", { role: "img", "aria-label": label });
       paintMap(canvas, weights[index], ids.length);
-      return html("div", {}, canvas, html("small", {}, label));
+      return html("div", { title: label }, canvas, html("small", {}, `${layer + 1}.${head + 1}`));
     }));
     this.drawLoss();
     this.drawMaps(frame);

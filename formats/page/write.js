@@ -67,7 +67,9 @@ const writing = {
   checkSeed() {
     const good = /^\d{1,15}$/.test(byId("seed").value.trim());
     byId("seed").setAttribute("aria-invalid", !good);
-    byId("seed-note").textContent = good ? "the same seed gives the same text" : "a whole number from 0, please";
+    const exact = page.model.precision === "float32" ? "" : `; in ${page.model.precision} not always that of generate.py`
+      + ", which needs a page in float32";
+    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number from 0, please";
     if (good) return true;
     byId("seed").focus();
     return false;
