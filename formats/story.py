@@ -8,7 +8,7 @@ import contextlib
 import math
 from pathlib import Path
 
-from support.plain import check_fields, finite, parse_json
+from support.plain import check_fields, parse_json
 from tiny_decoder import TinyGPTConfig
 
 STORY_TOKENS = 48  # whose attention maps are kept
@@ -52,7 +52,7 @@ def checked_frame(frame: object, config: TinyGPTConfig) -> dict:
     require(len(labels) == len(tokens["points"]) and all(is_index(id, config.vocab_size) for id in labels))
     return {
         "step": frame["step"],
-        **{name: None if frame[name] is None else finite(frame[name]) for name in ("train_loss", "val_loss")},
+        **{name: optional(frame[name]) for name in ("train_loss", "val_loss")},
         "ids": ids,
         "surprise": numbers(frame["surprise"], length - 1),
         "heads": heads,
@@ -80,6 +80,11 @@ def numbers(values: object, count: int) -> list[float]:
     require(type(values) is list and len(values) == count <= MAX_SAMPLE * 4)
     require(all(type(value) in (int, float) and math.fabs(value) < 1e6 for value in values))
     return values
+
+
+def optional(value: object) -> float | None:
+    """A finite number of sensible size, or None."""
+    return None if value is None else numbers([value], 1)[0]
 
 
 def checked_plane(plane: object, most: int) -> dict:

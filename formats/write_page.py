@@ -30,9 +30,19 @@ from support.plain import finite, is_plain, parse_json
 from tokenizer import Tokenizer
 
 PARTS = Path(__file__).with_name("page")
-ENGINE = ("layers.js", "model.js", "inspect.js", "sampler.js", "tokenizer.js", "worker.js")
-CHAPTERS = ("guess.js", "write.js", "follow.js", "heads.js", "break.js", "maps.js", "learned.js", "numbers.js")
-INTERFACE = ("api.js", "draw.js", "book.js", *CHAPTERS, "main.js")
+ENGINE = ("layers.js", "model.js", "inspect.js", "sampler.js", "tokenizer.js", "train.js", "train_run.js", "worker.js")
+CHAPTERS = (
+    "guess.js",
+    "write.js",
+    "follow.js",
+    "heads.js",
+    "break.js",
+    "maps.js",
+    "learned.js",
+    "train_page.js",
+    "numbers.js",
+)
+INTERFACE = ("api.js", "draw.js", "chart.js", "book.js", *CHAPTERS, "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
 MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
 # What the page shows of a checkpoint's origin.

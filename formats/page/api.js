@@ -11,6 +11,7 @@ const page = { model: JSON.parse(dataOf("model")) };
 
 /** The worker. Its program is the text of the page's own engine scripts: there is no second file to load. */
 class Engine {
+  /** Without a model it can only train one. */
   constructor(model, weights) {
     const program = Array.from(document.querySelectorAll("script.engine"), (script) => script.textContent).join("\n");
     const url = URL.createObjectURL(new Blob([program], { type: "text/javascript" }));
@@ -19,7 +20,7 @@ class Engine {
     this.count = 0;
     this.worker.onmessage = ({ data }) => this.receive(data);
     this.worker.onerror = (event) => this.fail(event.message || "the model's worker could not be started");
-    this.ready = this.ask("load", { model, weights });
+    if (model) this.ready = this.ask("load", { model, weights });
   }
 
   /** A promise of the answer to a question (a method of ModelServer); onPart gets the parts that come before it. */
@@ -79,7 +80,8 @@ function startIds(tokenizer, text) {
  *
  * config: the network's shape. origin: where the model came from. chapters: the ids of the page's chapters, in order.
  * trusted: whether the page has checked that it computes what it computed when it was made. encode(text) -> ids,
- * decode(ids) -> text. The others return promises, which reject before that check and after it has failed:
+ * decode(ids) -> text. story: the frames of training/story.py, each map as a Float32Array (T, T). The others return
+ * promises, which reject before that check and after it has failed (but for train):
  *
  * logits(ids) -> T arrays of V numbers
  * attention(ids) -> per layer a Float32Array (heads, T, T)
@@ -87,6 +89,7 @@ function startIds(tokenizer, text) {
  * follow({ids, position, layer, head}) -> every number on a token's way through a layer: see followToken
  * look({ids, off}) -> {attention, loss, lossWithout}; off: silent heads, as layer * num_heads + head
  * rankHeads({ids}) -> [{layer, head, loss, change}], the most needed head first
+ * train({text, steps, seed}, onReport) -> {losses, model}: see trainNetwork; without a text on the page's excerpt
  * generate({prompt, maxNewTokens, temperature, topK, topP, minP, repetitionPenalty, seed, stride, off}, onTokens) ->
  *   the prompt and its continuation; onTokens gets {ids, surprises} as they come
  */
@@ -114,6 +117,8 @@ function makeApi(book, engine) {
     follow: ask("follow"),
     look: ask("look"),
     rankHeads: ask("rankHeads"),
+    train: async (changes, onReport) => startTraining(changes, onReport).job,
+    story: page.model.story.map((frame) => ({ ...frame, maps: storyMaps(frame) })),
     generate,
   };
 }

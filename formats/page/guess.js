@@ -19,6 +19,7 @@ const guessing = {
       book.setText(this.ids.slice(0, this.at)).catch(alertUser);
     });
     const { excerpt } = page.model;
+    byId("guess-unseen").hidden = !excerpt?.unseen;
     byId("guess-name").textContent = excerpt ? `From ${excerpt.source}` : "Your text";
     for (const id of ["guess-paste", "guess-paste-label"]) byId(id).hidden = Boolean(excerpt);
   },

@@ -60,10 +60,13 @@ function checkModel(model, { ids, positions, logits, tolerance }) {
 
 /** What the page can ask of the model. Each method's answer goes back to it. ids: a window, as it is fed. */
 class ModelServer {
+  constructor() {
+    this.stopped = new Set();
+  }
+
   load({ model, weights }) {
     const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
     checkModel(network, model.check);
-    this.stopped = new Set();
     this.own = { network, tokenizer: model.tokenizer };
     return this.use({});
   }
@@ -181,6 +184,11 @@ class ModelServer {
     return followToken(this.model, this.reading(ids), position, layer, head);
   }
 
+  /** See trainNetwork. */
+  train(request, job, send) {
+    return trainNetwork(request, send, () => this.stopped.delete(job));
+  }
+
   /** The loss of the ids without each head: [{layer, head, loss, change}], the most needed head first. */
   async rankHeads({ ids }, job, send) {
     const { vocab_size: V, num_layers: layers, num_heads: heads } = this.model.config, ranks = [];
@@ -210,13 +218,13 @@ function letMessagesIn() {
 
 /** Answer the messages {job, question, request} of the page by {job, answer} or {job, error}, and {job, part} before.
  *
- * Until `load` has checked the model, there is none to ask.
+ * Until `load` has checked the model, there is none to ask; to train another one needs none.
  */
 function serve(scope) {
   const server = new ModelServer();
   scope.onmessage = async ({ data: { job, question, request } }) => {
     try {
-      if (question !== "load" && !server.model) throw new Error(UNTRUSTED);
+      if (!["load", "train", "stop"].includes(question) && !server.model) throw new Error(UNTRUSTED);
       const answer = await server[question](request, job, (part) => scope.postMessage({ job, part }));
       scope.postMessage({ job, answer });
     } catch (error) {

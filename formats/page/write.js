@@ -67,7 +67,9 @@ const writing = {
   checkSeed() {
     const good = /^\d{1,15}$/.test(byId("seed").value.trim());
     byId("seed").setAttribute("aria-invalid", !good);
-    byId("seed-note").textContent = good ? "the same seed gives the same text" : "a whole number from 0, please";
+    const { precision } = page.model;
+    const exact = precision === "float32" ? "" : `; in ${precision} not always the text of generate.py`;
+    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number from 0, please";
     if (good) return true;
     byId("seed").focus();
     return false;

@@ -122,10 +122,19 @@ class Opener:
         self.browser, self.folder, self.contexts, self.noises = browser, folder, [], []
 
     def __call__(
-        self, loaded, width=1280, awaited=DONE, precision="float16", change=None, excerpt=None, fragment="", **screen
+        self,
+        loaded,
+        width=1280,
+        awaited=DONE,
+        precision="float16",
+        change=None,
+        excerpt=None,
+        fragment="",
+        beside=None,
+        **screen,
     ):
         path = self.folder / f"page{len(self.contexts)}.html"
-        save_page(path, loaded, None, precision, excerpt, force=True)
+        save_page(path, loaded, beside, precision, excerpt, force=True)
         if change:
             text = path.read_text("utf-8")
             path.write_text(change(text), "utf-8")
