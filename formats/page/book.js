@@ -7,7 +7,8 @@
    with any of these, which may return promises:
      setup()   once, before there is a model: listen to buttons.
      model()   the network has changed (and once at the start): build what depends on book.config and book.tokenizer.
-     window()  the window has changed: book.ids, as the model reads them, and book.reading {surprises, habits}.
+     window()  the window has changed: book.ids, as the model reads them, and book.reading has
+               what ModelServer.read says of it.
      token()   book.position (in the window) or the chosen head, book.layer and book.head, has changed: book.here has
                what happens there (see ModelServer.token).
    After `model` comes `window`, after `window` comes `token`. A chapter asks with book.ask(question, request) (a method

@@ -37,8 +37,8 @@ const breaking = {
 
   async token() {
     const off = [...this.off], isNew = book.watch(), { position: t, here } = book, run = this.run = {};
-    if (!await view.fetch()) return;
-    this.grid.paint(view.maps, view.size, (index) => !this.off.has(index), (index) => this.label(index));
+    view.follow(book);
+    this.grid.paint((index) => !this.off.has(index), (index) => this.label(index));
     const { without } = off.length ? await book.ask("token", { t, id: here.target, off }) : here;
     const losses = book.ids.length > 1 ? await book.ask("losses", { off }) : {};
     if (!isNew() || run !== this.run) return;

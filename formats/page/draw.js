@@ -107,24 +107,22 @@ function colour(name) {
   return [1, 3, 5].map((start) => parseInt(value.slice(start, start + 2), 16));
 }
 
-/** Paint weights (T, T) on a canvas of T x T pixels: what the mask hides has a colour of its own, and one more in the
- * row that is chosen.
+/** Paint weights (T, T) on a canvas, a pixel each, or `size` rows and columns of them from `start` on.
  *
- * Small weights matter too, so a shade stands for the square root of a weight.
+ * What the mask hides has a colour of its own, and one more in the row that is chosen. Small weights matter too, so a
+ * shade stands for the square root of a weight.
  */
-function paintMap(canvas, weights, T, chosen = -1) {
+function paintMap(canvas, weights, T, { start = 0, size = T, chosen = -1 } = {}) {
   const [low, high, hidden, marked] = ["--map-low", "--map-high", "--map-hidden", "--map-row"].map(colour);
-  canvas.width = canvas.height = T;
-  const context = canvas.getContext("2d"), image = context.createImageData(T, T);
-  for (let row = 0; row < T; row++) {
-    for (let column = 0; column < T; column++) {
-      const shade = Math.sqrt(weights[row * T + column]);
-      for (let c = 0; c < 3; c++) {
-        const masked = row === chosen ? marked[c] : hidden[c];
-        image.data[4 * (row * T + column) + c] = column > row ? masked : low[c] + (high[c] - low[c]) * shade;
-      }
-      image.data[4 * (row * T + column) + 3] = 255;
+  canvas.width = canvas.height = size;
+  const context = canvas.getContext("2d"), image = context.createImageData(size, size);
+  for (let i = 0; i < size * size; i++) {
+    const row = start + Math.floor(i / size), column = start + (i % size), masked = row === chosen ? marked : hidden;
+    const shade = Math.sqrt(weights[row * T + column]);
+    for (let c = 0; c < 3; c++) {
+      image.data[4 * i + c] = column > row ? masked[c] : low[c] + (high[c] - low[c]) * shade;
     }
+    image.data[4 * i + 3] = 255;
   }
   context.putImageData(image, 0, 0);
 }

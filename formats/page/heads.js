@@ -14,6 +14,12 @@ function headHabitText(index) {
   return name ? `${name}: ${percent(share)}` : "no single habit";
 }
 
+/** The attention weights (T, T) of a head in the window. */
+function headWeights(index) {
+  const { num_heads: heads } = book.config, maps = book.reading.attention[Math.floor(index / heads)];
+  return rowOf(maps, index % heads, book.ids.length ** 2);
+}
+
 /** A grid of buttons, one for each head, with its map and a label; a column is a layer. */
 class HeadGrid {
   constructor(box, onPress) {
@@ -34,11 +40,10 @@ class HeadGrid {
       ...(index % heads ? [] : [html("span", { class: "grid-name" }, `layer ${index / heads + 1}`)]), button]));
   }
 
-  /** Paint the maps of a view, (heads, size, size) for each layer; pressed(index) and label(index): of a button. */
-  paint(maps, size, pressed, label) {
+  /** Paint the maps; pressed(index) and label(index): of a button. */
+  paint(pressed, label) {
     this.cells.forEach(({ canvas, button, label: text }, index) => {
-      const { num_heads: heads } = book.config;
-      paintMap(canvas, rowOf(maps[Math.floor(index / heads)], index % heads, size ** 2), size);
+      paintMap(canvas, headWeights(index), book.ids.length, view);
       button.setAttribute("aria-pressed", pressed(index));
       button.setAttribute("aria-label", `${headPlace(index)}: ${label(index)}`);
       text.textContent = label(index);
@@ -47,20 +52,15 @@ class HeadGrid {
   }
 }
 
-/** What part of the window the maps show: at most MAX_VIEW tokens around the chosen one. It stays while the chosen
- * token is in it. */
+/** What part of the window the maps show: at most MAX_VIEW tokens. It moves when the chosen token is not in it. */
 const view = {
-  start: 0, size: 0, maps: [], ids: [],
+  start: 0, size: 0,
 
-  async fetch() {
-    const { ids, position } = book, size = Math.min(MAX_VIEW, ids.length);
-    const inside = position >= this.start && position < this.start + this.size;
-    if (ids === this.ids && inside) return true;
-    const start = Math.max(0, Math.min(ids.length - size, position - Math.floor(0.75 * size)));
-    const isNew = book.watch(), maps = await book.ask("maps", { start, size });
-    if (!isNew()) return false;
-    Object.assign(this, { start, size, maps, ids });
-    return true;
+  follow({ ids, position }) {
+    const size = Math.min(MAX_VIEW, ids.length), last = ids.length - size;
+    const inside = position >= this.start && position < this.start + size && this.start <= last;
+    const start = inside ? this.start : Math.max(0, Math.min(last, position - Math.floor(0.75 * size)));
+    Object.assign(this, { start, size });
   },
 };
 
@@ -74,7 +74,7 @@ const headsChapter = {
     });
     byId("map").addEventListener("pointermove", (event) => this.point(event));
     byId("map").addEventListener("click", (event) => {
-      book.moveTo(book.start + view.start + this.cell(event).row).catch(alertUser);
+      book.moveTo(book.start + this.cell(event).row).catch(alertUser);
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   },
@@ -83,8 +83,8 @@ const headsChapter = {
     this.grid.build();
   },
 
-  async token() {
-    if (!await view.fetch()) return;
+  token() {
+    view.follow(book);
     this.draw();
     this.drawLooks();
     this.drawLens();
@@ -96,37 +96,36 @@ const headsChapter = {
   },
 
   draw() {
-    if (!view.maps.length) return;
-    this.grid.paint(view.maps, view.size, (index) => index === this.index, headHabitText);
-    const weights = rowOf(view.maps[book.layer], book.head, view.size ** 2);
-    paintMap(byId("map"), weights, view.size, book.position - view.start);
+    if (!view.size) return;
+    this.grid.paint((index) => index === this.index, headHabitText);
+    paintMap(byId("map"), headWeights(this.index), book.ids.length, { ...view, chosen: book.position });
     byId("head-title").textContent = `${headPlace(this.index)}: ${headHabitText(this.index)}`;
   },
 
   /** Where the chosen head looks from the chosen token: bars here, and lines under the tokens of the strip. */
   drawLooks() {
-    const { position, here } = book, row = Array.from(here.looks[book.layer][book.head]);
-    Array.from(byId("strip").children).forEach((chip, t) => {
-      for (const name of [...chip.classList]) if (/^a\d$/.test(name)) chip.classList.remove(name);
-      if (t <= position) chip.classList.add(`a${Math.ceil(Math.sqrt(row[t]) * 7)}`);
+    const { position, ids } = book, row = Array.from(rowOf(headWeights(this.index), position, ids.length));
+    Array.from(byId("strip").children).forEach((chip, t) => { // a root, because small weights matter too
+      chip.style.setProperty("--look", t <= position ? Math.sqrt(row[t]) : 0);
     });
     const order = row.map((_, t) => t).slice(0, position + 1).sort((a, b) => row[b] - row[a]).slice(0, 5);
     byId("looks").replaceChildren(html("p", { class: "note" }, placedToken(position), " looks most at:"),
       ...order.map((t) => barRow([placedToken(t)], [row[t]])));
   },
 
-  /** The cell of the map under a pointer, in the view. */
+  /** The row and column of the window under a pointer. */
   cell(event) {
     const box = byId("map").getBoundingClientRect();
-    const along = (offset, length) => Math.max(0, Math.min(view.size - 1, Math.floor((offset / length) * view.size)));
+    const along = (offset, length) =>
+      view.start + Math.max(0, Math.min(view.size - 1, Math.floor((offset / length) * view.size)));
     return { row: along(event.clientY - box.top, box.height), column: along(event.clientX - box.left, box.width) };
   },
 
   point(event) {
     if (!view.size) return;
-    const { row, column } = this.cell(event), weights = rowOf(view.maps[book.layer], book.head, view.size ** 2);
-    byId("readout").replaceChildren(placedToken(view.start + row), " looks at ", placedToken(view.start + column), ": ",
-      html("b", {}, column > row ? "hidden by the mask" : percent(weights[row * view.size + column])));
+    const { row, column } = this.cell(event), share = headWeights(this.index)[row * book.ids.length + column];
+    byId("readout").replaceChildren(placedToken(row), " looks at ", placedToken(column), ": ",
+      html("b", {}, column > row ? "hidden by the mask" : percent(share)));
   },
 
   drawLens() {

@@ -23,7 +23,8 @@ const training = {
     const { excerpt } = page.model;
     byId("train-source").hidden = !excerpt;
     byId("train-own").checked = !excerpt;
-    if (excerpt) byId("train-excerpt").append(`${excerpt.source} (${excerpt.text.length.toLocaleString("en")} letters)`);
+    const letters = excerpt?.text.length.toLocaleString("en");
+    if (excerpt) byId("train-excerpt").append(`${excerpt.source} (${letters} letters)`);
     for (const input of document.querySelectorAll("input[name=train-text]")) {
       input.addEventListener("change", () => this.choose());
     }

@@ -121,24 +121,12 @@ class ModelServer {
     this.stopped.add(job);
   }
 
-  /** How surprising each of the ids was, and what every head is in the habit of looking at. */
+  /** How surprising each of the ids was, the attention (nh, T, T) of each layer, and the habit of each head. */
   read({ ids }) {
     const { logits, trace } = this.reading(ids), { vocab_size: V, num_heads: nh } = this.model.config;
     const texts = ids.map((id) => this.tokenizer.decode([id]));
-    return { surprises: surprises(logits, ids, V), habits: headHabits(trace, ids, nh, texts) };
-  }
-
-  /** Of each layer's attention (nh, T, T) the rows and columns from `start` on, `size` of them: (nh, size, size). */
-  maps({ ids, start, size }) {
-    const T = ids.length;
-    return this.reading(ids).trace.attention.map((maps) => {
-      const part = new Float32Array((maps.length / T ** 2) * size ** 2);
-      for (let row = 0; row < part.length / size; row++) {
-        const from = (Math.floor(row / size) * T + start + (row % size)) * T + start;
-        part.set(maps.subarray(from, from + size), row * size);
-      }
-      return part;
-    });
+    const habits = headHabits(trace, ids, nh, texts);
+    return { surprises: surprises(logits, ids, V), attention: trace.attention, habits };
   }
 
   /** The loss of the ids with all heads, and without those in `off`. */
@@ -154,19 +142,16 @@ class ModelServer {
 
   /** What happens at token t. logits (V): the model's; without (V): those without the heads in `off`. target: the next
    * token's id, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the target's share there.
-   * parts: what adds to the target's logit. looks: of each layer (nh, T), where its heads look. */
+   * parts: what adds to the target's logit. */
   token({ ids, t, id, off = [], count = 4 }) {
-    const { vocab_size: V, embed_dim: C, num_heads: nh } = this.model.config, T = ids.length;
-    const reading = this.reading(ids);
+    const { vocab_size: V, embed_dim: C } = this.model.config, reading = this.reading(ids);
     const logits = rowOf(reading.logits, t, V).slice(), target = id ?? argmax(logits);
     const lens = reading.trace.residual.map((x) => {
       const early = this.model.predict(rowOf(x, t, C).slice(), 1);
       return { top: likeliest(early, count), share: softmax(early)[target] };
     });
-    const looks = reading.trace.attention.map((maps) => Array.from({ length: nh },
-      (_, head) => rowOf(maps, head * T + t, T).slice()));
     const without = off.length ? rowOf(this.reading(ids, off).logits, t, V).slice() : logits;
-    return { logits, without, target, lens, looks, parts: contributions(this.model, reading, t, target) };
+    return { logits, without, target, lens, parts: contributions(this.model, reading, t, target) };
   }
 
   /** All of the logit lens: (layers + 1) x (T, V) logits of the ids. */

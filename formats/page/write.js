@@ -69,7 +69,8 @@ const writing = {
     byId("seed").setAttribute("aria-invalid", !good);
     const { precision } = page.model;
     const exact = precision === "float32" ? "" : `; in ${precision} not always the text of generate.py`;
-    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number from 0, please";
+    const advice = good ? `the same seed gives the same text${exact}` : "a whole number from 0, please";
+    byId("seed-note").textContent = advice;
     if (good) return true;
     byId("seed").focus();
     return false;
