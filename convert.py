@@ -19,6 +19,7 @@ from pathlib import Path
 from formats.adapter import apply_adapter
 from formats.checkpoint import LARGE_WINDOW_HELP, Checkpoint, load_model, save_model
 from formats.describe import describe_file, describe_model
+from formats.excerpt import excerpt_of_corpus, excerpt_of_file
 from formats.gguf import save_gguf
 from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
@@ -51,9 +52,15 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
         check_overwrite(target, force=settings.force)
         save_model(target, loaded.model, loaded.tokenizer, loaded.origin)
     elif ending == ".html":
-        metrics = (settings.lora or settings.source).absolute().with_suffix(".metrics.jsonl")
-        deviation = save_page(target, loaded, metrics, settings.precision or "float16", settings.force)
-        print_deviation(target, deviation, "its weights are rounded")
+        beside, precision = (settings.lora or settings.source).absolute(), settings.precision or "int8"
+        excerpt = excerpt_of_file(settings.excerpt) if settings.excerpt else excerpt_of_corpus(loaded.origin)
+        distance = save_page(target, loaded, beside, precision, excerpt, settings.force)
+        print_deviation(target, distance.deviation, f"its weights are rounded to {precision}")
+        if distance.losses:
+            model, page = distance.losses
+            print(f"{target}: its loss on the excerpt's beginning is {page:.4f}, the model's {model:.4f}")
+        if excerpt:
+            print(f"{target}: holds {len(excerpt.text):,} characters of {excerpt.source}")
     elif ending == ".gguf":
         deviation = save_gguf(target, loaded, settings.force)
         print_deviation(target, deviation, "an estimate: llama.cpp rounds to float16, and has only the tanh GELU")
@@ -77,7 +84,9 @@ def make_parser() -> Parser:
     add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
     add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
-    add("--precision", type=one_of("float16", "float32"), help="of the weights in a page; if not given, float16")
+    precision_help = "of the weights in a page; if not given, int8; float32: seeds give the text of generate.py"
+    add("--precision", type=one_of("int8", "float16", "float32"), help=precision_help)
+    add("--excerpt", type=Path, metavar="TEXT", help="a text whose beginning goes with a page, for everyone to read")
     add("--force", action="store_true", help="overwrite TARGET")
     return parser
 
@@ -102,8 +111,8 @@ def main() -> None:
     ending = "/" if settings.target.endswith("/") or target.is_dir() else target.suffix
     if ending not in (".pth", ".html", ".gguf", "/"):
         raise UserError(f"TARGET {target} must end in .pth, .html or .gguf, or in / for a Hugging Face folder")
-    if settings.precision and ending != ".html":
-        raise UserError("--precision is for a page: all others hold float32")
+    if (settings.precision or settings.excerpt) and ending != ".html":
+        raise UserError("--precision and --excerpt are for a page: all others hold float32, and no text")
     for path in [settings.source] * settings.source.is_dir() + [target] * (ending in (".gguf", "/")):
         if re.search(r"[\ud800-\udfff]", str(path)):  # how Python stands for bytes that are no UTF-8
             raise UserError(f"{one_line(str(path))} is not UTF-8: the packages behind such files need another name")

@@ -35,7 +35,7 @@ from training.checks import training_memory
 from training.distributed import DistContext, joined
 from training.meter import Meter
 from training.plan import plan_steps, steps_of
-from training.report import announce, finish, log_metrics, print_base, print_step
+from training.report import announce, finish, log_metrics, log_story, print_base, print_step
 from training.run import Run
 from training.save import names_what_is_kept, save_best, save_state, saved_if_it_fails
 from training.start import Start, begin, find_start
@@ -144,6 +144,8 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
     settings, state, dist = run.settings, run.state, run.dist
     if dist.size > 1:  # PyTorch fixes the order in which it sums gradients in the first backward pass: drop that
         compute_gradients(run, network)
+    if state.step == 0:  # what the initial weights do, for the page that tells how the model learned
+        log_story(run, sample_text(run))
     stopped = dist.stop_signal(stop)  # a signal that came to any of the processes, or 0
     with Meter(run) as meter:  # adds up losses and times, but for what is `paused`
         if settings.init_from and state.best_loss is None:  # the base counts: a worse model must not become the best
@@ -208,12 +210,11 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
 
     All that is random depends only on seed, step, process and their number: a resumed run draws the same windows.
     """
-    settings, dist, step = run.settings, run.dist, run.state.step
+    settings, dist, step, dataset = run.settings, run.dist, run.state.step, run.train_set
     network.zero_grad()  # the last step's are of no use any more
-    # batch
-    mine = (dist.rank, dist.size)  # these two choose the windows of this process
-    starts = batch_starts(run.train_set, settings.batch_size, settings.seed, step, *mine, windows=settings.windows)
-    inputs, targets = run.train_set.batch(starts)  # (B, T) both
+    # batch: each process has its own windows
+    starts = batch_starts(dataset, settings.batch_size, settings.seed, step, dist.rank, dist.size, settings.windows)
+    inputs, targets = dataset.batch(starts)  # (B, T) both
     torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # for dropout
     network.train()
     total, parts, share = 0.0, settings.grad_accum, distill_share(step, settings)
@@ -249,9 +250,10 @@ def evaluate_and_save(run: Run, meter: Meter) -> None:
         val_loss = evaluate(run)
         if run.state.note_evaluation(val_loss):  # the lowest so far
             save_best(run)  # the model, to NAME.pth
-        line = log_metrics(run, val_loss)
+        sample = sample_text(run)
+        line = log_metrics(run, val_loss, sample)
         save_state(run)  # what --resume needs, to NAME.last.pth
-        print_step(run, line, sample_text(run))
+        print_step(run, line, sample)
 
 
 @torch.inference_mode()

@@ -10,25 +10,39 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import html
 import json
 import math
 import re
 from pathlib import Path
 
-import torch
+import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 
 from formats.checkpoint import Checkpoint, model_weights
-from formats.twin import check_twin, deviation, half_precision, self_check
+from formats.embedding_map import principal_components, readable_tokens, rounded
+from formats.excerpt import Excerpt
+from formats.story import read_story
+from formats.twin import check_twin, deviation, half_precision, losses, self_check
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
 from support.plain import finite, is_plain, parse_json
-from tokenizer import REPLACEMENT, Tokenizer
+from tokenizer import Tokenizer
 
 PARTS = Path(__file__).with_name("page")
-ENGINE = ("model.js", "sampler.js", "tokenizer.js", "worker.js")
-INTERFACE = ("api.js", "draw.js", "write.js", "look.js", "maps.js", "learn.js", "main.js")
+ENGINE = ("layers.js", "model.js", "inspect.js", "sampler.js", "tokenizer.js", "train.js", "train_run.js", "worker.js")
+CHAPTERS = (
+    "guess.js",
+    "write.js",
+    "follow.js",
+    "heads.js",
+    "break.js",
+    "maps.js",
+    "learned.js",
+    "train_page.js",
+    "numbers.js",
+)
+INTERFACE = ("api.js", "draw.js", "chart.js", "book.js", *CHAPTERS, "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
 MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
 # What the page shows of a checkpoint's origin.
@@ -36,20 +50,41 @@ ORIGIN_FIELDS = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed"
 CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it shows of an evaluation
 
 
-def save_page(path: Path, loaded: Checkpoint, metrics: Path | None, precision: str, force: bool = False) -> float:
-    """Write a page that runs the model; returns how far its log-probabilities are off because of rounded weights.
+@dataclasses.dataclass
+class Distance:
+    """How far a page is from its model, because its weights are rounded."""
 
-    metrics: the file with the curves, if there is one. precision: of the weights, "float16" or "float32". Raises
-    UserError if `path` is another file and not `force`, if a weight does not fit into float16, or if the network is not
-    GPT-2's (`check_twin`).
+    deviation: float  # the largest difference of a log-probability, of random tokens
+    losses: tuple[float, float] | None  # of model and page, on a part of the excerpt, if there is one
+
+
+def save_page(
+    path: Path,
+    loaded: Checkpoint,
+    beside: Path | None,
+    precision: str,
+    excerpt: Excerpt | None = None,
+    force: bool = False,
+) -> Distance:
+    """Write a page that runs the model; returns how far the page is from it.
+
+    beside: the checkpoint beside which metrics and story lie, if there is one. precision: of the weights, "int8",
+    "float16" or "float32". excerpt: text that goes with the page. Raises UserError if `path` is another file and not
+    `force`, if a weight does not fit into the precision, or if the network is not GPT-2's (`check_twin`).
     """
     check_overwrite(path, is_page, force)
     weights = model_weights(loaded.model)
     check_twin(loaded.model, weights, "a page")
-    rounded = half_precision(weights) if precision == "float16" else weights
-    text = fill_template(page_data(loaded, rounded, read_metrics(metrics), precision), encode(rounded, precision))
+    encoded, layout, read = encode(weights, precision)
+    data = page_data(loaded, read) | {"precision": precision, "layout": layout}
+    data["curves"] = read_metrics(beside and beside.with_suffix(".metrics.jsonl"))
+    data["story"] = read_story(beside and beside.with_suffix(".story.jsonl"), loaded.model.config)
+    data["excerpt"] = excerpt and dataclasses.asdict(excerpt)
+    text = fill_template(data, encoded)
     write_atomically(path, lambda file: file.write(text.encode()))
-    return deviation(loaded.model, rounded)
+    if precision == "float32":
+        return Distance(0.0, None)
+    return Distance(deviation(loaded.model, read), losses(loaded, read, excerpt.text) if excerpt else None)
 
 
 def is_page(path: Path) -> bool:
@@ -58,36 +93,56 @@ def is_page(path: Path) -> bool:
         return GENERATOR.encode() in file.read(2000)
 
 
-def encode(weights: dict[str, Tensor], precision: str) -> str:
-    """All weights one after the other, little-endian, in base64. UserError if one was too large for the precision."""
-    numbers = torch.cat([tensor.flatten() for tensor in weights.values()])
-    if not numbers.isfinite().all():
-        raise UserError("a weight is too large for float16: add --precision float32")
-    return base64.b64encode(numbers.numpy().astype("<f2" if precision == "float16" else "<f4")).decode()
+def encode(weights: dict[str, Tensor], precision: str) -> tuple[str, list, dict[str, Tensor]]:
+    """All weights in base64, where each lies in it, and the weights as the page will read them.
+
+    Numbers lie one after the other, little-endian. In int8 a matrix (rows, columns) has a float32 scale for each row
+    and -127 to 127 for each weight; all float32 numbers, vectors and scales, come before all int8 ones. The layout says
+    for each weight: name, how many numbers, and how many rows with a scale (0: it has none). Raises UserError if a
+    weight is too large for the precision.
+    """
+    kind = "<f2" if precision == "float16" else "<f4"
+    numbers, integers, layout, read = [], [], [], {}
+    for name, weight in (half_precision(weights) if precision == "float16" else weights).items():
+        rows = len(weight) if precision == "int8" and weight.dim() == 2 else 0
+        layout.append([name, weight.numel(), rows])
+        read[name] = weight
+        if rows:
+            scales = weight.abs().amax(1, keepdim=True) / 127
+            levels = (weight / scales.where(scales > 0, 1.0)).round().clamp(-127, 127)
+            read[name] = levels * scales
+            integers.append(levels.flatten().numpy().astype(np.int8))
+        numbers.append((scales if rows else weight).flatten().numpy().astype(kind))
+    if not all(np.isfinite(part).all() for part in numbers):
+        raise UserError(f"a weight is too large for {precision}: add --precision float32")
+    return base64.b64encode(b"".join(part.tobytes() for part in numbers + integers)).decode(), layout, read
 
 
-def page_data(loaded: Checkpoint, weights: dict[str, Tensor], curves: list[dict], precision: str) -> dict:
-    """Everything that the page needs except the weights, as plain data; weights: as the page will compute with them."""
+def page_data(loaded: Checkpoint, weights: dict[str, Tensor]) -> dict:
+    """What the page tells of the model, as plain data; weights: as the page will compute with them."""
     origin = {name: value for name, value in loaded.origin.items() if name in ORIGIN_FIELDS and is_plain(value)}
     if "corpus" in origin:
         origin["corpus"] = Path(str(origin["corpus"])).name  # the folder is private
-    positions = loaded.model.position_embedding.weight.detach()
-    labels = readable_tokens(loaded.tokenizer)[:MAX_LABELS]
+    labels = readable_tokens(loaded.tokenizer, MAX_LABELS)
+    tokens, positions = loaded.model.token_embedding.weight.detach(), loaded.model.position_embedding.weight.detach()
     return {
         "config": dataclasses.asdict(loaded.model.config),
         "tokenizer": plain_tokenizer(loaded.tokenizer),
         "origin": origin,
         "prompt": "ROMEO:" if origin.get("corpus") == "tinyshakespeare" else "",
-        "curves": curves,
         "parameters": loaded.model.num_parameters(),
-        "precision": precision,
-        "layout": [[name, tensor.numel()] for name, tensor in weights.items()],
         "check": self_check(loaded.model.config, weights),
         "maps": {
-            "tokens": {"ids": labels, **principal_components(loaded.model.token_embedding.weight.detach()[labels])},
-            "positions": principal_components(positions[:: math.ceil(len(positions) / MAX_POINTS)]),
+            "tokens": {"ids": labels, **plane(tokens[labels])},
+            "positions": plane(positions[:: math.ceil(len(positions) / MAX_POINTS)]),
         },
     }
+
+
+def plane(vectors: Tensor) -> dict:
+    """Vectors (N, C) as points on a plane, with what the axes show of the variance."""
+    points, shares = principal_components(vectors)
+    return {"points": rounded(points), "shares": shares}
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
@@ -97,23 +152,6 @@ def plain_tokenizer(tokenizer: Tokenizer) -> dict:
     if tokenizer.kind == "char":
         return {**plain, "characters": tokenizer.characters}
     return {**plain, "tokens": tokenizer.tokens, "merges": tokenizer.merges}
-
-
-def readable_tokens(tokenizer: Tokenizer) -> list[int]:
-    """The ids of the tokens that are whole characters and can be seen, white space included."""
-    texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    visible = [text.strip(" \n\t").isprintable() and REPLACEMENT not in text for text in texts]
-    return [token for token, text in enumerate(texts) if text and visible[token] and token not in tokenizer.special_ids]
-
-
-def principal_components(vectors: Tensor, count: int = 2) -> dict:
-    """The vectors (N, C), N > 0, on the `count` axes along which they differ most: points (N, count), and the share of
-    the variance along each axis."""
-    centred = (vectors - vectors.mean(0)).double()
-    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
-    points = F.pad(u * s, (0, count))[:, :count]  # a single vector has one axis
-    shares = (s**2 / (s**2).sum().clamp(min=1e-30))[:count]
-    return {"points": [[round(x, 5) for x in point] for point in points.tolist()], "shares": shares.tolist()}
 
 
 def read_metrics(path: Path | None) -> list[dict]:
@@ -145,6 +183,7 @@ def fill_template(data: dict, weights: str) -> str:
     contents = {
         "generator": GENERATOR,
         "policy": policy,
+        "summary": html.escape(summary(data)),
         "style": f"<style>{style}</style>",
         "data": f'<script type="application/json" id="model">{plain}</script>',
         "weights": f'<script type="text/plain" id="weights">{weights}</script>',
@@ -153,6 +192,14 @@ def fill_template(data: dict, weights: str) -> str:
     }
     template = (PARTS / "page.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: contents[match[1]], template)
+
+
+def summary(data: dict) -> str:
+    """The model in one sentence, for the top of the page."""
+    config, corpus = data["config"], data["origin"].get("corpus")
+    shape = f"{data['parameters']:,} parameters in {config['num_layers']} layers of {config['num_heads']} heads"
+    trained = f", trained on {corpus}" if corpus else ""
+    return f"{shape}{trained}. It runs here, in your browser, on your machine."
 
 
 def source_hash(text: str) -> str:

@@ -80,6 +80,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
         raise reason from None
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; it is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder with files, which takes the name `path` once it is whole and on the disk.
 

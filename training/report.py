@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 import sys
 
 from tqdm import tqdm
@@ -13,11 +12,13 @@ from corpora.texts import odd_tenth
 from formats.adapter import adapter_weights
 from formats.growth import get_rows, own_rows
 from recipe import lr_factor
-from support.command import Interrupted, shell_line, visible
+from support.command import Interrupted, one_line, shell_line, visible
 from support.device import describe_device, wants_compile
+from support.durable import append_line
 from tokenizer import CharTokenizer
 from training.run import Run
 from training.save import sample_command, where_kept
+from training.story import append_frame, story_frame
 
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
 MIN_STALE = 3
@@ -68,19 +69,36 @@ def warn_of_odd_tenth(run: Run) -> None:
         print(f"{what} {last:.2f} nats a token, another tenth with {other:.2f}); {advice}", file=sys.stderr)
 
 
-def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
-    """Append a line to `NAME.metrics.jsonl`, and return it; the mean of the training losses begins anew."""
+def log_metrics(run: Run, val_loss: float, sample: str) -> dict[str, float]:
+    """Append a line to `NAME.metrics.jsonl`, and return it; the mean of the training losses begins anew.
+
+    sample: what the model writes now, which goes into the story.
+    """
     state = run.state
     line = metrics_line(run, val_loss)
+    log_story(run, sample, line)
     if run.dist.first:
-        with open(run.files.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before it is printed
+        append_line(run.files.metrics, json.dumps(line))
         if run.settings.tensorboard:
             log_tensorboard(run, line)
     state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
     return line
+
+
+def log_story(run: Run, sample: str, line: dict[str, float] | None = None) -> None:
+    """Append a frame to `NAME.story.jsonl`, from which the page tells how the model learned.
+
+    line: of the metrics, if there was an evaluation. A network that was changed so far that nothing can look into it
+    trains all the same, without a story.
+    """
+    if not run.dist.first:
+        return
+    try:
+        frame = story_frame(run, sample, line or {})
+    except (AttributeError, TypeError, RuntimeError) as error:
+        tqdm.write(f"NOTE: sampling/inspect.py does not fit the network, so the page has no story: {one_line(error)}")
+    else:
+        append_frame(run.files.story, frame)
 
 
 def metrics_line(run: Run, val_loss: float) -> dict[str, float]:

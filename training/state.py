@@ -79,9 +79,10 @@ class RunPaths:
         self.last = Path(f"{name}.last.pth")  # the training state, to resume from
         self.previous = Path(f"{name}.previous.pth")  # the one before that, should the last one be damaged
         self.metrics = Path(f"{name}.metrics.jsonl")  # one JSON line per evaluation
+        self.story = Path(f"{name}.story.jsonl")  # what the page replays: a frame at step 0 and per evaluation
         self.tensorboard = Path(f"{name}.tensorboard")  # a folder
         self.lock = Path(f"{name}.lock")
-        self.all = (self.best, self.metrics, self.tensorboard, self.previous, self.last)
+        self.all = (self.best, self.metrics, self.story, self.tensorboard, self.previous, self.last)
 
     def check_name(self) -> None:
         """Raise UserError, before any file is made, if --out cannot name a run."""
@@ -99,8 +100,11 @@ class RunPaths:
 
         Free is a number without files, whose lock can be had: without it, a run that has yet to save has that name.
         The best model keeps its name too, for generate.py, until the new run's first save. A kill at any moment loses
-        nothing.
+        nothing. The story of a run that was killed before it saved anything is dropped.
         """
+        alone = [path for path in self.all if path.exists()] == [self.story]
+        if alone and lines_until(self.story, 0) == [self.story.read_bytes()]:
+            self.story.unlink()
         if not self.exist():
             return
         for number in itertools.count(1):
@@ -135,15 +139,21 @@ class RunPaths:
             return header, tensors, self.previous
 
     def trim_metrics(self, step: int) -> None:
-        """Drop the lines that a killed run wrote after its last saved step, and a torn one."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # no UTF-8, no JSON, or not a line of ours
-                if parse_json(line.decode())["step"] <= step and line.endswith(b"\n"):
-                    kept.append(line)
-        write_atomically(self.metrics, lambda file: file.writelines(kept))
+        """Drop the lines of metrics and story that a killed run wrote after its last saved step, and torn ones."""
+        for path in (self.metrics, self.story):
+            if path.exists():
+                lines = lines_until(path, step)
+                write_atomically(path, lambda file, lines=lines: file.writelines(lines))
+
+
+def lines_until(path: Path, step: int) -> list[bytes]:
+    """The whole lines of a file of JSON lines whose `step` is at most this one."""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # no UTF-8, no JSON, or not a line of ours
+            if parse_json(line.decode())["step"] <= step and line.endswith(b"\n"):
+                kept.append(line)
+    return kept
 
 
 def link_or_copy(path: Path, copy: Path) -> None:

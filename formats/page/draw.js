@@ -45,7 +45,60 @@ function bars(shares, className = "") {
 
 /** A token as it stands in tables. */
 function tokenCode(id, className = "") {
-  return html("code", { class: `tok ${className}` }, showToken(page.tokenizer, id));
+  return html("code", { class: `tok ${className}` }, showToken(book.tokenizer, id));
+}
+
+/** How surprising a token was, as a class of the style sheet: s0 (expected) to s5, by its probability. */
+function surpriseClass(nats) {
+  const bounds = [0.5, 0.25, 0.1, 0.03, 0.01].map((probability) => -Math.log(probability));
+  return nats === undefined ? "" : `s${bounds.filter((bound) => nats > bound).length}`;
+}
+
+/** A line of a bar chart: a token or a name, and a bar for each share. */
+function barRow(name, shares) {
+  return html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, ...name), bars(shares));
+}
+
+/** A bar for an amount, up to `largest`, with the number. */
+function amountBar(value, largest) {
+  const bar = bars([Math.min(1, value / largest)]);
+  bar.querySelector(".number").textContent = value.toFixed(2);
+  return bar;
+}
+
+/** A number with its sign. */
+function signed(value) {
+  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+}
+
+/** A bar to the right for a positive value, to the left for a negative one, with the number. */
+function signedBar(value, largest) {
+  const bar = html("span", { class: `bar ${value < 0 ? "bar1" : ""}` }), share = (50 * Math.abs(value)) / largest;
+  bar.style.width = `${share}%`;
+  bar.style.marginLeft = `${value < 0 ? 50 - share : 50}%`;
+  return html("span", { class: "bar-line" }, html("span", { class: "track" }, bar),
+    html("span", { class: "number" }, signed(value).slice(0, -1)));
+}
+
+/** A vector as bars: up and blue above zero, down and brown below. */
+function vectorBars(vector) {
+  const height = 31, middle = 15, label = `${vector.length} numbers`;
+  const canvas = html("canvas", { class: "vector", width: vector.length, height, role: "img", "aria-label": label });
+  const context = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  const largest = vector.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
+  vector.forEach((value, i) => {
+    const length = Math.max(1, Math.round((middle * Math.abs(value)) / largest));
+    context.fillStyle = style.getPropertyValue(value > 0 ? "--bar" : "--bar2");
+    context.fillRect(i, value > 0 ? middle - length : middle + 1, 1, length);
+  });
+  return canvas;
+}
+
+/** Token t of the window with its number in the text: a click chooses it. */
+function placedToken(t) {
+  const index = book.start + t;
+  return html("span", { class: "placed", "data-index": index },
+    tokenCode(book.ids[t], t === book.position ? "chosen" : ""), ` ${index + 1}`);
 }
 
 /** The red, green and blue of a colour of the style sheet, by its name, such as "--map". */
@@ -54,24 +107,22 @@ function colour(name) {
   return [1, 3, 5].map((start) => parseInt(value.slice(start, start + 2), 16));
 }
 
-/** Paint weights (T, T) on a canvas of T x T pixels: what the mask hides has a colour of its own, and one more in the
- * row that is chosen.
+/** Paint weights (T, T) on a canvas, a pixel each, or `size` rows and columns of them from `start` on.
  *
- * Small weights matter too, so a shade stands for the square root of a weight.
+ * What the mask hides has a colour of its own, and one more in the row that is chosen. Small weights matter too, so a
+ * shade stands for the square root of a weight.
  */
-function paintMap(canvas, weights, T, chosen = -1) {
+function paintMap(canvas, weights, T, { start = 0, size = T, chosen = -1 } = {}) {
   const [low, high, hidden, marked] = ["--map-low", "--map-high", "--map-hidden", "--map-row"].map(colour);
-  canvas.width = canvas.height = T;
-  const context = canvas.getContext("2d"), image = context.createImageData(T, T);
-  for (let row = 0; row < T; row++) {
-    for (let column = 0; column < T; column++) {
-      const shade = Math.sqrt(weights[row * T + column]);
-      for (let c = 0; c < 3; c++) {
-        const masked = row === chosen ? marked[c] : hidden[c];
-        image.data[4 * (row * T + column) + c] = column > row ? masked : low[c] + (high[c] - low[c]) * shade;
-      }
-      image.data[4 * (row * T + column) + 3] = 255;
+  canvas.width = canvas.height = size;
+  const context = canvas.getContext("2d"), image = context.createImageData(size, size);
+  for (let i = 0; i < size * size; i++) {
+    const row = start + Math.floor(i / size), column = start + (i % size), masked = row === chosen ? marked : hidden;
+    const shade = Math.sqrt(weights[row * T + column]);
+    for (let c = 0; c < 3; c++) {
+      image.data[4 * i + c] = column > row ? masked[c] : low[c] + (high[c] - low[c]) * shade;
     }
+    image.data[4 * i + 3] = 255;
   }
   context.putImageData(image, 0, 0);
 }
@@ -94,10 +145,4 @@ function extent(values, margin = 0) {
 /** A function from [low, high] to [from, to]. */
 function scale([low, high], from, to) {
   return (value) => from + ((value - low) / (high - low || 1)) * (to - from);
-}
-
-/** Run `work` now and whenever light becomes dark or the other way round. */
-function withTheme(work) {
-  work();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", work);
 }

@@ -1,38 +1,41 @@
 /* The page begins here. */
 "use strict";
 
-/** What all panels share: the data of the page, and the tokenizer. */
-const page = { model: JSON.parse(dataOf("model")) };
-page.tokenizer = makeTokenizer(page.model.tokenizer);
-
 /** Say in words what went wrong. */
 function alertUser(error) {
   byId("alert").textContent = `Something went wrong: ${error.message ?? error}`;
   byId("alert").hidden = false;
 }
 
-/** One line about the model. */
-function summary({ config, origin, parameters }) {
-  const corpus = origin.corpus ? `, trained on ${origin.corpus}` : "";
-  return `${parameters.toLocaleString("en")} parameters in ${config.num_layers} layers of ${config.num_heads} heads`
-    + `${corpus}. It runs here, in your browser, on your machine.`;
+let saving; // a timer: browsers refuse to change the address too often
+
+/** Keep chapter, prompt, settings and token in the address, #chapter&prompt=…&seed=…&token=…, to be shared. */
+function keepState() {
+  clearTimeout(saving);
+  saving = setTimeout(() => {
+    const fields = new URLSearchParams({ ...writing.shared(), token: book.index + 1 });
+    history.replaceState(null, "", `#${book.current}&${fields}`);
+  }, 400);
 }
 
 async function main() {
-  byId("summary").textContent = summary(page.model);
-  const engine = new Engine(page.model, dataOf("weights")), { config } = page.model;
-  window.tinygpt = makeApi(page.model, page.tokenizer, engine);
-  const look = new LookPanel(engine, config);
-  const write = new WritePanel(window.tinygpt, engine, (prompt, ids) => {
-    look.show([...page.tokenizer.encode(prompt), ...ids]).catch(alertUser);
-  });
+  const engine = new Engine(page.model, dataOf("weights"));
+  Object.assign(book, { config: page.model.config, tokenizer: makeTokenizer(page.model.tokenizer) });
   byId("prompt").value = page.model.prompt;
-  showLearn();
-  drawTokenMap(page.model.maps.tokens);
-  drawPositionMap(page.model.maps.positions);
+  book.open(engine);
+  window.tinygpt = makeApi(book, engine);
+  const [chapter, ...rest] = location.hash.slice(1).split("&"), state = new URLSearchParams(rest.join("&"));
+  addEventListener("hashchange", () => location.reload());
   await engine.ready;
   window.tinygpt.trusted = true;
-  await write.write();
+  byId("go").disabled = false;
+  await book.useModel();
+  writing.restore(state);
+  const place = book.chapters.findIndex(({ id }) => id === chapter);
+  if (place > 0) showChapter(place);
+  else markChapter(book.chapters[0].id);
+  if (writing.checkSeed()) await writing.write(startIds(book.tokenizer, byId("prompt").value));
+  if (state.has("token")) await book.moveTo(Number(state.get("token")) - 1 || 0);
 }
 
 main().catch((error) => {

@@ -1,4 +1,4 @@
-/* Maps of the embeddings: points on the two axes along which they differ most (computed when the page was made). */
+/* Maps of the embeddings: points on the two axes along which they differ most, computed in Python. */
 "use strict";
 
 const KINDS = [
@@ -15,50 +15,61 @@ function kindOf(text) {
   return KINDS.findIndex(([, pattern]) => pattern.test(text));
 }
 
-/** Functions from a point to its coordinates in a plot. */
-function scales(points, width, height, margin) {
+/** Functions from a point to its coordinates in a square plot that holds all of `points`. */
+function squareScales(points) {
   const [xs, ys] = [0, 1].map((axis) => extent(points.map((point) => point[axis]), 0.03));
-  return [scale(xs, margin, width - margin), scale(ys, height - margin, margin)];
+  return [scale(xs, 24, 576), scale(ys, 576, 24)];
+}
+
+/** The mean distance of two of the points. */
+function spread(points) {
+  let sum = 0;
+  for (let i = 0; i < points.length; i++) for (let j = 0; j < i; j++) sum += distance(points[i], points[j]);
+  return sum / (points.length * (points.length - 1) / 2) || 1;
+}
+
+function distance([a, b], [c, d]) {
+  return Math.hypot(a - c, b - d);
+}
+
+/** How far neighbours lie apart, where 1 is as far as any two points. */
+function neighbourDistance(points) {
+  const steps = points.slice(1).map((point, i) => distance(point, points[i]));
+  return steps.reduce((sum, step) => sum + step, 0) / steps.length / spread(points);
+}
+
+/** Points made so large that their spread is 1: a map grows in training, and its shape is what matters. */
+function unitSized(points) {
+  const size = spread(points);
+  return points.map((point) => point.map((value) => value / size));
 }
 
 /** How much of the embeddings' differences the two axes show. */
-function describeShares(shares) {
-  return `The two axes show ${percent(shares[0] + shares[1])} of the variance (principal components).`;
+function describeShares([first, second]) {
+  return `The two axes show ${percent(first + second)} of the variance (principal components).`;
 }
 
-function drawTokenMap({ ids, points, shares }) {
-  const plot = byId("token-map"), [x, y] = scales(points, 600, 600, 24);
+/** Draw tokens where their embeddings lie; frame: points that the plot has to hold. */
+function drawTokenMap(plot, { ids, points }, tokenizer, frame) {
+  const [x, y] = squareScales(frame);
   plot.setAttribute("viewBox", "0 0 600 600");
-  points.forEach((point, index) => {
-    const id = ids[index];
-    const kind = kindOf(page.tokenizer.decode([id]));
-    const label = showToken(page.tokenizer, id).slice(0, 12);
-    plot.append(svg("text", { x: x(point[0]), y: y(point[1]), class: `k${kind}` }, label));
-  });
-  const names = KINDS.map(([name], kind) => html("span", { class: `key k${kind}` }, name));
-  byId("token-legend").append(...names);
-  const all = ids.length >= page.model.config.vocab_size - 2;
-  const some = all ? "" : ` Shown are the first ${ids.length} readable tokens.`;
-  byId("token-note").textContent = "Tokens that are used in a similar way lie near each other: nobody told the model "
-    + "what a vowel is. " + describeShares(shares) + some;
+  plot.replaceChildren(...unitSized(points).map((point, index) => {
+    const kind = kindOf(tokenizer.decode([ids[index]])), label = showToken(tokenizer, ids[index]).slice(0, 12);
+    return svg("text", { x: x(point[0]), y: y(point[1]), class: `k${kind}` }, label);
+  }));
 }
 
-function drawPositionMap({ points, shares }) {
-  const plot = byId("position-map"), [x, y] = scales(points, 600, 600, 24);
+/** Draw positions of a window of maxSeq as a path. */
+function drawPositionMap(plot, { points }, maxSeq, frame) {
+  const [x, y] = squareScales(frame), places = unitSized(points).map((point) => [x(point[0]), y(point[1])]);
+  const every = Math.max(1, Math.round(points.length / 8)), stride = Math.ceil(maxSeq / points.length);
   plot.setAttribute("viewBox", "0 0 600 600");
-  const corners = points.map((point) => `${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`);
-  plot.append(svg("polyline", { points: corners.join(" "), class: "path" }));
-  const every = Math.max(1, Math.round(points.length / 8)), { max_seq: maxSeq } = page.model.config;
-  const stride = Math.ceil(maxSeq / points.length);
-  points.forEach((point, index) => {
+  const corners = places.map((place) => place.map(Math.round)).join(" ");
+  plot.replaceChildren(svg("polyline", { points: corners, class: "path" }));
+  places.forEach(([cx, cy], index) => {
     const shade = Math.floor((index / points.length) * 6);
-    plot.append(svg("circle", { cx: x(point[0]), cy: y(point[1]), r: index % every ? 4 : 7, class: `p${shade}` }));
+    plot.append(svg("circle", { cx, cy, r: index % every ? 4 : 7, class: `p${shade}` }));
     if (index % every) return;
-    plot.append(svg("text", { x: x(point[0]) + 10, y: y(point[1]) - 8, class: "k5" }, String(index * stride + 1)));
+    plot.append(svg("text", { x: cx + 10, y: cy - 8, class: "k5" }, String(index * stride + 1)));
   });
-  const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
-  byId("position-legend").append("position 1 ", ...swatches, ` position ${maxSeq}`);
-  byId("position-note").textContent = `Each of the ${maxSeq} positions in the window has a learned vector. `
-    + "Where neighbours lie side by side, the model has learned that positions have an order. "
-    + describeShares(shares);
 }

@@ -5,108 +5,6 @@
 */
 "use strict";
 
-/** out (T, rows) = x (T, columns) · matrixᵀ + bias, with matrix (rows, columns), as PyTorch's nn.Linear keeps it. */
-function linear(out, x, matrix, bias, T, rows, columns) {
-  let t = 0;
-  for (; t + 4 <= T; t += 4) fourTokens(out, x, matrix, t, rows, columns);
-  for (; t < T; t++) dots(out, t * rows, x, t * columns, matrix, 0, columns, rows, columns);
-  if (bias) for (let i = 0; i < T * rows; i++) out[i] += bias[i % rows];
-}
-
-/** Products of one vector with `count` others: out[outStart + n] = Σ_i x[xStart + i] · others[first + n · step + i].
- *
- * Four at once: a number of x that is loaded is used four times.
- */
-function dots(out, outStart, x, xStart, others, first, step, count, length) {
-  let n = 0;
-  for (; n + 4 <= count; n += 4) {
-    const r0 = first + n * step, r1 = r0 + step, r2 = r1 + step, r3 = r2 + step;
-    let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-    for (let i = 0; i < length; i++) {
-      const value = x[xStart + i];
-      s0 += value * others[r0 + i];
-      s1 += value * others[r1 + i];
-      s2 += value * others[r2 + i];
-      s3 += value * others[r3 + i];
-    }
-    out[outStart + n] = s0;
-    out[outStart + n + 1] = s1;
-    out[outStart + n + 2] = s2;
-    out[outStart + n + 3] = s3;
-  }
-  for (; n < count; n++) {
-    let sum = 0;
-    for (let i = 0; i < length; i++) sum += x[xStart + i] * others[first + n * step + i];
-    out[outStart + n] = sum;
-  }
-}
-
-/** Rows t to t + 3 of `linear`, without bias: four tokens and two rows of the matrix at once. */
-function fourTokens(out, x, matrix, t, rows, columns) {
-  const x0 = t * columns, x1 = x0 + columns, x2 = x1 + columns, x3 = x2 + columns;
-  const o0 = t * rows, o1 = o0 + rows, o2 = o1 + rows, o3 = o2 + rows;
-  for (let row = 0; row < rows; row += 2) {
-    const next = row + 1 < rows ? row + 1 : row; // the last one twice, if their number is odd
-    const r = row * columns, q = next * columns;
-    let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
-    for (let i = 0; i < columns; i++) {
-      const a = matrix[r + i], b = matrix[q + i];
-      const v0 = x[x0 + i], v1 = x[x1 + i], v2 = x[x2 + i], v3 = x[x3 + i];
-      a0 += a * v0; a1 += a * v1; a2 += a * v2; a3 += a * v3;
-      b0 += b * v0; b1 += b * v1; b2 += b * v2; b3 += b * v3;
-    }
-    out[o0 + row] = a0; out[o1 + row] = a1; out[o2 + row] = a2; out[o3 + row] = a3;
-    out[o0 + next] = b0; out[o1 + next] = b1; out[o2 + next] = b2; out[o3 + next] = b3;
-  }
-}
-
-/** Add vectors, each times its weight: out[outStart + i] += Σ_n weights[n] · vectors[first + n · step + i]. */
-function addWeighted(out, outStart, weights, vectors, first, step, count, length) {
-  let n = 0;
-  for (; n + 4 <= count; n += 4) {
-    const r0 = first + n * step, r1 = r0 + step, r2 = r1 + step, r3 = r2 + step;
-    const w0 = weights[n], w1 = weights[n + 1], w2 = weights[n + 2], w3 = weights[n + 3];
-    for (let i = 0; i < length; i++) {
-      out[outStart + i] += w0 * vectors[r0 + i] + w1 * vectors[r1 + i] + w2 * vectors[r2 + i] + w3 * vectors[r3 + i];
-    }
-  }
-  for (; n < count; n++) {
-    for (let i = 0; i < length; i++) out[outStart + i] += weights[n] * vectors[first + n * step + i];
-  }
-}
-
-/** out (T, C): each row of x (T, C) with mean 0 and variance 1, then scaled and shifted. */
-function layerNorm(out, x, weight, bias, T, C) {
-  for (let start = 0; start < T * C; start += C) {
-    let mean = 0, variance = 0;
-    for (let i = 0; i < C; i++) mean += x[start + i];
-    mean /= C;
-    for (let i = 0; i < C; i++) variance += (x[start + i] - mean) ** 2;
-    const scale = 1 / Math.sqrt(variance / C + 1e-5);
-    for (let i = 0; i < C; i++) out[start + i] = (x[start + i] - mean) * scale * weight[i] + (bias ? bias[i] : 0);
-  }
-}
-
-/** The error function, to 1.2e-7: Press et al., Numerical Recipes, section 6.2 (erfc by a Chebyshev polynomial). */
-function erf(x) {
-  const t = 1 / (1 + 0.5 * Math.abs(x));
-  const polynomial = -1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806 + t * (
-    0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))));
-  const complement = t * Math.exp(-x * x + polynomial);
-  return x >= 0 ? 1 - complement : complement - 1;
-}
-
-/** Apply GELU to the first `count` numbers of x, in place; `kind` is "exact" or "tanh", GPT-2's approximation. */
-function gelu(x, count, kind) {
-  for (let i = 0; i < count; i++) {
-    const value = x[i];
-    const inner = kind === "exact"
-      ? erf(value * Math.SQRT1_2)
-      : Math.tanh(Math.sqrt(2 / Math.PI) * (value + 0.044715 * value ** 3));
-    x[i] = 0.5 * value * (1 + inner);
-  }
-}
-
 /** The keys and values of every layer, (maxSeq, C) each, of which the first `length` rows are filled. */
 class KVCache {
   constructor(config) {
@@ -117,15 +15,17 @@ class KVCache {
   }
 }
 
-/** What `forward` notes on its way, if it is asked to, for the panel "Look inside".
+/** What `forward` notes on its way, if it is asked to, for the chapters that look inside.
  *
  * attention[layer]: (nh, T, T), the weights that each token (row) gives to each token (column).
  * residual[layer]: (T, C), the stream after the embeddings (0) and after each block (1 … num_layers).
+ * middle[layer]: (T, C), the stream within a block: attention has been added, the MLP has not.
  */
 class Trace {
   constructor() {
     this.attention = [];
     this.residual = [];
+    this.middle = [];
   }
 }
 
@@ -171,6 +71,7 @@ class TinyGPT {
     if (trace) trace.residual.push(x.slice());
     for (let layer = 0; layer < this.layers.length; layer++) {
       this.attend(x, T, layer, cache, trace, off);
+      if (trace) trace.middle.push(x.slice());
       this.feedForward(x, T, this.layers[layer]);
       if (trace) trace.residual.push(x.slice());
     }
@@ -246,15 +147,21 @@ class TinyGPT {
   }
 }
 
+/** Where the window begins in which the model reads a text's first `length` tokens, if the first `given` of them were
+ * not written by it: what SlidingWindow does, in one formula, for whoever wants to know it afterwards. */
+function windowStart(length, given, maxSeq, stride) {
+  const first = Math.max(0, given - maxSeq);
+  return first + stride * Math.ceil(Math.max(0, length - first - maxSeq) / stride);
+}
+
 /** A model reading a text that grows by one token at a time: SlidingWindow of sampler.py, for one row.
  *
- * A full window drops `stride` tokens at its left end, and is read anew: all its positions change.
+ * A full window drops `stride` tokens at its left end, and is read anew: all its positions change. off: silent heads.
  */
 class SlidingWindow {
-  constructor(model, ids, stride) {
+  constructor(model, ids, stride, off = null) {
     const { max_seq: maxSeq } = model.config;
-    this.model = model;
-    this.maxSeq = maxSeq;
+    Object.assign(this, { model, maxSeq, off });
     this.stride = stride ?? Math.max(1, Math.floor(maxSeq / 2));
     if (!(Number.isInteger(this.stride) && this.stride >= 1 && this.stride <= maxSeq)) {
       throw new Error(`stride must be a whole number from 1 to ${maxSeq}, not ${stride}`);
@@ -271,6 +178,6 @@ class SlidingWindow {
       this.cache.length = 0;
     }
     const unread = this.ids.slice(this.start + this.cache.length);
-    return this.model.forward(unread, this.cache, { lastOnly: true });
+    return this.model.forward(unread, this.cache, { lastOnly: true, off: this.off });
   }
 }

@@ -137,42 +137,41 @@ function sampleToken(probabilities, uniform) {
   return last; // uniform * total was rounded up to the total
 }
 
-/** What the page shows of one chosen token: how the filters treated its likeliest rivals (as --explain does).
+/** Logits (V) with -Infinity for the tokens that are never sampled. */
+function suppress(logits, ids) {
+  const result = logits.slice();
+  for (const id of ids) result[id] = -Infinity;
+  return result;
+}
+
+/** What the filters make of the likeliest next tokens (as --explain shows it), by the model's logits (V).
  *
- * Returns {id, surprise (nats, before any filter), stages: names, rows: [{id, shares: one per stage}], left: how many
- * tokens each stage leaves}; the chosen token is always among the rows.
+ * Returns {stages: names, rows: [{id, shares: one per stage}], left: how many tokens each stage leaves}. The token
+ * `chosen` is always among the rows. The first stage is the model itself; tokens that are never sampled, `suppressed`,
+ * are gone from the second on.
  */
-function explainChoice(stages, probabilities, chosen, candidates = 8) {
-  const model = probabilities[0];
-  const top = [];
-  for (let id = 0; id < model.length; id++) {
-    if (top.length === candidates && model[id] <= model[top[candidates - 1]]) continue;
-    let rank = top.length;
-    while (rank > 0 && model[id] > model[top[rank - 1]]) rank--;
-    top.splice(rank, 0, id);
-    top.length = Math.min(top.length, candidates);
-  }
-  if (!top.includes(chosen)) top.push(chosen);
+function explainChoice(logits, seen, sampling, suppressed, chosen, candidates = 8) {
+  const stages = filterStages(suppress(logits, suppressed), seen, sampling);
+  const probabilities = [softmax(logits), ...stages.slice(1).map((stage) => softmax(stage.logits))];
+  const top = Array.from(descending(logits).subarray(0, candidates));
+  if (chosen !== undefined && !top.includes(chosen)) top.push(chosen);
   return {
-    id: chosen,
-    surprise: -Math.log(model[chosen]),
     stages: stages.map((stage) => stage.name),
     rows: top.map((id) => ({ id, shares: probabilities.map((shares) => shares[id]) })),
     left: probabilities.map((shares) => shares.reduce((count, share) => count + (share > 0), 0)),
   };
 }
 
-/** Yield an explained token, `maxNewTokens` times; the window grows by each. suppressed: ids that are never sampled. */
+/** Yield a token, {id, surprise}, `maxNewTokens` times; the window grows by each. surprise: −ln p by the model itself,
+ * in nats. suppressed: ids that are never sampled. */
 function* generateTokens(window, maxNewTokens, seed, sampling, suppressed) {
   const random = new Mersenne(seed), seen = new Set(window.ids);
   for (let made = 0; made < maxNewTokens; made++) {
-    const logits = window.nextLogits();
-    for (const id of suppressed) logits[id] = -Infinity;
-    const stages = filterStages(logits, seen, sampling);
-    const probabilities = stages.map((stage) => softmax(stage.logits));
-    const chosen = sampleToken(probabilities[probabilities.length - 1], random.uniform());
-    window.ids.push(chosen);
-    seen.add(chosen);
-    yield explainChoice(stages, probabilities, chosen);
+    const logits = window.nextLogits(), model = softmax(logits);
+    const stages = filterStages(suppress(logits, suppressed), seen, sampling);
+    const id = sampleToken(softmax(stages[stages.length - 1].logits), random.uniform());
+    window.ids.push(id);
+    seen.add(id);
+    yield { id, surprise: -Math.log(model[id]) };
   }
 }

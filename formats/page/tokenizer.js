@@ -112,12 +112,27 @@ function makeTokenizer(plain) {
   return plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain);
 }
 
+/** The ids that are never sampled: all special ones, unless one ends the text. */
+function suppressedIds({ specialIds, endId }) {
+  return specialIds.filter((id) => id !== endId);
+}
+
+// Characters that show nothing, or turn the direction of what follows.
+const INVISIBLE = /[\p{Cc}\p{Cn}\p{Co}\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/gu;
+
+/** A text in which what cannot be seen is written as its number, except white space. */
+function escapeInvisible(text) {
+  const number = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  return text.replace(INVISIBLE, (character) => ("\n\t".includes(character) ? character : number(character)));
+}
+
 /** How a token is written in a table: white space visible, bytes that are no whole character as numbers. */
 function showToken(tokenizer, id) {
-  if (tokenizer.specialIds.includes(id)) return "(special)";
+  if (tokenizer.specialIds.includes(id)) return id === tokenizer.startId ? "(start)" : "(special)";
   const text = tokenizer.decode([id]);
   if (tokenizer.bytes && text.includes(REPLACEMENT)) {
     return tokenizer.bytes(id).map((byte) => `x${byte.toString(16).toUpperCase()}`).join(" ");
   }
-  return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍");
+  const space = { " ": "␣", "\n": "⏎", "\t": "⇥" };
+  return escapeInvisible(text.replace(/\r/g, "␍")).replace(/[ \n\t]/g, (c) => space[c]).replace(/^\p{M}/u, "◌$&");
 }

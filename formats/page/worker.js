@@ -18,33 +18,31 @@ function fromBase64(text) {
   return bytes;
 }
 
-/** The weights by name; layout: [[name, how many numbers], …] in the order in which they lie in the file. */
+/** The weights by name; layout: [[name, how many numbers, rows], …] in the order in which they lie in the file.
+ *
+ * In int8, each row of a matrix has a scale among the float32 numbers, which all come before the int8 ones.
+ */
 function readWeights(base64, precision, layout) {
-  const { buffer } = fromBase64(base64), values = float16Values();
-  const all = precision === "float16" ? Float32Array.from(new Uint16Array(buffer), (bits) => values[bits])
-    : new Float32Array(buffer);
-  const weights = {};
-  let start = 0;
-  for (const [name, count] of layout) weights[name] = all.subarray(start, start += count);
+  const { buffer } = fromBase64(base64), values = precision === "float16" && float16Values();
+  const scaled = layout.reduce((sum, [, count, rows]) => sum + (rows || count), 0);
+  const all = values ? Float32Array.from(new Uint16Array(buffer), (bits) => values[bits])
+    : new Float32Array(buffer, 0, scaled);
+  const weights = {}, levels = new Int8Array(buffer, values ? 0 : 4 * scaled);
+  let start = 0, from = 0;
+  for (const [name, count, rows] of layout) {
+    const numbers = all.subarray(start, start += rows || count);
+    weights[name] = rows ? new Float32Array(count) : numbers;
+    for (let row = 0, i = 0; row < rows; row++) {
+      for (const end = (row + 1) * (count / rows); i < end; i++) weights[name][i] = levels[from++] * numbers[row];
+    }
+  }
   return weights;
-}
-
-/** Row t of a matrix that lies in one array, row after row. */
-function rowOf(matrix, t, width) {
-  return matrix.subarray(t * width, (t + 1) * width);
 }
 
 /** The likeliest tokens of logits (V): [{id, share}]. */
 function likeliest(logits, count) {
   const shares = softmax(logits);
   return Array.from(descending(logits).subarray(0, count), (id) => ({ id, share: shares[id] }));
-}
-
-/** The mean of -ln p of every token after the first: logits (T, V) against ids (T). */
-function lossOf(logits, ids, vocabSize) {
-  let total = 0;
-  for (let t = 0; t + 1 < ids.length; t++) total -= Math.log(softmax(rowOf(logits, t, vocabSize))[ids[t + 1]]);
-  return total / (ids.length - 1);
 }
 
 const UNTRUSTED = "this page does not compute what its model computed when the page was made. The file is damaged or "
@@ -60,35 +58,57 @@ function checkModel(model, { ids, positions, logits, tolerance }) {
   if (!same) throw new Error(UNTRUSTED);
 }
 
-/** What the page can ask of the model. Each method's answer goes back to it. */
+/** What the page can ask of the model. Each method's answer goes back to it. ids: a window, as it is fed. */
 class ModelServer {
+  constructor() {
+    this.stopped = new Set();
+  }
+
   load({ model, weights }) {
     const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
     checkModel(network, model.check);
-    this.model = network;
-    this.endId = model.tokenizer.endId; // ends a text when it is sampled; null if no token does
-    this.suppressed = model.tokenizer.specialIds.filter((id) => id !== this.endId);
-    this.stopped = new Set();
+    this.own = { network, tokenizer: model.tokenizer };
+    return this.use({});
+  }
+
+  /** From now on another model answers, {config, weights, tokenizer}; without weights the page's own one. */
+  use({ config, weights, tokenizer }) {
+    this.model = weights ? new TinyGPT(config, weights) : this.own.network;
+    this.tokenizer = makeTokenizer(tokenizer ?? this.own.tokenizer);
+    this.suppressed = suppressedIds(this.tokenizer);
+    this.readings = [];
     return true;
+  }
+
+  /** A reading of the ids, {ids, logits, trace}, without the heads in `off`. The last two are remembered: many
+   * questions are about the same window. */
+  reading(ids, off = []) {
+    const key = `${ids} ${off}`, known = this.readings.find((reading) => reading.key === key);
+    if (known) return known;
+    const trace = new Trace();
+    const logits = this.model.forward(ids, new KVCache(this.model.config), { trace, off: new Set(off) });
+    const reading = { key, ids, trace, logits };
+    this.readings = [reading, ...this.readings.slice(0, 1)];
+    return reading;
   }
 
   /** Logits after each of the ids: T arrays of V numbers. */
   logits({ ids }) {
-    const all = this.model.forward(ids, new KVCache(this.model.config)), { vocab_size: V } = this.model.config;
-    return ids.map((_, t) => Array.from(rowOf(all, t, V)));
+    return ids.map((_, t) => Array.from(rowOf(this.reading(ids).logits, t, this.model.config.vocab_size)));
   }
 
-  /** Make tokens, sending them to the page some thirty times a second; the answer is all of their ids. */
-  async generate({ ids, maxNewTokens, seed, stride, sampling }, job, send) {
-    const window = new SlidingWindow(this.model, ids, stride), made = [];
-    let fresh = [], mark = performance.now();
-    for (const choice of generateTokens(window, maxNewTokens, seed, sampling, this.suppressed)) {
-      made.push(choice.id);
-      fresh.push(choice);
-      if (choice.id === this.endId) break;
+  /** Make tokens, sending {ids, surprises} to the page some thirty times a second; the answer is all of their ids. */
+  async generate({ ids, maxNewTokens, seed, stride, sampling, off }, job, send) {
+    const window = new SlidingWindow(this.model, ids, stride, off && new Set(off)), made = [];
+    let fresh = { ids: [], surprises: [] }, mark = performance.now();
+    for (const { id, surprise } of generateTokens(window, maxNewTokens, seed, sampling, this.suppressed)) {
+      made.push(id);
+      fresh.ids.push(id);
+      fresh.surprises.push(surprise);
+      if (id === this.tokenizer.endId) break;
       if (performance.now() - mark < 33) continue;
       send(fresh);
-      fresh = [];
+      fresh = { ids: [], surprises: [] };
       await letMessagesIn();
       mark = performance.now();
       if (this.stopped.delete(job)) break;
@@ -101,31 +121,71 @@ class ModelServer {
     this.stopped.add(job);
   }
 
-  /** Attention (layers, nh, T, T) of the ids, and their loss with all heads and without those in `off`. */
-  look({ ids, off }) {
-    const { vocab_size: V } = this.model.config, trace = new Trace();
-    const logits = this.model.forward(ids, new KVCache(this.model.config), { trace });
-    const without = !off.length ? logits
-      : this.model.forward(ids, new KVCache(this.model.config), { off: new Set(off) });
-    this.looked = { ids, trace, logits, without };
-    return { attention: trace.attention, loss: lossOf(logits, ids, V), lossWithout: lossOf(without, ids, V) };
+  /** How surprising each of the ids was, the attention (nh, T, T) of each layer, and the habit of each head. */
+  read({ ids }) {
+    const { logits, trace } = this.reading(ids), { vocab_size: V, num_heads: nh } = this.model.config;
+    const texts = ids.map((id) => this.tokenizer.decode([id]));
+    const habits = headHabits(trace, ids, nh, texts);
+    return { surprises: surprises(logits, ids, V), attention: trace.attention, habits };
   }
 
-  /** What every layer would predict after token t of the ids last looked at; `next`: the likeliest next tokens with
-   * all heads, and their shares without those switched off. */
-  position({ t, count = 4 }) {
-    const { vocab_size: V, embed_dim: C } = this.model.config, { trace, logits, without } = this.looked;
-    const lens = trace.residual.map((x) => likeliest(this.model.predict(rowOf(x, t, C).slice(), 1), count));
-    const shares = softmax(rowOf(without, t, V));
-    const next = likeliest(rowOf(logits, t, V), 8).map((token) => ({ ...token, without: shares[token.id] }));
-    return { lens, next };
+  /** The loss of the ids with all heads, and without those in `off`. */
+  losses({ ids, off = [] }) {
+    const { vocab_size: V } = this.model.config, loss = lossOf(this.reading(ids).logits, ids, V);
+    return { loss, lossWithout: off.length ? lossOf(this.reading(ids, off).logits, ids, V) : loss };
+  }
+
+  /** Attention (layers, nh, T, T) of the ids, and `losses`. */
+  look({ ids, off }) {
+    return { attention: this.reading(ids).trace.attention, ...this.losses({ ids, off }) };
+  }
+
+  /** What happens at token t. logits (V): the model's; without (V): those without the heads in `off`. target: the next
+   * token's id, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the target's share there.
+   * parts: what adds to the target's logit. */
+  token({ ids, t, id, off = [], count = 4 }) {
+    const { vocab_size: V, embed_dim: C } = this.model.config, reading = this.reading(ids);
+    const logits = rowOf(reading.logits, t, V).slice(), target = id ?? argmax(logits);
+    const lens = reading.trace.residual.map((x) => {
+      const early = this.model.predict(rowOf(x, t, C).slice(), 1);
+      return { top: likeliest(early, count), share: softmax(early)[target] };
+    });
+    const without = off.length ? rowOf(this.reading(ids, off).logits, t, V).slice() : logits;
+    return { logits, without, target, lens, parts: contributions(this.model, reading, t, target) };
   }
 
   /** All of the logit lens: (layers + 1) x (T, V) logits of the ids. */
   lens({ ids }) {
-    const trace = new Trace();
-    this.model.forward(ids, new KVCache(this.model.config), { trace });
-    return trace.residual.map((x) => this.model.predict(x, ids.length));
+    return this.reading(ids).trace.residual.map((x) => this.model.predict(x.slice(), ids.length));
+  }
+
+  /** See followToken. */
+  follow({ ids, position, layer, head }) {
+    const { num_layers: layers, num_heads: heads } = this.model.config;
+    const bounds = [["position", position, ids.length], ["layer", layer, layers], ["head", head, heads]];
+    for (const [name, value, count] of bounds) {
+      if (!(Number.isInteger(value) && value >= 0 && value < count)) throw new Error(`there is no ${name} ${value}`);
+    }
+    return followToken(this.model, this.reading(ids), position, layer, head);
+  }
+
+  /** See trainNetwork. */
+  train(request, job, send) {
+    return trainNetwork(request, send, () => this.stopped.delete(job));
+  }
+
+  /** The loss of the ids without each head: [{layer, head, loss, change}], the most needed head first. */
+  async rankHeads({ ids }, job, send) {
+    const { vocab_size: V, num_layers: layers, num_heads: heads } = this.model.config, ranks = [];
+    const loss = lossOf(this.reading(ids).logits, ids, V);
+    for (let index = 0; index < layers * heads; index++) {
+      const logits = this.model.forward(ids, new KVCache(this.model.config), { off: new Set([index]) });
+      const without = lossOf(logits, ids, V);
+      ranks.push({ layer: Math.floor(index / heads), head: index % heads, loss: without, change: without - loss });
+      send(index + 1);
+      await letMessagesIn();
+    }
+    return ranks.sort((a, b) => b.change - a.change);
   }
 }
 
@@ -143,13 +203,13 @@ function letMessagesIn() {
 
 /** Answer the messages {job, question, request} of the page by {job, answer} or {job, error}, and {job, part} before.
  *
- * Until `load` has checked the model, there is none to ask.
+ * Until `load` has checked the model, there is none to ask; to train another one needs none.
  */
 function serve(scope) {
   const server = new ModelServer();
   scope.onmessage = async ({ data: { job, question, request } }) => {
     try {
-      if (question !== "load" && !server.model) throw new Error(UNTRUSTED);
+      if (!["load", "train", "stop"].includes(question) && !server.model) throw new Error(UNTRUSTED);
       const answer = await server[question](request, job, (part) => scope.postMessage({ job, part }));
       scope.postMessage({ job, answer });
     } catch (error) {

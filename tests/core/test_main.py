@@ -47,7 +47,7 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole):
     for word in ("synthetic", "parameters", "floor", "threads", "val ", "python generate.py"):
         assert word in output
     names = sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
-    assert names == ["a.last.pth", "a.metrics.jsonl", "a.previous.pth", "a.pth"]
+    assert names == ["a.last.pth", "a.metrics.jsonl", "a.previous.pth", "a.pth", "a.story.jsonl"]
     lines = read_metrics(folder / "a.metrics.jsonl")
     assert [(line["step"], line["tokens"]) for line in lines] == [(6, 6 * 4 * 16), (12, 12 * 4 * 16)]
     assert {"train_seconds", "train_loss", "lr", "tokens_per_second"} <= lines[0].keys()
@@ -68,6 +68,7 @@ def test_stop_and_resume_equals_one_go_to_the_last_bit(whole, output_of, command
     command("main.py", *RESUME)
     assert_same_state(tmp_path / "a.last.pth", folder / "a.last.pth")
     assert metrics_without_clocks(tmp_path / "a.metrics.jsonl") == metrics_without_clocks(folder / "a.metrics.jsonl")
+    assert (tmp_path / "a.story.jsonl").read_bytes() == (folder / "a.story.jsonl").read_bytes()
     header, weights = read_checkpoint(tmp_path / "a.pth", MODEL)
     _, expected = read_checkpoint(folder / "a.pth", MODEL)
     assert header["origin"]["step"] == 12
@@ -158,8 +159,10 @@ def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypat
     """3,000 steps were lost, once, when a package for the report of the first evaluation was missing. Whatever fails,
     a resumed run makes up for the evaluation, be it that of the last step."""
     output_of("main.py", *SHORT, "--steps", 12)
-    expected = metrics_without_clocks(tmp_path / "a.metrics.jsonl")
-    for name, failing_step in itertools.product(("evaluate", "save_best", "log_metrics", "sample_text"), (6, 12)):
+    expected, story = metrics_without_clocks(tmp_path / "a.metrics.jsonl"), (tmp_path / "a.story.jsonl").read_bytes()
+    for name, failing_step in itertools.product(
+        ("evaluate", "save_best", "log_metrics", "sample_text", "print_step"), (6, 12)
+    ):
         out = f"{name}{failing_step}"
         run = new_run(*SHORT, "--out", f"{out}.pth", "--steps", 12)
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
@@ -167,12 +170,13 @@ def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypat
             patch.setattr(main, name, lambda *a, f=works, r=run, s=failing_step: 1 / (s - r.state.step) and f(*a))
             main.train(run, run.model, StopSignal())
         assert read_checkpoint(tmp_path / f"{out}.last.pth", TRAINING)[0]["training"]["step"] == failing_step
-        nothing_left = (name, failing_step) == ("sample_text", 12)
+        nothing_left = (name, failing_step) == ("print_step", 12)
         assert ("--resume" in where_kept(run)) != nothing_left
         output_of("main.py", "--resume", "--out", f"{out}.pth", code=2 if nothing_left else 0)
         weights = [load_model(tmp_path / f"{one}.pth").model.state_dict() for one in ("a", out)]
         assert all(map(torch.equal, *(w.values() for w in weights)))
         assert metrics_without_clocks(tmp_path / f"{out}.metrics.jsonl") == expected
+        assert (tmp_path / f"{out}.story.jsonl").read_bytes() == story
 
 
 def test_a_run_that_learns_nothing_says_so(output_of):

@@ -164,6 +164,8 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(folder):
     assert done.returncode == 0, done.stderr
     assert "resuming at step 4" in done.stdout and len(last_words(done.stderr)) == 1
     assert "lost contact" in done.stderr and [line["step"] for line in metrics(folder, "killed")] == [4, 8]
+    story = (folder / "killed.story.jsonl").read_text().splitlines()
+    assert [json.loads(frame)["step"] for frame in story] == [0, 4, 8], "the first rank alone writes"
     assert torchrun(folder, *steps, "--out", "whole.pth").returncode == 0
     assert_same_state(folder / "killed.last.pth", folder / "whole.last.pth")
 

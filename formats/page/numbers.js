@@ -1,4 +1,4 @@
-/* The panel "Learn": how the loss fell, what it can be compared with, and the recipe. */
+/* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
 "use strict";
 
 /** Losses to compare with: [name, class, nats per token]. */
@@ -12,34 +12,10 @@ function referenceLines({ config, origin }) {
 
 /** Draw the curves against "step" or "train_seconds". */
 function drawCurves(axis) {
-  const { curves } = page.model, lines = referenceLines(page.model), plot = byId("loss");
-  // As large as it is on the screen, in units of a sixteenth of a rem: letters keep their size on a narrow screen.
-  const unit = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
-  const width = Math.max(240, plot.clientWidth / unit), height = 384, left = 44, right = 16, top = 14, bottom = 46;
-  const values = curves.flatMap((point) => [point.train_loss, point.val_loss]).concat(lines.map((line) => line[2]));
-  const yRange = extent(values, 0.04), xRange = [0, Math.max(...curves.map((point) => point[axis]))];
-  const x = scale(xRange, left, width - right), y = scale(yRange, height - bottom, top);
-  plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  plot.replaceChildren();
-  for (const mark of marks(...yRange)) {
-    plot.append(svg("line", { x1: left, x2: width - right, y1: y(mark), y2: y(mark), class: "rule" }),
-      svg("text", { x: left - 8, y: y(mark) + 5, class: "end" }, String(mark)));
-  }
-  for (const mark of marks(...xRange, width / 130)) {
-    plot.append(svg("text", { x: x(mark), y: height - bottom + 22, class: "middle" }, mark.toLocaleString("en")));
-  }
-  const unitName = axis === "step" ? "steps" : "seconds of training";
-  plot.append(svg("text", { x: (left + width) / 2, y: height - 6, class: "middle" }, unitName));
-  for (const [, kind, value] of lines) {
-    plot.append(svg("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: `line ${kind}` }));
-  }
-  for (const [field, kind] of [["train_loss", "train"], ["val_loss", "val"]]) {
-    const points = curves.map((point) => `${x(point[axis]).toFixed(1)},${y(point[field]).toFixed(1)}`);
-    plot.append(svg("polyline", { points: points.join(" "), class: `line ${kind}` }));
-    for (const point of curves.length < 40 ? curves : []) {
-      plot.append(svg("circle", { cx: x(point[axis]), cy: y(point[field]), r: 3.5, class: kind }));
-    }
-  }
+  const line = (field) => page.model.curves.map((point) => [point[axis], point[field]]);
+  const references = referenceLines(page.model).map(([, kind, value]) => [kind, value]);
+  const unit = axis === "step" ? "steps" : "seconds of training";
+  drawChart(byId("loss"), [["train", line("train_loss")], ["val", line("val_loss")]], references, unit);
 }
 
 /** Show the panel's curves, or say why there are none. */
@@ -95,10 +71,30 @@ function recipeTables({ config, origin, parameters, precision }) {
   ].filter(([, entries]) => entries.length);
 }
 
-function showLearn() {
-  showCurves();
-  byId("floor-text").textContent = floorText(page.model);
-  byId("recipe").append(...recipeTables(page.model).map(([title, rows]) => html("div", { class: "card" },
-    html("table", {}, html("caption", {}, title), ...rows.map(([name, value]) => html("tr", {},
-      html("th", { scope: "row" }, name), html("td", {}, value)))))));
-}
+const GLOSSARY = {
+  token: "a piece of text, here a row in a table of V: a character, or part of a word",
+  embedding: "the row of C numbers that stands for a token, or for a position; it is learned",
+  residual: "the stream: what a token's row becomes, while every layer adds to it (a residual connection)",
+  query: "what a token looks for, as numbers: one row for each head",
+  key: "what a token can be found by; a query's product with it is the score",
+  value: "what a token hands over to whoever looks at it",
+  head: "one of several attentions side by side, each with its own queries, keys and values",
+  logit: "the score of a token as the next one, before softmax",
+  softmax: "makes probabilities out of scores: exp of each, divided by their sum",
+  nats: "the unit of surprise, −ln p; one nat is 1.44 bits",
+  gradient: "how the loss changes if one weight grows a little; training goes the other way",
+  perplexity: "exp of the loss: among how many equally likely tokens the model wavers",
+};
+
+book.add({
+  id: "numbers",
+  setup() {
+    showCurves();
+    byId("floor-text").textContent = floorText(page.model);
+    byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) => html("div", {},
+      html("dt", {}, word), html("dd", {}, meaning))));
+    byId("recipe").append(...recipeTables(page.model).map(([title, rows]) => html("div", { class: "card" },
+      html("table", {}, html("caption", {}, title), ...rows.map(([name, value]) => html("tr", {},
+        html("th", { scope: "row" }, name), html("td", {}, value)))))));
+  },
+});

@@ -1,0 +1,59 @@
+"""The text that goes with a page, for the parts of it that need one: guessing, and training a network in the browser.
+
+A page is sent to others. So only text that everyone has goes with it by itself; a person's own only if they ask for it.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from corpora.texts import read_blocks
+from data_setup import TINYSHAKESPEARE, data_folder, load_corpus
+from formats.story import PUBLIC_CORPORA
+from support.command import UserError
+
+MAX_CHARACTERS = 100_000
+
+
+@dataclass
+class Excerpt:
+    """source: what it is taken from, without folders. unseen: whether the model was not trained on it."""
+
+    source: str
+    text: str
+    unseen: bool
+
+
+def excerpt_of_corpus(origin: dict) -> Excerpt | None:
+    """The beginning of the validation split of the public corpus that a model was trained on; None if it was another,
+    or is not on this machine."""
+    name = origin.get("corpus")
+    if name not in PUBLIC_CORPORA:
+        return None
+    if name == "tinyshakespeare" and not (data_folder() / TINYSHAKESPEARE.file).exists():
+        return None  # a page is no reason to download it
+    with contextlib.suppress(UserError, OSError):
+        corpus = load_corpus(name)
+        if corpus.sha256 == origin.get("corpus_sha256"):  # of books, others may lie there now
+            return Excerpt(f"the validation split of {name}", beginning(corpus.val.blocks()), True)
+    return None
+
+
+def excerpt_of_file(path: Path) -> Excerpt:
+    """The beginning of a text file. Raises UserError if it is not text or has less than two characters, OSError if it
+    cannot be read."""
+    text = beginning(read_blocks(path))
+    if len(text) < 2:
+        raise UserError(f"--excerpt {path} has no text")
+    return Excerpt(path.name, text, False)
+
+
+def beginning(blocks: Iterable[str]) -> str:
+    """The first MAX_CHARACTERS of a text that comes in blocks."""
+    text = ""
+    for block in blocks:
+        text += block
+        if len(text) >= MAX_CHARACTERS:
+            break
+    return text[:MAX_CHARACTERS]

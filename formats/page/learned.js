@@ -1,0 +1,128 @@
+/* Chapter "How it learned": from step 0 to the end, through the frames that the training run has kept. */
+"use strict";
+
+/** The attention weights (T, T) of each map of a frame, whose bytes hold the rows up to the diagonal. */
+function storyMaps({ ids, heads, maps }) {
+  const T = ids.length, bytes = fromBase64(maps);
+  let at = 0;
+  return heads.map(() => {
+    const weights = new Float32Array(T * T);
+    for (let row = 0; row < T; row++) {
+      for (let column = 0; column <= row; column++) weights[row * T + column] = bytes[at++] / 255;
+    }
+    return weights;
+  });
+}
+
+/** A text in the tints of its surprises; of the first `surprises.length` fewer tokens none is known. */
+function tinted(tokenizer, ids, surprises) {
+  const unknown = ids.length - surprises.length, add = tokenizer.stream();
+  return ids.map((id, t) => html("span", { class: surpriseClass(surprises[t - unknown]) }, escapeInvisible(add(id))));
+}
+
+/** What the position map shows, and never that an order was learned which the initial weights had. */
+function positionText(now, first) {
+  const near = neighbourDistance(now.points), before = first && neighbourDistance(first.points);
+  if (near > 0.5) return "Neighbouring positions lie as far apart as others: no order is to be seen.";
+  if (!first) {
+    return "Neighbours lie side by side: positions have an order. Whether it was learned, or the initial weights had "
+      + "it, only the story of the run could tell, and this page has none.";
+  }
+  return before < 0.5 ? "Neighbours lie side by side, but they did so at step 0: the initial weights had this order."
+    : "At step 0 neighbours lay as far apart as any two. Now they lie side by side: the model has learned that "
+      + "positions have an order.";
+}
+
+/** What the token map shows; of vowels only if the text has them. */
+function tokenText(now, first, tokenizer) {
+  const letters = (pattern, { ids, points }) => points.filter((_, i) => pattern.test(tokenizer.decode([ids[i]])));
+  const nearness = (map) => spread(letters(/^[aeiou]$/, map)) / spread(letters(/^[a-z]$/, map));
+  if (letters(/^[aeiou]$/, now).length < 5) return "Tokens that are used alike come to lie near each other.";
+  const [near, before] = [nearness(now), first && nearness(first)], share = (value) => `${Math.round(100 * value)}%`;
+  const then = first ? ` (at step 0: ${share(before)})` : "";
+  const told = near < 0.8 && !(before < 0.8) ? ", and nobody told the model what a vowel is" : "";
+  return `The distance of two vowels is ${share(near)} of that of two small letters${then}${told}.`;
+}
+
+const learned = {
+  id: "learned", at: 0,
+
+  setup() {
+    const { story, maps, config, tokenizer } = page.model;
+    this.tokenizer = makeTokenizer(tokenizer);
+    this.frames = story.map((frame) => ({ ...frame, weights: storyMaps(frame) }));
+    const all = (name) => (story.length ? story : [maps]).flatMap((frame) => unitSized(frame[name].points));
+    this.bounds = { tokens: all("tokens"), positions: all("positions") };
+    byId("story").hidden = !story.length;
+    byId("no-story").hidden = Boolean(story.length);
+    const kinds = [...new Set(maps.tokens.ids.map((id) => kindOf(this.tokenizer.decode([id]))))].sort();
+    byId("token-legend").append(...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
+    const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
+    byId("position-legend").append("position 1 ", ...swatches, ` position ${config.max_seq}`);
+    if (!story.length) return this.drawMaps(maps);
+    const slider = byId("story-step"), last = story.length - 1;
+    slider.max = last;
+    slider.addEventListener("input", () => this.show(Number(slider.value)));
+    byId("story-play").addEventListener("click", () => this.play(!this.timer));
+    byId("story-legend").append(...chartKeys([["validation loss", "val"], ["these tokens", "train"]]));
+    new ResizeObserver(() => this.drawLoss()).observe(byId("story-loss"));
+    return this.show(last);
+  },
+
+  /** Go through the frames, from the beginning if this is the end. */
+  play(on) {
+    clearInterval(this.timer);
+    this.timer = on && setInterval(() => {
+      this.show(this.at + 1);
+      if (this.at === this.frames.length - 1) this.play(false);
+    }, 500);
+    byId("story-play").textContent = on ? "Pause" : "Play";
+    if (on && this.at === this.frames.length - 1) this.show(0);
+  },
+
+  /** Everything as it was at a frame. */
+  show(at) {
+    this.at = at;
+    const frame = this.frames[at], { step, ids, surprise, heads, weights, sample } = frame;
+    byId("story-step").value = at;
+    byId("story-step").setAttribute("aria-valuetext", `step ${step}`);
+    const validation = frame.val_loss === null ? "" : `; validation loss ${frame.val_loss.toFixed(3)}`;
+    byId("story-line").textContent = `Step ${step}: loss of these ${ids.length} tokens `
+      + `${this.loss(frame).toFixed(3)} nats${validation}`;
+    byId("story-text").replaceChildren(...tinted(this.tokenizer, ids, surprise));
+    const written = this.tokenizer.encode(sample), known = written.length === frame.sample_surprise.length;
+    byId("story-sample").replaceChildren(...tinted(this.tokenizer, written, known ? frame.sample_surprise : []));
+    byId("story-maps").replaceChildren(...heads.map(([layer, head], index) => {
+      const label = `layer ${layer + 1}, head ${head + 1}`;
+      const canvas = html("canvas", { role: "img", "aria-label": label });
+      paintMap(canvas, weights[index], ids.length);
+      return html("div", { title: label }, canvas, html("small", {}, `${layer + 1}.${head + 1}`));
+    }));
+    this.drawLoss();
+    this.drawMaps(frame);
+  },
+
+  loss({ surprise }) {
+    return surprise.reduce((sum, nats) => sum + nats, 0) / (surprise.length || 1);
+  },
+
+  drawLoss() {
+    const own = this.frames.map((frame) => [frame.step, this.loss(frame)]);
+    const validation = this.frames.map((frame) => [frame.step, frame.val_loss]).filter(([, loss]) => loss !== null);
+    const lines = [["train", own], ["val", validation]];
+    drawChart(byId("story-loss"), lines, [], "steps", this.frames[this.at].step);
+  },
+
+  /** The embeddings; the notes compare with step 0. */
+  drawMaps({ tokens, positions }) {
+    const [first] = this.frames, { max_seq: maxSeq, vocab_size: V } = page.model.config;
+    drawTokenMap(byId("token-map"), tokens, this.tokenizer, this.bounds.tokens);
+    drawPositionMap(byId("position-map"), positions, maxSeq, this.bounds.positions);
+    const some = tokens.ids.length < V - 2 ? ` Shown are the first ${tokens.ids.length} readable tokens.` : "";
+    const text = tokenText(tokens, first?.tokens, this.tokenizer);
+    byId("token-note").textContent = `${text} ${describeShares(tokens.shares)}${some}`;
+    const order = positionText(positions, first?.positions);
+    byId("position-note").textContent = `${order} ${describeShares(positions.shares)}`;
+  },
+};
+book.add(learned);

@@ -1,0 +1,310 @@
+"""What a page tells of training: the story of the run, and a network that learns in the page; what goes with a page.
+
+The oracles are PyTorch: sampling/inspect.py, autograd, torch.optim.AdamW.
+"""
+
+import copy
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_page
+import torch
+from test_page import Opener, checkpoint, data_of, marked, until
+from torch.nn import functional as F
+
+from formats.checkpoint import TRAINING, Checkpoint, load_model, model_weights, read_checkpoint, save_model
+from formats.excerpt import MAX_CHARACTERS, excerpt_of_corpus
+from formats.story import read_story
+from formats.write_page import encode
+from helpers import new_run, random_ids, shaken_model, written
+from sampling.inspect import attention_maps
+from tiny_decoder import TinyGPT, TinyGPTConfig
+from tokenizer import CharTokenizer
+from training.story import story_frame
+
+browser = test_page.browser
+NETWORK = ["--max-seq", "32", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "2", "--batch-size", "4"]
+RUN = ["--data", "synthetic", "--device", "cpu", "--dtype", "float32", *NETWORK, "--out", "a.pth"]
+LETTERS = "Dear Anna, do not tell him that I was at the bank on Monday. Yours, Jo.\n" * 30
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    opener = Opener(browser, tmp_path)
+    yield opener
+    assert opener.noises == []
+    for context in opener.contexts:
+        context.close()
+
+
+@pytest.fixture
+def frames() -> tuple[Checkpoint, list[dict]]:
+    """A model, and frames of its training: at step 0, and as if at step 10."""
+    run = new_run(*RUN)
+    first = story_frame(run, "a sample", {})
+    second = {**copy.deepcopy(first), "step": 10, "train_loss": 3.0, "val_loss": 3.1, "sample": "another"}
+    second["sample_surprise"] = [1.0] * 7
+    return Checkpoint(run.model.eval(), run.tokenizer, {"corpus": "synthetic"}), [first, second]
+
+
+def write_story(frames: list) -> Path:
+    """A story beside b.pth."""
+    return written(Path("b.story.jsonl"), "".join(json.dumps(frame) + "\n" for frame in frames)).with_name("b.pth")
+
+
+# --- The file --------------------------------------------------------------------------------------------------------
+
+ODD = {  # a field of a frame -> what it cannot be
+    "step": [-1, 1.5, "1", 10**400, None],
+    "val_loss": [math.nan, "3", [3], "", False],
+    "ids": [[], [99999], [0.5], list(range(49)), "abc", {}],
+    "surprise": [[], [1.0], [math.inf] * 31, ["1"] * 31, None],
+    "heads": [[[0, 9]], [[0]], [0], [[-1, 0]] * 4, [[True, 0]] * 4],
+    "maps": ["", "AAAA", "</script>", 3, "\ud800"],
+    "sample": [3, "x" * 601, "\ud800", None],
+    "sample_surprise": [[1e999], "x", [None]],
+    "tokens": [{}, [], {"ids": [1], "points": [[1, 2, 3]], "shares": [0, 0]}, {"ids": [1], "points": [], "shares": []}],
+    "positions": [{"points": [[0, 0]] * 65, "shares": [1, 0]}, {"points": [[0, "<b>"]], "shares": [1, 0]}, "x"],
+}
+
+
+def test_a_damaged_or_hostile_frame_costs_only_itself(frames):
+    loaded, (first, second) = frames
+    odd = [{**second, "step": 5, name: value} for name, values in ODD.items() for value in values]
+    odd += [{name: value for name, value in second.items() if name != missing} for missing in second]
+    path = write_story([first, *odd, [], 3, second]).with_suffix(".story.jsonl")
+    path.write_bytes(
+        path.read_bytes() + b'{torn\n\xff\n{"step": NaN}\n' + b"[" * 100_000 + b"\n" + b" " * 70_000 + b"1"
+    )
+    story = read_story(path, loaded.model.config)
+    assert [frame["step"] for frame in story] == [0, 10]
+    assert story[1] == json.loads(json.dumps(second)) and read_story(None, loaded.model.config) == []
+    assert read_story(path, replace(loaded.model.config, num_layers=1)) == [], "of another model"
+
+
+@pytest.mark.parametrize("shape", [{}, {"tie_embeddings": True, "bias": False, "embed_dim": 24, "num_heads": 3}])
+def test_int8_keeps_the_loss(shape):
+    """A row's largest weight is exact; so is a row of zeros, and a vector."""
+    loaded = checkpoint(**shape)
+    weights = model_weights(loaded.model)
+    weights["token_embedding.weight"][3] = 0
+    encoded, layout, read = encode(weights, "int8")
+    numbers = sum(count for _, count, _ in layout)
+    assert len(encoded) < 1.5 * numbers * 4 / 3, "about a byte for a weight"
+    ids = random_ids(4, 32, vocab_size=loaded.model.config.vocab_size)
+    losses = []
+    for state in (weights, read):
+        loaded.model.load_state_dict(state, strict=False)
+        losses.append(F.cross_entropy(loaded.model(ids).flatten(0, 1), ids.flatten()).item())
+    assert losses[1] == pytest.approx(losses[0], abs=0.02) and losses[1] != losses[0]
+    for name, weight in weights.items():
+        steps = weight.abs().amax(-1, keepdim=True) / 127 if weight.dim() == 2 else torch.zeros(1)
+        assert ((read[name] - weight).abs() <= 0.51 * steps).all(), name
+
+
+def test_no_letter_leaves_with_a_model_by_accident(output_of, tmp_path):
+    """Not in the excerpt, and not in the story; with --excerpt the text that was asked for, without its folder."""
+    written(tmp_path / "letters.txt", LETTERS)
+    flags = ["--data", "letters.txt", *RUN[2:], "--steps", 2]
+    output_of("main.py", *flags)
+    output_of("convert.py", "a.pth", "a.html")
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert '"excerpt": null' in page and '"story": [{' in page and "Anna" not in page
+    output = output_of("convert.py", "a.pth", "a.html", "--excerpt", tmp_path / "letters.txt", "--force")
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert "Dear Anna" in page and str(tmp_path) not in page and "characters of letters.txt" in output
+    assert "--excerpt" in output_of("convert.py", "a.pth", "b.pth", "--excerpt", "letters.txt", code=2)
+    written(tmp_path / "empty.txt", "")
+    assert "has no text" in output_of("convert.py", "a.pth", "a.html", "--excerpt", "empty.txt", code=2)
+
+
+def test_the_excerpt_is_of_the_validation_split_of_the_very_corpus():
+    corpus = new_run(*RUN).corpus
+    excerpt = excerpt_of_corpus({"corpus": "synthetic", "corpus_sha256": corpus.sha256})
+    assert excerpt.text == corpus.val.text()[:MAX_CHARACTERS] and excerpt.unseen
+    assert excerpt_of_corpus({"corpus": "synthetic", "corpus_sha256": "another"}) is None
+    assert excerpt_of_corpus({"corpus": "./synthetic", "corpus_sha256": corpus.sha256}) is None
+    assert excerpt_of_corpus({"corpus": "tinyshakespeare"}) is None, "it is not here, and not to be downloaded"
+    assert excerpt_of_corpus({}) is None
+
+
+def test_convert_says_how_far_the_page_is_from_the_model(output_of, tmp_path):
+    written(tmp_path / "letters.txt", LETTERS)
+    tokenizer = CharTokenizer.from_text(LETTERS)
+    model = shaken_model(vocab_size=tokenizer.vocab_size, max_seq=32)
+    save_model(tmp_path / "a.pth", model, tokenizer, {})
+    output = output_of("convert.py", "a.pth", "a.html", "--excerpt", "letters.txt")
+    page, own = map(float, re.search(r"beginning is ([\d.]+), the model's ([\d.]+)", output).groups())
+    assert page == pytest.approx(own, abs=0.05) and "rounded to int8" in output
+    assert "rounded" not in output_of("convert.py", "a.pth", "a.html", "--precision", "float32", "--force")
+
+
+# --- In the browser ----------------------------------------------------------------------------------------------
+
+
+@marked
+def test_a_page_in_int8_computes_with_the_rounded_weights(open_page):
+    loaded = checkpoint(embed_dim=15, num_heads=3)
+    page = open_page(loaded, precision="int8")
+    loaded.model.load_state_dict(encode(model_weights(loaded.model), "int8")[2])
+    ids = random_ids(20, vocab_size=loaded.model.config.vocab_size).tolist()
+    logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
+    np.testing.assert_allclose(logits, loaded.model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
+
+
+@marked
+def test_the_replayed_maps_are_those_of_the_steps_weights(open_page, output_of):
+    """The run is stopped at each evaluation, where its weights are saved, and resumed."""
+    output_of("main.py", *RUN, "--steps", 12, "--eval-every", 6, "--stop-at", 6)
+    _, weights = read_checkpoint(Path("a.last.pth"), TRAINING)
+    output_of("main.py", "--resume", "--out", "a.pth")
+    loaded = load_model(Path("a.pth"))
+    page = open_page(loaded, beside=Path("a.pth"))
+    story = page.evaluate("tinygpt.story.map(({step, ids, maps}) => [step, ids, maps.map(map => Array.from(map))])")
+    assert [step for step, _, _ in story] == [0, 6, 12]
+    for step, ids, maps in story[1:]:
+        model = loaded.model
+        if step == 6:
+            model = copy.deepcopy(model)
+            model.load_state_dict({name: weights[name] for name in model.state_dict()})
+        expected = attention_maps(model, ids).flatten(0, 1).flatten(1)
+        np.testing.assert_allclose(np.array(maps), expected, atol=0.5 / 255 + 1e-5)
+    texts = []
+    for place in range(3):
+        page.fill("#story-step", str(place))
+        texts.append([page.inner_text(f"#story-{part}") for part in ("line", "sample")])
+        texts[-1].append(page.evaluate("[...document.querySelectorAll('#story-maps canvas')].map(c => c.toDataURL())"))
+        texts[-1].append(page.inner_html("#token-map"))
+        texts[-1].append(page.inner_html("#story-text"))
+    assert all(a != b for parts in zip(*texts, strict=True) for a, b in ((parts[0], parts[2]), (parts[1], parts[2])))
+    assert texts[2][0].startswith("Step 12:")
+    page.click("#story-play")  # from the beginning, because this is the end
+    until(page, "() => document.getElementById('story-play').textContent === 'Play'")
+    assert page.input_value("#story-step") == "2"
+
+
+def on_an_arc(frame: dict, count=32) -> dict:
+    points = [[math.cos(3 * i / count), math.sin(3 * i / count)] for i in range(count)]
+    return {**frame, "positions": {"points": points, "shares": [0.6, 0.3]}}
+
+
+@marked
+def test_the_position_map_never_claims_an_order_that_the_initial_weights_had(open_page, frames):
+    """An untrained `tiny` drew a perfect arc of sinusoids under "the model has learned that places have an order"."""
+    loaded, (first, second) = frames
+    learned, had = "the model has learned", "the initial weights had this order"
+    page = open_page(loaded, beside=write_story([first, on_an_arc(second)]))
+    assert learned in page.inner_text("#position-note")
+    page.fill("#story-step", "0")
+    assert "no order is to be seen" in page.inner_text("#position-note")
+    page = open_page(loaded, beside=write_story([on_an_arc(first), on_an_arc(second)]))
+    assert had in page.inner_text("#position-note") and learned not in page.inner_text("#position-note")
+    page = open_page(loaded)
+    assert learned not in page.inner_text("#position-note") and page.is_hidden("#story")
+    assert "vowels" in page.inner_text("#token-note")
+    assert "vowel" not in open_page(checkpoint("пример текста ")).inner_text("#token-note")
+
+
+@marked
+def test_a_hostile_story_injects_nothing(open_page, frames):
+    """`open_page` checks that nothing came of it."""
+    loaded, (first, second) = frames
+    attack = "</script><img src=x onerror=alert(1)>{{data}}<!--"
+    page = open_page(loaded, beside=write_story([first, {**second, "sample": attack}]))
+    assert page.inner_text("#story-sample").replace("\ufffd", "") in attack or "\ufffd" in page.inner_text(
+        "#story-sample"
+    )
+    assert page.evaluate("document.querySelectorAll('img').length") == 0
+
+
+GRADIENTS = """([config, weights, ids, targets]) => {
+    const made = zeroWeights(weightShapes(config));
+    for (const [name, values] of Object.entries(weights)) made.weights[name].set(values);
+    const trainer = new Trainer(config, made), loss = trainer.loss(Uint16Array.from(ids), Uint16Array.from(targets));
+    trainer.backward();
+    const copied = (all) => Object.fromEntries(Object.entries(all).map(([name, values]) => [name, Array.from(values)]));
+    const gradients = copied(trainer.gradients);
+    for (let i = 0; i < 3; i++) {
+      trainer.loss(Uint16Array.from(ids), Uint16Array.from(targets));
+      trainer.backward();
+      trainer.step(0.01);
+    }
+    return { loss, gradients, weights: copied(made.weights) };
+}"""
+
+
+@marked
+@pytest.mark.parametrize("heads, layers, width", [(4, 1, 48), (3, 2, 15)])
+def test_the_trainers_gradients_and_steps_are_those_of_pytorch(open_page, heads, layers, width):
+    config = TinyGPTConfig(13, 7, width, heads, layers)
+    torch.manual_seed(0)
+    model = test_page.shaken(TinyGPT(config), 0.2).train()
+    inputs, targets = random_ids(5, 7, seed=1), random_ids(5, 7, seed=2)
+    plain = {name: p.detach().flatten().tolist() for name, p in model.named_parameters()}
+    fields = {**data_of(checkpoint())["config"], **vars(config)}
+    page = open_page(checkpoint())
+    found = page.evaluate(GRADIENTS, [fields, plain, inputs.flatten().tolist(), targets.flatten().tolist()])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.99), weight_decay=0.01)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        loss.backward()
+        if not step:
+            assert found["loss"] == pytest.approx(loss.item(), abs=1e-5)
+            for name, p in model.named_parameters():
+                difference = (torch.tensor(found["gradients"][name]) - p.grad.flatten()).abs().max()
+                assert difference <= 1e-3 * p.grad.abs().max().clamp(max=1), name
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    for name, p in model.named_parameters():  # the keys' bias, a third of in_proj_bias, has no gradient but noise
+        assert (torch.tensor(found["weights"][name]) - p.detach().flatten()).abs().median() <= 1e-5, name
+
+
+SOURCE = "the quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 40
+
+
+@marked
+def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
+    page = open_page(checkpoint())
+    options = {"text": SOURCE, "steps": 40, "seed": 3}
+    first, again = (page.evaluate("o => tinygpt.train(o).then(({losses}) => losses)", options) for _ in range(2))
+    assert first == again and len(first) == 40 and first[-1] < 2.5 < 3 < first[0]
+    for odd, word in (
+        ({"text": "short"}, "1000 letters"),
+        ({"steps": 0}, "steps"),
+        ({"text": 3}, "string"),
+        ({"x": 1}, "x"),
+    ):
+        assert word in page.evaluate("o => tinygpt.train(o).catch(error => error.message)", {**options, **odd})
+    page.fill("#train-paste", SOURCE)
+    page.click("#train-go")
+    until(page, "() => training.reports.length > 1")
+    page.click("#train-go")  # stop
+    page.wait_for_selector("#train-use:enabled")
+    assert 0 < page.evaluate("training.reports.at(-1).step") < 1000 and page.locator("#train-loss polyline").count()
+    own = page.evaluate("tinygpt.config.vocab_size")
+    page.fill("#prompt", "the")
+    page.click("#train-use")
+    page.wait_for_selector("#own:not([hidden])")
+    until(page, "() => document.getElementById('status').textContent.startsWith('Done')")
+    size = len(set(SOURCE)) + 2
+    assert page.evaluate("tinygpt.config.vocab_size") == size != own
+    config = TinyGPTConfig(size, 32, 48, 4, 1)
+    model = TinyGPT(config).eval()
+    weights = page.evaluate("Object.entries(training.trained.weights).map(([name, w]) => [name, Array.from(w)])")
+    shapes = model.state_dict()
+    model.load_state_dict(
+        {name: torch.tensor(values).view(shapes[name].shape) for name, values in weights}, strict=False
+    )
+    ids = page.evaluate("tinygpt.encode('the lazy dog')")
+    logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
+    np.testing.assert_allclose(logits, model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
+    assert page.locator("#grid canvas").count() == 4
+    page.click("#own-back")
+    until(page, "() => document.getElementById('own').hidden")
+    assert page.evaluate("tinygpt.config.vocab_size") == own

@@ -1,0 +1,121 @@
+"""The frames of `NAME.story.jsonl`, from which the page replays how a model learned.
+
+A frame is one line of JSON, at most 60 kB: at step 0, and at each evaluation. It holds
+
+    step, train_loss, val_loss     as the metrics have them; the losses are null at step 0
+    ids, surprise                  48 tokens, always the same, and -ln p in nats of each after the first
+    heads, maps                    [layer, head] of each map, and the maps: bytes in base64
+    sample, sample_surprise        what the model wrote, and -ln p of each of its tokens
+    tokens, positions              embeddings on a plane: ids (tokens only), points, shares of the variance
+
+A map holds the rows of the attention weights up to the diagonal, one after the other; a byte is 255 times a weight.
+Nothing here takes a random number from PyTorch, so a run with a story is the run without.
+"""
+
+import base64
+import contextlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_setup import consecutive_windows
+from formats.embedding_map import aligned, principal_components, readable_tokens, rounded
+from formats.story import MAX_MAPS, MAX_POSITIONS, MAX_SAMPLE, MAX_TOKENS, PUBLIC_CORPORA, STORY_TOKENS
+from sampling.inspect import attention_maps
+from support.durable import append_line, write_atomically
+from support.plain import parse_json
+from tiny_decoder import TinyGPT
+from training.run import Run
+
+MAX_FRAMES = 120  # in the file; then every second one is dropped, so that it stays below 8 MB however long the run
+
+
+def story_frame(run: Run, sample: str, line: dict[str, float]) -> dict:
+    """What the model does now; line: of the metrics, empty if there was no evaluation."""
+    model, tokenizer = run.model_to_keep.eval(), run.tokenizer
+    ids, heads, earlier = fixed_tokens(run), shown_heads(run), last_frame(run.files.story)
+    all_maps = attention_maps(model, ids).cpu().numpy()
+    below = np.tril_indices(len(ids))
+    maps = np.concatenate([all_maps[layer, head][below] for layer, head in heads])
+    sample = sample[:MAX_SAMPLE]
+    labels = readable_tokens(tokenizer, MAX_TOKENS)
+    token_vectors, position_vectors = model.token_embedding.weight, model.position_embedding.weight
+    every = math.ceil(len(position_vectors) / MAX_POSITIONS)
+    return {
+        "step": run.state.step,
+        "train_loss": line.get("train_loss"),
+        "val_loss": line.get("val_loss"),
+        "ids": ids,
+        "surprise": surprises(model, ids),
+        "heads": heads,
+        "maps": base64.b64encode((255 * maps).round().astype(np.uint8)).decode(),
+        "sample": sample,
+        "sample_surprise": surprises(model, [tokenizer.start_id, *tokenizer.encode(sample)]),
+        "tokens": {"ids": labels, **plane(token_vectors[labels], earlier.get("tokens"))},
+        "positions": plane(position_vectors[::every], earlier.get("positions")),
+    }
+
+
+def fixed_tokens(run: Run) -> list[int]:
+    """The tokens whose maps are shown, the same in every frame.
+
+    They go with the page to other people. So only of a public corpus are they the beginning of the validation split.
+    Of a person's own text they are a chain: each token is followed by one that follows it in the text, too.
+    """
+    length = min(STORY_TOKENS, run.settings.max_seq)
+    if run.corpus.name in PUBLIC_CORPORA:
+        return run.val_tokens[:length].tolist()
+    tokens, random = np.array(run.train_set.tokens[: 2**18]), np.random.default_rng(0)
+    chain = [int(np.bincount(tokens).argmax())]
+    while len(chain) < length:
+        followers = tokens[1:][tokens[:-1] == chain[-1]]
+        chain.append(int(random.choice(followers if len(followers) else tokens)))
+    return chain
+
+
+def shown_heads(run: Run) -> list[tuple[int, int]]:
+    """[layer, head] of at most MAX_MAPS heads: of all layers, or as many as fit, the first heads."""
+    config = run.model.config
+    layers = np.unique(np.linspace(0, config.num_layers - 1, min(config.num_layers, MAX_MAPS)).round().astype(int))
+    heads = min(config.num_heads, MAX_MAPS // len(layers))
+    return [(layer, head) for layer in layers.tolist() for head in range(heads)]
+
+
+@torch.inference_mode()
+def surprises(model: TinyGPT, ids: list[int]) -> list[float]:
+    """-ln p of every token after the first, in nats, in windows side by side."""
+    device, found = model.position_embedding.weight.device, []
+    for inputs, targets in consecutive_windows(np.array(ids), model.config.max_seq, batch_tokens=1):
+        losses = F.cross_entropy(model(inputs.to(device))[0].float(), targets[0].to(device), reduction="none")
+        found += [round(loss, 3) for loss in losses.tolist()]
+    return found
+
+
+def plane(vectors: Tensor, earlier: dict | None) -> dict:
+    """Points of these vectors (N, C), as near as they can be to those of the frame before."""
+    points, shares = principal_components(vectors.detach().cpu().float())
+    with contextlib.suppress(ValueError, TypeError, KeyError, RuntimeError):  # none, or of other vectors
+        points = aligned(points, torch.tensor(earlier["points"], dtype=torch.float64))
+    return {"points": rounded(points), "shares": [round(share, 5) for share in shares]}
+
+
+def last_frame(path: Path) -> dict:
+    """The last frame in the file; empty if there is none."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return dict(parse_json(path.read_bytes().splitlines()[-1].decode()))
+    return {}
+
+
+def append_frame(path: Path, frame: dict) -> None:
+    """Add a frame, unless the last one is of this step; a long file first loses every second frame."""
+    if last_frame(path).get("step") == frame["step"]:
+        return
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if len(lines) >= MAX_FRAMES:
+        write_atomically(path, lambda file: file.writelines(lines[::2]))
+    append_line(path, json.dumps(frame, allow_nan=False))
