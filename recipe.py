@@ -39,20 +39,17 @@ TINY = {
     "weight_decay": 0.2,
 }
 LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
+# Soft targets (docs/training.md), for a text that is read many times.
+SOFT = {"ema_decay": 0.98, "distill": 0.7, "epochs": 10.0}
+TUNE = {**SOFT, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40}
 PRESETS = {
     "tiny": TINY,
-    "short": {
-        **TINY,
-        "num_layers": 4,
-        "ema_decay": 0.98,
-        "distill": 0.7,
-        "epochs": 10.0,
-        "steps": 2400,
-        "eval_every": 200,
-    },
+    "short": {**TINY, **SOFT, "num_layers": 4, "steps": 2400, "eval_every": 200},
     "mini": {"embed_dim": 128, "num_heads": 2, "ema_decay": 0.98, "steps": 1800, "eval_every": 180, "warmup": 40},
     "small": {"ema_decay": 0.998, "distill": 0.5, "steps": 2000, "eval_every": 200},
     "plain": {},
+    "tune": TUNE,
+    "lora": {**TUNE, "lr": 0.012},
     "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
     "best": {
         "max_seq": 512,
@@ -220,11 +217,13 @@ def preset_settings(preset: str) -> argparse.Namespace:
 def usual_preset(given: dict) -> str:
     """The preset for this text, this machine, and the time that there is.
 
-    plain if the network is another one, or that of a model to fine-tune. small on a CPU whose speed does not count:
-    with --steps, and for several processes, which must agree, and might measure different speeds.
+    plain if the network is another one. small on a CPU whose speed does not count: with --steps, and for several
+    processes, which must agree, and might measure different speeds.
     """
     device = pick_device(given.get("device", AUTO))
-    if given.keys() & {"resume", "init_from", "embed_dim", "num_heads", "num_layers"}:
+    if "init_from" in given:
+        return "lora" if "lora_rank" in given else "tune"
+    if given.keys() & {"resume", "embed_dim", "num_heads", "num_layers"}:
         return "plain"
     if 0 < text_size(given.get("data", []), given.get("glob", GLOB)) < SHORT_TEXT:
         return "short"

@@ -80,7 +80,7 @@ def test_a_finished_run_goes_on_for_so_many_minutes(train, tmp_path, monkeypatch
     longer = train("--resume", "--minutes", 0.03, "--out", "a.pth")
     steps = int(re.search(r"([\d,]+) steps take", longer)[1].replace(",", ""))
     assert "resuming at step 9" in longer and "--minutes 0.03 allows" in longer and "repeats this run" not in longer
-    assert steps > 20 and read_metrics(tmp_path / "a.metrics.jsonl")[-1]["step"] == steps
+    assert steps > 9 and read_metrics(tmp_path / "a.metrics.jsonl")[-1]["step"] == steps
     assert "--minutes and --steps" in train("--resume", "--minutes", 1, "--steps", 99, "--out", "a.pth", code=2)
 
 

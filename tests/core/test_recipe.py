@@ -279,7 +279,8 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
         (["--minutes", "100"], 0.05, "small"),  # time enough
         (["--steps", "7"], 0.05, "small"),  # the number of steps says nothing about the time
         (["--resume"], 0.05, "plain"),  # then the saved settings count
-        (["--init-from", "base.pth"], 0.05, "plain"),
+        (["--init-from", "base.pth"], 0.05, "tune"),
+        (["--init-from", "base.pth", "--lora-rank", "2"], 0.05, "lora"),
         (["--num-heads", "6"], 0.05, "plain"),
         (["--embed-dim", "96"], 0.05, "plain"),
         (["--preset", "base"], 0.05, "base"),
@@ -296,7 +297,7 @@ def test_the_network_fits_the_time_and_the_text(tmp_path, monkeypatch, arguments
     monkeypatch.setattr("recipe.product_rate", lambda *_: rate)
     assert parse_flags(["--device", "cpu", *arguments])[0].preset == expected
     monkeypatch.setenv("RANK", "0")
-    assert parse_flags(["--device", "cpu", *arguments])[0].preset in ("plain", "base", "short", "small")
+    assert parse_flags(["--device", "cpu", *arguments])[0].preset in ("plain", "base", "short", "small", "tune", "lora")
 
 
 def test_a_short_text_gets_its_own_recipe(tmp_path, output_of):
