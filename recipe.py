@@ -41,7 +41,7 @@ TINY = {
 LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
 # Soft targets (docs/training.md), for a text that is read many times.
 SOFT = {"ema_decay": 0.98, "distill": 0.7, "epochs": 10.0}
-TUNE = {**SOFT, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40}
+TUNE = {**SOFT, "epochs": 6.0, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40}
 PRESETS = {
     "tiny": TINY,
     "short": {**TINY, **SOFT, "num_layers": 4, "steps": 2400, "eval_every": 200},
@@ -49,7 +49,7 @@ PRESETS = {
     "small": {"ema_decay": 0.998, "distill": 0.5, "steps": 2000, "eval_every": 200},
     "plain": {},
     "tune": TUNE,
-    "lora": {**TUNE, "lr": 0.012},
+    "lora": {**TUNE, "lr": 0.02},
     "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
     "best": {
         "max_seq": 512,
