@@ -41,15 +41,14 @@ TINY = {
 LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
 # Soft targets (docs/training.md), for a text that is read many times.
 SOFT = {"ema_decay": 0.98, "distill": 0.7, "epochs": 10.0}
-TUNE = {**SOFT, "epochs": 6.0, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40}
 PRESETS = {
     "tiny": TINY,
     "short": {**TINY, **SOFT, "num_layers": 4, "steps": 2400, "eval_every": 200},
     "mini": {"embed_dim": 128, "num_heads": 2, "ema_decay": 0.98, "steps": 1800, "eval_every": 180, "warmup": 40},
     "small": {"ema_decay": 0.998, "distill": 0.5, "steps": 2000, "eval_every": 200},
     "plain": {},
-    "tune": TUNE,
-    "lora": {**TUNE, "lr": 0.02},
+    "tune": {**SOFT, "epochs": 6.0, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40},
+    "lora": {"epochs": 10.0, "lr": 0.012, "steps": 400, "eval_every": 40},
     "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
     "best": {
         "max_seq": 512,
