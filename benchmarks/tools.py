@@ -4,7 +4,6 @@ from support.start import ROOT
 
 import hashlib
 import json
-import math
 import platform
 import statistics
 import subprocess
@@ -49,20 +48,19 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-def train_once(*flags: object, out: Path | None = None, module: str = "main") -> list[dict]:
-    """Run main.py, or another module, on tinyshakespeare or on the --data of the flags, in a process of its own: the
-    lines of its metrics.
+def train_once(*flags: object, out: Path | None = None) -> list[dict]:
+    """Run main.py on tinyshakespeare, or on the --data of the flags, in a process of its own: the lines of its metrics.
 
     out: where the model is to stay. Raises CalledProcessError if the run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = out or Path(folder, "run.pth")
-        command = [sys.executable, "-m", module, "--out", out, "--data", "tinyshakespeare", *flags]
+        command = [sys.executable, "main.py", "--out", out, "--data", "tinyshakespeare", *flags]
         subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
         return read_metrics(RunPaths(out).metrics)
 
 
-def measure(name: str, key: dict, flags: list, module: str = "main", held_out: str = "") -> dict:
+def measure(name: str, key: dict, flags: list, held_out: str = "") -> dict:
     """The run with this key in docs/measured/NAME of a processor like this one; if there is none, it is made and added.
 
     A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew. held_out: a
@@ -78,9 +76,9 @@ def measure(name: str, key: dict, flags: list, module: str = "main", held_out: s
     out = Path(ROOT, "checkpoints", f"bench-{digest}.pth")
     started = time.perf_counter()
     if RunPaths(out).last.exists():
-        lines = train_once("--resume", out=out, module=module)
+        lines = train_once("--resume", out=out)
     else:
-        lines = train_once("--device", "cpu", "--seed", key["seed"], *flags, out=out, module=module)
+        lines = train_once("--device", "cpu", "--seed", key["seed"], *flags, out=out)
     seconds = time.perf_counter() - started
     checkpoint = load_model(out)
     config = checkpoint.model.config
@@ -111,12 +109,6 @@ def read_metrics(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def seconds_per_step(lines: list[dict]) -> float:
-    """The mean step after the first evaluation: a process's first steps fetch memory and are slow."""
-    first, last = lines[0], lines[-1]
-    return (last["train_seconds"] - first["train_seconds"]) / (last["step"] - first["step"])
-
-
 def lowest(lines: list[dict]) -> float:
     """The lowest validation loss of a run."""
     return min(line["val_loss"] for line in lines)
@@ -124,8 +116,6 @@ def lowest(lines: list[dict]) -> float:
 
 def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
     """Median and range: `8 (7 to 9) s`."""
-    if math.isinf(max(values)):
-        return f"{sum(map(math.isinf, values))} of {len(values)} never reached it"
     low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high}){unit}"
 
