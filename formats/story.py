@@ -8,12 +8,13 @@ import contextlib
 import math
 from pathlib import Path
 
+from formats.embedding_map import MAX_TOKENS
 from support.plain import check_fields, parse_json
 from tiny_decoder import TinyGPTConfig
 
 STORY_TOKENS = 48  # whose attention maps are kept
 MAX_MAPS = 24  # in a frame: 38 kB
-MAX_POSITIONS, MAX_TOKENS = 64, 150  # points on the maps of embeddings
+MAX_POSITIONS = 64  # points on the map of positions
 MAX_SAMPLE = 600  # characters
 MAX_LINE = 60_000  # bytes
 MAX_SHOWN = 60  # frames in a page

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from formats.checkpoint import Checkpoint, model_weights
-from formats.embedding_map import principal_components, readable_tokens, rounded
+from formats.embedding_map import embedding_maps
 from formats.excerpt import Excerpt
 from formats.story import read_story
 from formats.twin import check_twin, deviation, half_precision, losses, self_check
@@ -31,31 +31,13 @@ from tokenizer import Tokenizer
 
 PARTS = Path(__file__).with_name("page")
 ENGINE = ("layers.js", "model.js", "inspect.js", "sampler.js", "tokenizer.js", "train.js", "train_run.js", "worker.js")
-CHAPTERS = (
-    "guess.js",
-    "write.js",
-    "follow.js",
-    "heads.js",
-    "break.js",
-    "maps.js",
-    "learned.js",
-    "train_page.js",
-    "numbers.js",
-)
-INTERFACE = ("api.js", "draw.js", "chart.js", "book.js", *CHAPTERS, "main.js")
+CHAPTERS = ("guess", "write", "follow", "heads", "break", "maps", "learned", "train_page", "numbers")
+INTERFACE = ("api.js", "draw.js", "chart.js", "book.js", *(f"{name}.js" for name in CHAPTERS), "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
-MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
+MAX_POSITIONS = 512  # points on the map of positions
 # What the page shows of a checkpoint's origin.
 ORIGIN_FIELDS = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
 CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it shows of an evaluation
-
-
-@dataclasses.dataclass
-class Distance:
-    """How far a page is from its model, because its weights are rounded."""
-
-    deviation: float  # the largest difference of a log-probability, of random tokens
-    losses: tuple[float, float] | None  # of model and page, on a part of the excerpt, if there is one
 
 
 def save_page(
@@ -65,8 +47,9 @@ def save_page(
     precision: str,
     excerpt: Excerpt | None = None,
     force: bool = False,
-) -> Distance:
-    """Write a page that runs the model; returns how far the page is from it.
+) -> tuple[float, tuple[float, float] | None]:
+    """Write a page that runs the model; returns how far its rounded weights put it from the model: the largest
+    difference of a log-probability, of random tokens; the losses of model and page on the excerpt's beginning.
 
     beside: the checkpoint beside which metrics and story lie, if there is one. precision: of the weights, "int8",
     "float16" or "float32". excerpt: text that goes with the page. Raises UserError if `path` is another file and not
@@ -83,8 +66,8 @@ def save_page(
     text = fill_template(data, encoded)
     write_atomically(path, lambda file: file.write(text.encode()))
     if precision == "float32":
-        return Distance(0.0, None)
-    return Distance(deviation(loaded.model, read), losses(loaded, read, excerpt.text) if excerpt else None)
+        return 0.0, None
+    return deviation(loaded.model, read), excerpt and losses(loaded, read, excerpt.text)
 
 
 def is_page(path: Path) -> bool:
@@ -123,8 +106,6 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor]) -> dict:
     origin = {name: value for name, value in loaded.origin.items() if name in ORIGIN_FIELDS and is_plain(value)}
     if "corpus" in origin:
         origin["corpus"] = Path(str(origin["corpus"])).name  # the folder is private
-    labels = readable_tokens(loaded.tokenizer, MAX_LABELS)
-    tokens, positions = loaded.model.token_embedding.weight.detach(), loaded.model.position_embedding.weight.detach()
     return {
         "config": dataclasses.asdict(loaded.model.config),
         "tokenizer": plain_tokenizer(loaded.tokenizer),
@@ -132,17 +113,8 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor]) -> dict:
         "prompt": "ROMEO:" if origin.get("corpus") == "tinyshakespeare" else "",
         "parameters": loaded.model.num_parameters(),
         "check": self_check(loaded.model.config, weights),
-        "maps": {
-            "tokens": {"ids": labels, **plane(tokens[labels])},
-            "positions": plane(positions[:: math.ceil(len(positions) / MAX_POINTS)]),
-        },
+        "maps": embedding_maps(loaded.model, loaded.tokenizer, MAX_POSITIONS),
     }
-
-
-def plane(vectors: Tensor) -> dict:
-    """Vectors (N, C) as points on a plane, with what the axes show of the variance."""
-    points, shares = principal_components(vectors)
-    return {"points": rounded(points), "shares": shares}
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
