@@ -173,8 +173,8 @@ def finish(run: Run, signum: int) -> None:
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {sample_command(run)}{prompt}")
     if not settings.lora_rank:
-        words = ["python", "convert.py", settings.out, settings.out.removesuffix(".pth") + ".html"]
-        print(f"look into it with:   {shell_line(words + ['--large-window'] * settings.large_window)}")
+        page = settings.out.removesuffix(".pth") + ".html"
+        print(f"look into it with:   {shell_line(['python', 'convert.py', settings.out, page])}")
 
 
 def advice_against(run: Run) -> str:

@@ -115,11 +115,10 @@ def names_what_is_kept(run: Run) -> Iterator[None]:
 def sample_command(run: Run) -> str:
     """A command line that samples from the best model."""
     settings = run.settings
-    window = " --large-window" if settings.large_window else ""
     if settings.lora_rank:
         words = ["python", "generate.py", "--checkpoint", settings.init_from, "--lora", settings.out]
-        return shell_line(words) + window
-    return f"python generate.py{out_flag(run, '--checkpoint')}{window}"
+        return shell_line(words)
+    return f"python generate.py{out_flag(run, '--checkpoint')}"
 
 
 def out_flag(run: Run, flag: str) -> str:

@@ -264,10 +264,8 @@ def test_commands_are_printed_as_a_shell_reads_them():
 
 
 @pytest.mark.parametrize("name", ["-x.pth", "b.pth"])
-def test_the_commands_that_a_run_prints_can_be_typed(output_of, tmp_path, monkeypatch, name):
-    """A name that looks like a flag; a window whose mask is so large that other commands ask for a flag."""
-    monkeypatch.setattr("formats.checkpoint.LARGE_WINDOW", 4)
-    monkeypatch.setattr("training.start.LARGE_WINDOW", 4)
+def test_the_commands_that_a_run_prints_can_be_typed(output_of, tmp_path, name):
+    """A name that looks like a flag."""
     output = output_of("main.py", *SMALL_RUN[2:], "--data", "synthetic", "--steps", 2, "--stop-at", 1, f"--out={name}")
     (resume,) = re.findall("continue with: python (.*)", output)
     printed = output_of(*shlex.split(resume))
