@@ -8,6 +8,7 @@ document.
 import hashlib
 import os
 import re
+import shlex
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from corpora.texts import TRAIN_SHARE, Corpus, Split, TextSpan, read_blocks, split_documents
-from support.command import UserError, one_line, shell_line
+from support.command import UserError, one_line
 
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")  # the other values of --data
 GLOB = "*.txt"  # which files of a folder are taken
@@ -31,14 +32,14 @@ def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpu
     words: paths as the user has written them. documents: how a file is cut into documents, as `--documents` says; None:
     each file is one. Raises UserError if there is no file or too little text, OSError if one cannot be read.
     """
-    name, paths = shell_line(words) if words[1:] else words[0], list(map(expanded, words))
+    name, paths = shlex.join(words) if words[1:] else words[0], list(map(expanded, words))
     for path, word in zip(paths, words, strict=True):
         if not path.is_file() and not path.is_dir():
             what = "not a regular file" if path.exists() else "no such file or folder"
             raise UserError(f"--data {word}: {what}, and not one of {', '.join(NAMES)}")
     files = files_in(paths, glob)
     if not files:
-        raise UserError(f"--data {name}: no file matches --glob {shell_line([glob])}")
+        raise UserError(f"--data {name}: no file matches --glob {shlex.quote(glob)}")
     if documents:
         corpus = documents_corpus(name, files, documents)
     else:

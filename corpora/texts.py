@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import json
 import mmap
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.fast_bpe import for_length
-from support.command import UserError, shell_line
+from support.command import UserError
 from support.durable import write_atomically
 from tokenizer import UNK, Tokenizer, UnknownCharacterWarning
 
@@ -51,7 +52,7 @@ def encoding_of(path: Path) -> str:
 def typed(command: str, path: Path) -> str:
     """A command with the name of a file for {}, and for {new} that of a text beside it."""
     new = path.with_name(f"{path.stem}.utf8.txt")
-    return command.replace("{}", shell_line([str(path)])).replace("{new}", shell_line([str(new)]))
+    return command.replace("{}", shlex.quote(str(path))).replace("{new}", shlex.quote(str(new)))
 
 
 def read_blocks(source: Path | str) -> Iterator[str]:

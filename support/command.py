@@ -12,7 +12,6 @@ import functools
 import importlib
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -204,17 +203,6 @@ class Parser(argparse.ArgumentParser):
 def flag_of(name: str) -> str:
     """`max_seq` -> `--max-seq`."""
     return "--" + name.replace("_", "-")
-
-
-def shell_line(words: list[str]) -> str:
-    """A command line that can be typed, or pasted, into a POSIX shell; bytes of names that are no UTF-8 as \\xff."""
-
-    def quoted(word: str) -> str:
-        if re.search(r"[\ud800-\udfff]", word):
-            return "$" + repr(os.fsencode(word))[1:]
-        return shlex.quote(word)
-
-    return " ".join(map(quoted, words))
 
 
 def path_name(value: str) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shlex
 import sys
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from corpora.texts import odd_tenth
 from formats.adapter import adapter_weights
 from formats.growth import get_rows, own_rows
 from recipe import lr_factor
-from support.command import Interrupted, one_line, shell_line, visible
+from support.command import Interrupted, one_line, visible
 from support.device import describe_device, wants_compile
 from support.durable import append_line
 from tokenizer import CharTokenizer
@@ -174,7 +175,7 @@ def finish(run: Run, signum: int) -> None:
     print(f"sample from it with: {sample_command(run)}{prompt}")
     if not settings.lora_rank:
         page = settings.out.removesuffix(".pth") + ".html"
-        print(f"look into it with:   {shell_line(['python', 'convert.py', settings.out, page])}")
+        print(f"look into it with:   {shlex.join(['python', 'convert.py', settings.out, page])}")
 
 
 def advice_against(run: Run) -> str:
@@ -185,5 +186,5 @@ def advice_against(run: Run) -> str:
     pairs = itertools.pairwise(["", *sys.argv[1:]])
     words = [word for before, word in pairs if "--minutes" not in (before, word.partition("=")[0])]
     words += ["--steps", str(run.state.best_step), "--ema-decay", "0.98", "--distill", "0.7"]
-    command = shell_line(["python", "main.py", *words])
+    command = shlex.join(["python", "main.py", *words])
     return f"; more text is the best remedy, or fewer steps and soft targets: {command}"

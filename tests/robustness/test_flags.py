@@ -4,7 +4,6 @@ import argparse
 import os
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import recipe
 import train_tokenizer
 from faults import SMALL_RUN, copy_of, files_of, run_here, write_corpus
 from helpers import assert_one_error_line, new_run
-from support.command import UserError, flag_of, run, shell_line
+from support.command import UserError, flag_of, run
 from training.checks import ADJUSTABLE
 
 # The parser of every command with flags.
@@ -100,7 +99,7 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
         (["--out", "model.pt"], ["--out model.pt"]),
         (["--out", "model.last.pth"], ["--out model.last.pth"]),
         (["--out", ".pth"], ["--out"]),
-        (["--max-seq", 16384, "--batch-size", 1048576], ["GiB", "--batch-size"]),
+        (["--max-seq", 7000, "--batch-size", 1048576], ["GiB", "--batch-size"]),
         (["--embed-dim", 16384, "--num-layers", 1024, "--num-heads", 1], ["GiB", "--embed-dim"]),
         (["--max-seq", 2000], ["--max-seq"]),
         (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw: leave"]),
@@ -254,13 +253,6 @@ def test_running_out_of_memory_is_one_line_and_a_bug_is_not(capsys, error, expec
     if expected is SystemExit:
         assert end.value.code == 1
         assert_one_error_line(capsys.readouterr().err, "not enough memory", "--batch-size")
-
-
-def test_commands_are_printed_as_a_shell_reads_them():
-    words = ["a b", "it's", b"caf\xe9".decode("utf-8", "surrogateescape"), "caf\u00e9"]
-    line = shell_line(words)
-    shown = subprocess.run(["bash", "-c", f"printf '%s|' {line}"], stdout=subprocess.PIPE, check=True).stdout
-    assert shown == b"a b|it's|caf\xe9|caf\xc3\xa9|"
 
 
 @pytest.mark.parametrize("name", ["-x.pth", "b.pth"])
