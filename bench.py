@@ -11,7 +11,6 @@ from benchmarks.decode import bench_decode
 from benchmarks.frontier import bench_frontier
 from benchmarks.lora import bench_lora
 from benchmarks.plots import bench_plots
-from benchmarks.texts import bench_texts
 from benchmarks.tools import machine
 from support.command import Parser, one_of, run
 
@@ -21,7 +20,6 @@ BENCHMARKS = {
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "10 minutes"),
     "frontier": (bench_frontier, "the lowest loss for every amount of time, resumable", "2 hours"),
     "lora": (bench_lora, "fine-tuning in full and with adapters: loss, size of the file, time", "5 minutes"),
-    "texts": (bench_texts, "texts of your own: what the defaults lose to a tuned run, resumable", "11 hours"),
     "plots": (bench_plots, "no measuring: draws the pictures of README and docs", "seconds"),
 }
 

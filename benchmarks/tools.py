@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from formats.checkpoint import load_model
-from sampling.score import token_losses
 from support.device import bfloat16_is_faster, describe_device
 from training.state import RunPaths
 
@@ -60,11 +59,10 @@ def train_once(*flags: object, out: Path | None = None) -> list[dict]:
         return read_metrics(RunPaths(out).metrics)
 
 
-def measure(name: str, key: dict, flags: list, held_out: str = "") -> dict:
+def measure(name: str, key: dict, flags: list) -> dict:
     """The run with this key in docs/measured/NAME of a processor like this one; if there is none, it is made and added.
 
-    A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew. held_out: a
-    text on which the model is scored besides.
+    A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew.
     """
     file, key = MEASURED / name, {"machine": processor(), **key}
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
@@ -94,9 +92,6 @@ def measure(name: str, key: dict, flags: list, held_out: str = "") -> dict:
         "val_loss": lowest(lines),
         "curve": [[round(line["train_seconds"], 1), round(line["val_loss"], 4)] for line in lines],
     }
-    if held_out:
-        ids = checkpoint.tokenizer.encode_array(held_out)
-        run["held_out"] = float(token_losses(checkpoint.model.eval(), ids).mean())
     with open(file, "a", encoding="utf-8", newline="\n") as stream:
         stream.write(json.dumps(run) + "\n")
     for path in RunPaths(out).all:
