@@ -7,7 +7,6 @@ holds some logits, and shows nothing of the model unless it computes the same on
 """
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import html
@@ -26,7 +25,7 @@ from formats.story import read_story
 from formats.twin import check_twin, deviation, half_precision, losses, self_check
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
-from support.plain import finite, is_plain, parse_json
+from support.plain import finite, is_plain, read_lines
 from tokenizer import Tokenizer
 
 PARTS = Path(__file__).with_name("page")
@@ -131,13 +130,7 @@ def read_metrics(path: Path | None) -> list[dict]:
 
     A damaged line is left out: the curves are a picture beside the model, which is whole without them.
     """
-    if path is None or not path.is_file():
-        return []
-    points = []
-    for line in path.read_text("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
-            entry = parse_json(line)
-            points.append({name: finite(entry[name]) for name in CURVE_FIELDS})
+    points = read_lines(path, lambda entry: {name: finite(entry[name]) for name in CURVE_FIELDS})
     return points[:: math.ceil(len(points) / 1000) or 1]
 
 
