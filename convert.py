@@ -54,11 +54,8 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
     elif ending == ".html":
         beside, precision = (settings.lora or settings.source).absolute(), settings.precision or "int8"
         excerpt = excerpt_of_file(settings.excerpt) if settings.excerpt else excerpt_of_corpus(loaded.origin)
-        deviation, losses = save_page(target, loaded, beside, precision, excerpt, settings.force)
+        deviation = save_page(target, loaded, beside, precision, excerpt, settings.force)
         print_deviation(target, deviation, f"its weights are rounded to {precision}")
-        if losses:
-            model, page = losses
-            print(f"{target}: its loss on the excerpt's beginning is {page:.4f}, the model's {model:.4f}")
         if excerpt:
             print(f"{target}: holds {len(excerpt.text):,} characters of {excerpt.source}")
     elif ending == ".gguf":

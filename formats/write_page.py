@@ -22,7 +22,7 @@ from formats.checkpoint import Checkpoint, model_weights
 from formats.embedding_map import embedding_maps
 from formats.excerpt import Excerpt
 from formats.story import read_story
-from formats.twin import check_twin, deviation, half_precision, losses, self_check
+from formats.twin import check_twin, deviation, half_precision, self_check
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
 from support.plain import finite, is_plain, read_lines
@@ -46,9 +46,9 @@ def save_page(
     precision: str,
     excerpt: Excerpt | None = None,
     force: bool = False,
-) -> tuple[float, tuple[float, float] | None]:
-    """Write a page that runs the model; returns how far its rounded weights put it from the model: the largest
-    difference of a log-probability, of random tokens; the losses of model and page on the excerpt's beginning.
+) -> float:
+    """Write a page that runs the model; returns how far it is from the model, because its weights are rounded: the
+    largest difference of a log-probability, of random tokens.
 
     beside: the checkpoint beside which metrics and story lie, if there is one. precision: of the weights, "int8",
     "float16" or "float32". excerpt: text that goes with the page. Raises UserError if `path` is another file and not
@@ -64,9 +64,7 @@ def save_page(
     data["excerpt"] = excerpt and dataclasses.asdict(excerpt)
     text = fill_template(data, encoded)
     write_atomically(path, lambda file: file.write(text.encode()))
-    if precision == "float32":
-        return 0.0, None
-    return deviation(loaded.model, read), excerpt and losses(loaded, read, excerpt.text)
+    return 0.0 if precision == "float32" else deviation(loaded.model, read)
 
 
 def is_page(path: Path) -> bool:
