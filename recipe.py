@@ -132,7 +132,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--eval-every", type=COUNT, default=120, help="steps between evaluations")
     add("--eval-tokens", type=whole(1, 10**12), default=2_000_000, help="validation tokens to evaluate on, at most")
     add("--patience", type=COUNT, help="end after so many evaluations without a new best")
-    add("--tensorboard", action="store_true", help="write TensorBoard files beside --out (pip install tensorboard)")
     add("--seed", type=whole(0, 2**31), default=1337, help="of initial weights, batches and dropout")
 
 

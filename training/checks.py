@@ -13,7 +13,7 @@ from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
 
 # What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = {"steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience", "tensorboard"}
+ADJUSTABLE = {"steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience"}
 ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device", "dtype", "compile"}
 # What the base of a fine-tuning decides.
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")

@@ -80,8 +80,6 @@ def log_metrics(run: Run, val_loss: float, sample: str) -> dict[str, float]:
     log_story(run, sample, line)
     if run.dist.first:
         append_line(run.files.metrics, json.dumps(line))
-        if run.settings.tensorboard:
-            log_tensorboard(run, line)
     state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
     return line
 
@@ -122,15 +120,6 @@ def metrics_line(run: Run, val_loss: float) -> dict[str, float]:
         line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first.decode("utf-8", "ignore")))
         line["val_bits_per_byte"] = nats / math.log(2) / (run.corpus.val.count_bytes() - len(first))
     return line
-
-
-def log_tensorboard(run: Run, line: dict[str, float]) -> None:
-    """Add a line of the metrics to the event files in NAME.tensorboard/."""
-    from torch.utils.tensorboard import SummaryWriter  # only here: it needs an optional package
-
-    with SummaryWriter(str(run.files.tensorboard)) as writer:
-        for name, value in line.items():
-            writer.add_scalar(name, value, line["step"])
 
 
 def print_base(run: Run) -> None:

@@ -15,7 +15,7 @@ from formats.checkpoint import check_tensors, checked_model, load_model, model_d
 from formats.growth import grow_model, grown_tokenizer, own_rows, train_rows
 from lora import add_adapters, lora_config
 from recipe import AUTO
-from support.command import UserError, optional_package, user_errors, visible
+from support.command import UserError, user_errors, visible
 from tiny_decoder import TinyGPT
 from tokenizer import BOS, CharTokenizer, Tokenizer
 from training import checks
@@ -60,8 +60,6 @@ class Start:
 def find_start(settings: Namespace, given: set[str], files: RunPaths, dist: DistContext) -> Start:
     """The start that the flags ask for. Raises UserError that names a flag that contradicts what is there."""
     dist.require_same("command line", repr((settings, sorted(given))))
-    if settings.tensorboard:
-        optional_package("tensorboard", "--tensorboard")  # if it is missing, better said before the first step
     if settings.resume or restarted(files, dist):
         start = resume(settings, given, files, dist)
     else:

@@ -80,9 +80,8 @@ class RunPaths:
         self.previous = Path(f"{name}.previous.pth")  # the one before that, should the last one be damaged
         self.metrics = Path(f"{name}.metrics.jsonl")  # one JSON line per evaluation
         self.story = Path(f"{name}.story.jsonl")  # what the page replays: a frame at step 0 and per evaluation
-        self.tensorboard = Path(f"{name}.tensorboard")  # a folder
         self.lock = Path(f"{name}.lock")
-        self.all = (self.best, self.metrics, self.story, self.tensorboard, self.previous, self.last)
+        self.all = (self.best, self.metrics, self.story, self.previous, self.last)
 
     def check_name(self) -> None:
         """Raise UserError, before any file is made, if --out cannot name a run."""
