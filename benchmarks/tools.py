@@ -8,7 +8,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import timeit
 from collections.abc import Callable
@@ -47,20 +46,9 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-def train_once(*flags: object, out: Path | None = None) -> list[dict]:
-    """Run main.py on tinyshakespeare, or on the --data of the flags, in a process of its own: the lines of its metrics.
-
-    out: where the model is to stay. Raises CalledProcessError if the run fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        out = out or Path(folder, "run.pth")
-        command = [sys.executable, "main.py", "--out", out, "--data", "tinyshakespeare", *flags]
-        subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
-        return read_metrics(RunPaths(out).metrics)
-
-
 def measure(name: str, key: dict, flags: list) -> dict:
-    """The run with this key in docs/measured/NAME of a processor like this one; if there is none, it is made and added.
+    """The run with this key in docs/measured/NAME of a processor like this one; if there is none, it is made and added:
+    main.py with these flags, on tinyshakespeare, in a process of its own.
 
     A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew.
     """
@@ -73,10 +61,10 @@ def measure(name: str, key: dict, flags: list) -> dict:
     digest = hashlib.sha256(json.dumps([key, list(map(str, flags))]).encode()).hexdigest()[:12]
     out = Path(ROOT, "checkpoints", f"bench-{digest}.pth")
     started = time.perf_counter()
-    if RunPaths(out).last.exists():
-        lines = train_once("--resume", out=out)
-    else:
-        lines = train_once("--device", "cpu", "--seed", key["seed"], *flags, out=out)
+    new = ["--device", "cpu", "--seed", key["seed"], "--data", "tinyshakespeare", *flags]
+    command = [sys.executable, "main.py", "--out", out, *(["--resume"] if RunPaths(out).last.exists() else new)]
+    subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
+    lines = read_metrics(RunPaths(out).metrics)
     seconds = time.perf_counter() - started
     checkpoint = load_model(out)
     config = checkpoint.model.config
@@ -89,7 +77,7 @@ def measure(name: str, key: dict, flags: list) -> dict:
         "parameters": checkpoint.model.num_parameters(),
         "steps": lines[-1]["step"],
         "seconds": round(seconds, 1),
-        "val_loss": lowest(lines),
+        "val_loss": min(line["val_loss"] for line in lines),
         "curve": [[round(line["train_seconds"], 1), round(line["val_loss"], 4)] for line in lines],
     }
     with open(file, "a", encoding="utf-8", newline="\n") as stream:
@@ -102,11 +90,6 @@ def measure(name: str, key: dict, flags: list) -> dict:
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics file, one per evaluation."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def lowest(lines: list[dict]) -> float:
-    """The lowest validation loss of a run."""
-    return min(line["val_loss"] for line in lines)
 
 
 def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
