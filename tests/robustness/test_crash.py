@@ -5,16 +5,13 @@ import importlib
 import importlib.metadata
 import json
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from unittest.mock import Mock
 
 import pytest
-import torch
 
 from faults import (
     OUT,
@@ -144,15 +141,6 @@ def test_a_full_disk_is_exit_1_with_the_reason(earlier, tmp_path, first_that_fai
     child = train(folder, *RUN, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)), code=1)
     assert_one_error_line(child.stderr, first_that_fails, os.strerror(errno.EFBIG), "not saved a training state")
     assert_nothing_lost(folder, child.stdout, files_of(earlier))
-
-
-def test_too_little_memory_to_write_is_said_as_such(earlier, tmp_path):
-    folder = copy_of(earlier, tmp_path / "run")
-    full = RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory")
-    child = train(folder, *RUN, prepare=lambda: setattr(torch, "save", Mock(side_effect=full)), code=1)
-    assert_one_error_line(child.stderr, "not enough memory", "--batch-size")
-    assert_nothing_lost(folder, child.stdout, files_of(earlier))
-    assert not list(folder.rglob("*.tmp"))
 
 
 def test_the_order_is_write_fsync_rename_fsync_folder(earlier, tmp_path):
@@ -290,10 +278,6 @@ def test_a_failure_for_want_of_memory_says_what_is_kept(earlier, tmp_path):
     child = train(folder, *RUN, prepare=prepare, code=1)
     assert_one_error_line(child.stderr, "not enough memory", "saved at step 2 of 3; continue with: python main.py")
     train(folder, "--resume")
-
-
-def test_torch_brings_filelock():
-    assert any(re.match(r"filelock\b", package) for package in importlib.metadata.requires("torch"))
 
 
 def test_a_refused_resume_leaves_no_lock(uninterrupted, tmp_path):
