@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from formats.adapter import apply_adapter
-from formats.checkpoint import LARGE_WINDOW_HELP, Checkpoint, load_model, save_model
+from formats.checkpoint import Checkpoint, load_model, save_model
 from formats.describe import describe_file, describe_model
 from formats.excerpt import excerpt_of_corpus, excerpt_of_file
 from formats.gguf import save_gguf
@@ -35,11 +35,11 @@ def load(settings: argparse.Namespace) -> Checkpoint:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; docs/formats.md says where to get GPT-2")
     if source.suffix == ".pt":
-        loaded = load_nanogpt(source, settings.data, settings.tokenizer, settings.large_window)
+        loaded = load_nanogpt(source, settings.data, settings.tokenizer)
     elif source.is_dir():
-        loaded = load_huggingface(source, settings.large_window)
+        loaded = load_huggingface(source)
     else:
-        loaded = load_model(source, settings.large_window)
+        loaded = load_model(source)
     if lora:
         loaded.origin = {**apply_adapter(loaded, lora), "merged_from": str(lora)}
         merge_adapters(loaded.model)
@@ -54,11 +54,8 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
     elif ending == ".html":
         beside, precision = (settings.lora or settings.source).absolute(), settings.precision or "int8"
         excerpt = excerpt_of_file(settings.excerpt) if settings.excerpt else excerpt_of_corpus(loaded.origin)
-        distance = save_page(target, loaded, beside, precision, excerpt, settings.force)
-        print_deviation(target, distance.deviation, f"its weights are rounded to {precision}")
-        if distance.losses:
-            model, page = distance.losses
-            print(f"{target}: its loss on the excerpt's beginning is {page:.4f}, the model's {model:.4f}")
+        deviation = save_page(target, loaded, beside, precision, excerpt, settings.force)
+        print_deviation(target, deviation, f"its weights are rounded to {precision}")
         if excerpt:
             print(f"{target}: holds {len(excerpt.text):,} characters of {excerpt.source}")
     elif ending == ".gguf":
@@ -83,7 +80,6 @@ def make_parser() -> Parser:
     add("--data", type=Path, metavar="TEXT", help="of nanoGPT's ckpt.pt: the text that its characters come from")
     add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
     add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
-    add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
     precision_help = "of the weights in a page; if not given, int8; float32: seeds give the text of generate.py"
     add("--precision", type=one_of("int8", "float16", "float32"), help=precision_help)
     add("--excerpt", type=Path, metavar="TEXT", help="a text whose beginning goes with a page, for everyone to read")

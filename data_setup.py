@@ -198,7 +198,7 @@ def batch_starts(
 def main() -> None:
     """Fetch or make a corpus ahead of time, and say how it is split."""
     parser = Parser(__doc__)
-    parser.add_argument("name", type=one_of(*NAMES[1:]), help="of the corpus")
+    parser.add_argument("name", type=one_of(*NAMES[1:]), help=f"of the corpus: {', '.join(NAMES[1:])}")
     add = parser.add_argument_group("gutenberg").add_argument
     add("--books", type=whole(1, 10**7), nargs="+", default=BOOKS, metavar="ID", help="their numbers")
     add("--mirror", type=mirror_url, default=MIRROR, help="what comes before /cache/epub/ID/pgID.txt")

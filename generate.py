@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from formats.adapter import apply_adapter
-from formats.checkpoint import LARGE_WINDOW_HELP, load_model, usual_path
+from formats.checkpoint import load_model, usual_path
 from lora import merge_adapters
 from sampler import Sampling, SlidingWindow, row_generators
 from sampling.checks import check_together
@@ -40,7 +40,6 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("input").add_argument
     add("--checkpoint", type=text, default=usual_path(), help="the model to sample from")
     add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
-    add("--large-window", action="store_true", help=LARGE_WINDOW_HELP)
     begins = r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: none"
     add("--prompt", help=begins)
     add("--prompt-file", type=text, help="UTF-8 prompts for one batch: a line each, or with lines of --- between them")
@@ -111,7 +110,7 @@ def main() -> None:
     settings = parse_settings()
     prompts = [] if settings.interactive or settings.score else read_prompts(settings)
     device = pick_device(settings.device)
-    loaded = load_model(Path(settings.checkpoint), settings.large_window)
+    loaded = load_model(Path(settings.checkpoint))
     if settings.lora:
         apply_adapter(loaded, Path(settings.lora))
         merge_adapters(loaded.model)  # the same weights, without the sum at every token

@@ -5,7 +5,7 @@ import math
 import os
 
 from corpora.documents import GLOB, text_size
-from formats.checkpoint import LARGE_WINDOW_HELP, LIMITS, usual_path
+from formats.checkpoint import LIMITS, usual_path
 from support.command import Parser, UserError, flag_of, given_flags, number, one_of, path_name, text, whole
 from support.device import pick_device, pick_dtype, product_rate
 
@@ -95,7 +95,6 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
     add("--out", type=path_name, default=usual_path(), help="where the best model goes")
     add("--init-from", type=path_name, help="a model to fine-tune: its weights, shape and tokenizer")
     add("--resume", action="store_true", help="continue from the training state beside --out")
-    add("--large-window", action=YES_NO, default=False, help=LARGE_WINDOW_HELP)
 
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +128,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--eval-every", type=COUNT, default=120, help="steps between evaluations")
     add("--eval-tokens", type=whole(1, 10**12), default=2_000_000, help="validation tokens to evaluate on, at most")
     add("--patience", type=COUNT, help="end after so many evaluations without a new best")
-    add("--tensorboard", action="store_true", help="write TensorBoard files beside --out (pip install tensorboard)")
     add("--seed", type=whole(0, 2**31), default=1337, help="of initial weights, batches and dropout")
 
 

@@ -6,7 +6,6 @@ from benchmarks.tools import SEEDS, measure, print_table, spread
 from recipe import preset_settings
 
 TINY = preset_settings("tiny")
-TORCH_MUON = "PyTorch's Muon"  # benchmarks/torch_muon.py
 VARIANTS = {
     "the recipe": (),
     "AdamW for all, learning rate 0.0017": ("--optimizer", "adamw", "--lr", 0.0017),
@@ -20,7 +19,6 @@ VARIANTS = {
     "windows side by side": ("--windows", "epochs"),
     "a moving average of the weights": ("--ema-decay", 0.98),
     "the average as the teacher": ("--ema-decay", 0.98, "--distill", 0.5),
-    TORCH_MUON: (),
 }
 
 
@@ -28,9 +26,8 @@ def bench_ablate() -> None:
     """One table, from docs/measured/ablate.jsonl."""
     rows, recipe = [], []
     for choice, flags in VARIANTS.items():
-        module = "benchmarks.torch_muon" if choice == TORCH_MUON else "main"
         flags = ["--preset", "tiny", "--eval-every", 10**6, *flags]
-        runs = [measure("ablate.jsonl", {"changed": choice, "seed": seed}, flags, module) for seed in SEEDS]
+        runs = [measure("ablate.jsonl", {"changed": choice, "seed": seed}, flags) for seed in SEEDS]
         losses = [run["val_loss"] for run in runs]
         recipe = recipe or losses
         worse = [loss - whole for loss, whole in zip(losses, recipe, strict=True)]

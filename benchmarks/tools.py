@@ -4,12 +4,10 @@ from support.start import ROOT
 
 import hashlib
 import json
-import math
 import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import timeit
 from collections.abc import Callable
@@ -18,7 +16,6 @@ from pathlib import Path
 import torch
 
 from formats.checkpoint import load_model
-from sampling.score import token_losses
 from support.device import bfloat16_is_faster, describe_device
 from training.state import RunPaths
 
@@ -49,24 +46,11 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-def train_once(*flags: object, out: Path | None = None, module: str = "main") -> list[dict]:
-    """Run main.py, or another module, on tinyshakespeare or on the --data of the flags, in a process of its own: the
-    lines of its metrics.
+def measure(name: str, key: dict, flags: list) -> dict:
+    """The run with this key in docs/measured/NAME of a processor like this one; if there is none, it is made and added:
+    main.py with these flags, on tinyshakespeare, in a process of its own.
 
-    out: where the model is to stay. Raises CalledProcessError if the run fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        out = out or Path(folder, "run.pth")
-        command = [sys.executable, "-m", module, "--out", out, "--data", "tinyshakespeare", *flags]
-        subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
-        return read_metrics(RunPaths(out).metrics)
-
-
-def measure(name: str, key: dict, flags: list, module: str = "main", held_out: str = "") -> dict:
-    """The run with this key in docs/measured/NAME of a processor like this one; if there is none, it is made and added.
-
-    A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew. held_out: a
-    text on which the model is scored besides.
+    A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew.
     """
     file, key = MEASURED / name, {"machine": processor(), **key}
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
@@ -77,10 +61,10 @@ def measure(name: str, key: dict, flags: list, module: str = "main", held_out: s
     digest = hashlib.sha256(json.dumps([key, list(map(str, flags))]).encode()).hexdigest()[:12]
     out = Path(ROOT, "checkpoints", f"bench-{digest}.pth")
     started = time.perf_counter()
-    if RunPaths(out).last.exists():
-        lines = train_once("--resume", out=out, module=module)
-    else:
-        lines = train_once("--device", "cpu", "--seed", key["seed"], *flags, out=out, module=module)
+    new = ["--device", "cpu", "--seed", key["seed"], "--data", "tinyshakespeare", *flags]
+    command = [sys.executable, "main.py", "--out", out, *(["--resume"] if RunPaths(out).last.exists() else new)]
+    subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
+    lines = read_metrics(RunPaths(out).metrics)
     seconds = time.perf_counter() - started
     checkpoint = load_model(out)
     config = checkpoint.model.config
@@ -93,12 +77,9 @@ def measure(name: str, key: dict, flags: list, module: str = "main", held_out: s
         "parameters": checkpoint.model.num_parameters(),
         "steps": lines[-1]["step"],
         "seconds": round(seconds, 1),
-        "val_loss": lowest(lines),
+        "val_loss": min(line["val_loss"] for line in lines),
         "curve": [[round(line["train_seconds"], 1), round(line["val_loss"], 4)] for line in lines],
     }
-    if held_out:
-        ids = checkpoint.tokenizer.encode_array(held_out)
-        run["held_out"] = float(token_losses(checkpoint.model.eval(), ids).mean())
     with open(file, "a", encoding="utf-8", newline="\n") as stream:
         stream.write(json.dumps(run) + "\n")
     for path in RunPaths(out).all:
@@ -111,21 +92,8 @@ def read_metrics(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def seconds_per_step(lines: list[dict]) -> float:
-    """The mean step after the first evaluation: a process's first steps fetch memory and are slow."""
-    first, last = lines[0], lines[-1]
-    return (last["train_seconds"] - first["train_seconds"]) / (last["step"] - first["step"])
-
-
-def lowest(lines: list[dict]) -> float:
-    """The lowest validation loss of a run."""
-    return min(line["val_loss"] for line in lines)
-
-
 def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
     """Median and range: `8 (7 to 9) s`."""
-    if math.isinf(max(values)):
-        return f"{sum(map(math.isinf, values))} of {len(values)} never reached it"
     low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high}){unit}"
 

@@ -6,10 +6,9 @@ document.
 """
 
 import hashlib
-import itertools
-import mmap
 import os
 import re
+import shlex
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,26 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from corpora.texts import (
-    BLOCK,
-    TRAIN_SHARE,
-    Corpus,
-    Split,
-    TextSpan,
-    encoding_of,
-    not_text,
-    read_blocks,
-    split_documents,
-)
-from support.command import UserError, one_line, shell_line
+from corpora.texts import TRAIN_SHARE, Corpus, Split, TextSpan, read_blocks, split_documents
+from support.command import UserError, one_line
 
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")  # the other values of --data
 GLOB = "*.txt"  # which files of a folder are taken
 SHUFFLE_SEED = 0
-SEPARATORS = {  # --documents -> what stands between two documents
-    "lines": re.compile(rb"[\r\n]+"),
-    "blank": re.compile(rb"\r?\n(?:[ \t]*\r?\n)+"),
-}
+SEPARATORS = {"lines": rb"\n", "blank": rb"\n(?:[ \t]*\n)+"}  # --documents -> what stands between two documents
 
 
 def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpus:
@@ -46,14 +32,14 @@ def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpu
     words: paths as the user has written them. documents: how a file is cut into documents, as `--documents` says; None:
     each file is one. Raises UserError if there is no file or too little text, OSError if one cannot be read.
     """
-    name, paths = shell_line(words) if words[1:] else words[0], list(map(expanded, words))
+    name, paths = shlex.join(words) if words[1:] else words[0], list(map(expanded, words))
     for path, word in zip(paths, words, strict=True):
         if not path.is_file() and not path.is_dir():
             what = "not a regular file" if path.exists() else "no such file or folder"
             raise UserError(f"--data {word}: {what}, and not one of {', '.join(NAMES)}")
     files = files_in(paths, glob)
     if not files:
-        raise UserError(f"--data {name}: no file matches --glob {shell_line([glob])}")
+        raise UserError(f"--data {name}: no file matches --glob {shlex.quote(glob)}")
     if documents:
         corpus = documents_corpus(name, files, documents)
     else:
@@ -89,9 +75,50 @@ def text_size(data: Sequence[str], glob: str = GLOB) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def separator(documents: str, text: bytes | mmap.mmap) -> re.Pattern[bytes]:
-    """What stands between two documents of a text: for `=STRING` the lines that consist of the string, and if there is
-    no such line, the string wherever it occurs.
+def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
+    """The documents of all files, shuffled, the first TRAIN_SHARE of their characters to train on; one may be cut."""
+    text, digest = bytearray(), hashlib.sha256(repr(documents).encode())
+    starts, lengths, sizes = array("q"), array("i"), array("i")  # sizes: in characters
+    for file in files:
+        begin = len(text)
+        for block in read_blocks(file):
+            text += block.encode()
+        digest.update(hashlib.sha256(memoryview(text)[begin:]).digest())
+        for start, document in documents_in(text, begin, documents):
+            starts.append(start)
+            lengths.append(len(document))
+            sizes.append(len(document.decode()))
+        text += b"\n"  # the next file begins a line
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(np.arange(len(sizes), dtype=np.int32))
+    starts, lengths, sizes = (np.frombuffer(column, column.typecode)[order] for column in (starts, lengths, sizes))
+    ends = sizes.cumsum(dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    cut = int(TRAIN_SHARE * total)
+    if cut < 2 or total - cut < 2:
+        raise UserError(f"{name} holds {total} characters in documents; that is too little to train on")
+    at = int(np.searchsorted(ends, cut))  # the document in which the training part ends
+    train = Documents(text, starts[: at + 1], lengths[: at + 1], keep=int(cut - ends[at] + sizes[at]))
+    whole = train.keep == sizes[at]
+    val = Documents(text, starts[at + whole :], lengths[at + whole :], skip=0 if whole else train.keep)
+    sha256 = digest.hexdigest()
+    parts = (Split(train, f"{sha256} train", cut, True), Split(val, f"{sha256} val", total - cut, True))
+    return Corpus(name, *parts, sha256)
+
+
+def documents_in(text: bytearray, begin: int, documents: str) -> Iterator[tuple[int, bytearray]]:
+    """The documents in the bytes from `begin` on, and where each begins; line ends around them are left out, and empty
+    ones."""
+    for found in re.compile(rb"(?:%b)|\Z" % separator(text, begin, documents), re.MULTILINE).finditer(text, begin):
+        document = text[begin : found.start()].rstrip(b"\n")
+        start = begin + len(document) - len(document.lstrip(b"\n"))
+        if start < begin + len(document):
+            yield start, document[start - begin :]
+        begin = found.end()
+
+
+def separator(text: bytearray, begin: int, documents: str) -> bytes:
+    """The pattern of what stands between two documents in the bytes from `begin` on: for `=STRING` the lines that
+    consist of the string, and if there is no such line, the string wherever it occurs.
 
     Raises UserError if `documents` says nothing of this kind, or the text holds no such string.
     """
@@ -100,123 +127,29 @@ def separator(documents: str, text: bytes | mmap.mmap) -> re.Pattern[bytes]:
     if not documents.startswith("=") or documents == "=":
         raise UserError(f'--documents {documents}: must be lines, blank, or "=STRING" with what stands between two')
     string = re.escape(documents[1:].encode())
-    for pattern in (re.compile(rb"^[ \t]*" + string + rb"[ \t]*\r?$", re.MULTILINE), re.compile(string)):
-        if pattern.search(text):
+    for pattern in (rb"^[ \t]*%b[ \t]*$" % string, string):
+        if re.compile(pattern, re.MULTILINE).search(text, begin):
             return pattern
     raise UserError(f"--documents {documents}: the text does not hold {documents[1:]}")
 
 
 @dataclass(frozen=True)
-class DocumentSpans:
+class Documents:
     """Documents in a given order, as `Split` wants its spans: a list of ten million would fill the memory, so each span
     is made when it is asked for.
 
-    texts: the bytes of the files in UTF-8. starts, lengths (documents,): of each document, in bytes, as if the texts
-    were one. skip: so many characters of the first document belong to another split. keep: so many of the last to this.
+    text: in UTF-8. starts, lengths (documents,): of each document, in bytes. skip: so many characters of the first
+    document belong to another split. keep: so many of the last to this; None: all.
     """
 
-    texts: list[bytes | mmap.mmap]
+    text: bytearray
     starts: np.ndarray
     lengths: np.ndarray
     skip: int = 0
     keep: int | None = None
 
     def __iter__(self) -> Iterator[TextSpan]:
-        bases = np.cumsum([0, *map(len, self.texts)])
         last = len(self.starts) - 1
-        for first in range(0, len(self.starts), 2**16):
-            starts, lengths = self.starts[first : first + 2**16], self.lengths[first : first + 2**16]
-            numbers = np.searchsorted(bases, starts, side="right") - 1
-            places = zip(numbers.tolist(), (starts - bases[numbers]).tolist(), lengths.tolist(), strict=True)
-            for i, (number, start, length) in enumerate(places, start=first):
-                text = decoded(self.texts[number][start : start + length])
-                end = len(text) if self.keep is None or i < last else self.keep
-                yield TextSpan(text, 0 if i else self.skip, end)
-
-
-def decoded(text: bytes) -> str:
-    """A document's characters, line ends as LF."""
-    return text.decode().replace("\r\n", "\n")
-
-
-@dataclass(frozen=True)
-class DocumentSplit(Split):
-    """A split of many short documents, whose characters were counted when they were found."""
-
-    characters: int = 0
-
-    def __len__(self) -> int:
-        return self.characters
-
-    def blocks(self) -> Iterator[str]:
-        """All of it, many documents in one block."""
-        pieces, size = [], 0
-        for span in self.spans:
-            pieces.append(span.source[span.start : span.stop])
-            size += span.stop - span.start
-            if size >= BLOCK:
-                yield "".join(pieces)
-                pieces, size = [], 0
-        if pieces:
-            yield "".join(pieces)
-
-
-def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
-    """The documents of all files, shuffled, the first TRAIN_SHARE of their characters to train on; one may be cut."""
-    texts = list(map(utf8_bytes, files))
-    starts, lengths, sizes, base = array("q"), array("i"), array("i"), 0  # sizes: in characters
-    for file, text in zip(files, texts, strict=True):
-        for start, stop in gaps(text, separator(documents, text)):
-            try:
-                sizes.append(len(decoded(text[start:stop])))
-            except UnicodeDecodeError as error:
-                raise not_text(file, error, start + error.start) from None
-            starts.append(base + start)
-            lengths.append(stop - start)
-        base += len(text)
-    order = np.random.default_rng(SHUFFLE_SEED).permutation(np.arange(len(sizes), dtype=np.int32))
-    starts, lengths, sizes = np.array(starts)[order], np.array(lengths)[order], np.array(sizes)[order]
-    total = int(sizes.sum(dtype=np.int64))
-    cut = int(TRAIN_SHARE * total)
-    if cut < 2 or total - cut < 2:
-        raise UserError(f"{name} holds {total} characters in documents; that is too little to train on")
-    ends = sizes.cumsum(dtype=np.int64)
-    at = int(np.searchsorted(ends, cut))  # the document in which the training part ends
-    before = cut - int(ends[at] - sizes[at])  # so many of its characters are in it
-    whole = before == sizes[at]
-    train = DocumentSpans(texts, starts[: at + 1], lengths[: at + 1], keep=before)
-    val = DocumentSpans(texts, starts[at + whole :], lengths[at + whole :], skip=0 if whole else before)
-    digest = hashlib.sha256(repr(documents).encode())
-    for text in texts:
-        digest.update(hashlib.sha256(text).digest())
-    sha256 = digest.hexdigest()
-    parts = [
-        DocumentSplit(spans, f"{sha256} {part}", separated=True, characters=size)
-        for spans, part, size in ((train, "train", cut), (val, "val", total - cut))
-    ]
-    return Corpus(name, *parts, sha256)
-
-
-def utf8_bytes(path: Path) -> bytes | mmap.mmap:
-    """The bytes of a text file in UTF-8; those of a large file stay on the disk."""
-    if encoding_of(path) != "utf-8-sig":
-        return "".join(read_blocks(path)).encode()
-    if path.stat().st_size <= BLOCK:
-        return path.read_bytes()
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def gaps(text: bytes | mmap.mmap, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int]]:
-    """What stands between the matches of a pattern, without the line ends around it: first byte, byte after the last;
-    empty ones are left out."""
-    begin = 3 if text[:3] == b"\xef\xbb\xbf" else 0  # a byte order mark
-    borders = ((found.start(), found.end()) for found in pattern.finditer(text))
-    for end, following in itertools.chain(borders, [(len(text), len(text))]):
-        while begin < end and text[begin] in b"\r\n":
-            begin += 1
-        while begin < end and text[end - 1] in b"\r\n":
-            end -= 1
-        if begin < end:
-            yield begin, end
-        begin = following
+        for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            document = self.text[start : start + length].decode()
+            yield TextSpan(document, 0 if i else self.skip, self.keep if i == last and self.keep else len(document))

@@ -1,9 +1,9 @@
 """Byte-level BPE by the `tokenizers` package (Hugging Face): for large texts, where it is installed."""
 
+import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from types import ModuleType
 
 import numpy as np
 
@@ -14,15 +14,6 @@ from tokenizer import BOS, SYMBOLS, BPETokenizer, Tokenizer, cut_between_words
 LARGE = 2**22  # characters
 
 
-def library() -> ModuleType | None:
-    """The `tokenizers` package, or None if it is not installed."""
-    try:
-        import tokenizers
-    except ImportError:
-        return None
-    return tokenizers
-
-
 def bpe_class(characters: int) -> type[BPETokenizer]:
     """The class that trains on, or encodes, a text of so many characters: `FastBPETokenizer` from LARGE characters on,
     if the package is installed.
@@ -31,7 +22,7 @@ def bpe_class(characters: int) -> type[BPETokenizer]:
     roughly on a million characters, in seconds of one core: plain Python learns 1,024 tokens in 1.0, 4,096 in 4, and
     encodes in 0.4; the package learns both in 0.6 and encodes in 0.6, but it shares encoding among all cores.
     """
-    return FastBPETokenizer if characters >= LARGE and library() else BPETokenizer
+    return FastBPETokenizer if characters >= LARGE and importlib.util.find_spec("tokenizers") else BPETokenizer
 
 
 def for_length(tokenizer: Tokenizer, characters: int) -> Tokenizer:
@@ -46,14 +37,18 @@ class FastBPETokenizer(BPETokenizer):
 
     def __init__(self, tokens: list[str], merges: list[tuple[str, str]], start: str = BOS):
         super().__init__(tokens, merges, start)
-        self._library = library().Tokenizer.from_str(bpe_to_json(self))
+        from tokenizers import Tokenizer as Library
+
+        self._library = Library.from_str(bpe_to_json(self))
 
     @classmethod
     def train(cls, blocks: Iterable[str], vocab_size: int) -> "FastBPETokenizer":
         """Learn a vocabulary, the same as `BPETokenizer.train` learns."""
+        from tokenizers.trainers import BpeTrainer
+
         learner = cls([BOS, *sorted(SYMBOLS)], [])._library
         options = {"initial_alphabet": sorted(SYMBOLS), "show_progress": sys.stderr.isatty()}
-        trainer = library().trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS], **options)
+        trainer = BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS], **options)
         interruptible(lambda: learner.train_from_iterator(cut_between_words(blocks), trainer))
         learned = bpe_from_json(learner.to_str())
         return cls(learned.tokens, learned.merges)

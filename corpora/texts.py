@@ -7,9 +7,9 @@ gigabyte never lies in memory at once. The ids of a large split go to a file tha
 
 import codecs
 import hashlib
-import itertools
 import json
 import mmap
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.fast_bpe import for_length
-from support.command import UserError, shell_line
+from support.command import UserError
 from support.durable import write_atomically
 from tokenizer import UNK, Tokenizer, UnknownCharacterWarning
 
@@ -52,7 +52,7 @@ def encoding_of(path: Path) -> str:
 def typed(command: str, path: Path) -> str:
     """A command with the name of a file for {}, and for {new} that of a text beside it."""
     new = path.with_name(f"{path.stem}.utf8.txt")
-    return command.replace("{}", shell_line([str(path)])).replace("{new}", shell_line([str(new)]))
+    return command.replace("{}", shlex.quote(str(path))).replace("{new}", shlex.quote(str(new)))
 
 
 def read_blocks(source: Path | str) -> Iterator[str]:
@@ -70,16 +70,10 @@ def read_blocks(source: Path | str) -> Iterator[str]:
                 yield block
         except UnicodeDecodeError as error:
             # The bytes that Python tried to decode are the last ones that it has read from the file.
-            raise not_text(source, error, file.buffer.tell() - len(error.object) + error.start) from None
-
-
-def not_text(path: Path, error: UnicodeDecodeError, position: int) -> UserError:
-    """What is said of a file whose byte at `position` cannot be decoded."""
-    advice = ""
-    if error.encoding == "utf-8":
-        advice = f"; if it is Latin-1: {typed('iconv -f latin1 -t utf-8 {} > {new}', path)}"
-    byte = f"byte {position} is 0x{error.object[error.start]:02x}"
-    return UserError(f"{path} is not {error.encoding.upper()} text: {byte}{advice}")
+            position = file.buffer.tell() - len(error.object) + error.start
+            latin = f"; if it is Latin-1: {typed('iconv -f latin1 -t utf-8 {} > {new}', source)}"
+            byte = f"byte {position} is 0x{error.object[error.start]:02x}{latin if error.encoding == 'utf-8' else ''}"
+            raise UserError(f"{source} is not {error.encoding.upper()} text: {byte}") from None
 
 
 @dataclass(frozen=True)
@@ -110,15 +104,16 @@ class Split:
 
     spans: Iterable[TextSpan]
     identity: str
+    characters: int
     separated: bool = False
 
     def __len__(self) -> int:
         """How many characters."""
-        return sum(span.stop - span.start for span in self.spans)
+        return self.characters
 
     def blocks(self) -> Iterator[str]:
-        for span in self.spans:
-            yield from span.blocks()
+        """All of it, many short documents in one block."""
+        return map("".join, gathered(block for span in self.spans for block in span.blocks()))
 
     def text(self) -> str:
         """All of it in one string."""
@@ -127,6 +122,19 @@ class Split:
     def count_bytes(self) -> int:
         """Its length in UTF-8."""
         return sum(len(block.encode("utf-8", "surrogatepass")) for block in self.blocks())
+
+
+def gathered(parts: Iterable[Sequence]) -> Iterator[list[Sequence]]:
+    """The parts in lists that hold BLOCK items or a little more."""
+    waiting, size = [], 0
+    for part in parts:
+        waiting.append(part)
+        size += len(part)
+        if size >= BLOCK:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
 
 
 def measure(source: Path | str) -> tuple[int, str]:
@@ -190,7 +198,8 @@ def assemble_corpus(name: str, train: list[TextSpan], val: list[TextSpan], diges
 
     def split(spans: list[TextSpan]) -> Split:
         spans = [span for span in spans if span.start < span.stop]
-        return Split(tuple(spans), f"{sha256} {[(span.start, span.stop) for span in spans]}", several)
+        places = [(span.start, span.stop) for span in spans]
+        return Split(tuple(spans), f"{sha256} {places}", sum(stop - start for start, stop in places), several)
 
     return Corpus(name, split(train), split(val), sha256)
 
@@ -201,17 +210,14 @@ def assemble_corpus(name: str, train: list[TextSpan], val: list[TextSpan], diges
 def token_blocks(tokenizer: Tokenizer, split: Split) -> Iterator[np.ndarray]:
     """The ids of a split, block by block, with `<bos>` before each document if there are several."""
     bos = np.array([tokenizer.bos_id], tokenizer.id_dtype)
-    waiting, size = [], 0  # of short documents, many make a block
-    for span in split.spans:
-        begin = [bos] if split.separated and span.start == 0 else []
-        for ids in itertools.chain(begin, tokenizer.encode_blocks(span.blocks())):
-            waiting.append(ids)
-            size += len(ids)
-            if size >= BLOCK:
-                yield np.concatenate(waiting)
-                waiting, size = [], 0
-    if waiting:
-        yield np.concatenate(waiting)
+
+    def parts() -> Iterator[np.ndarray]:
+        for span in split.spans:
+            if split.separated and span.start == 0:
+                yield bos
+            yield from tokenizer.encode_blocks(span.blocks())
+
+    return map(np.concatenate, gathered(parts()))
 
 
 def mapped_anew(tokens: np.ndarray) -> np.ndarray:

@@ -41,11 +41,8 @@ from tokenizer import Tokenizer
 
 FORMAT = 3
 # Upper bounds, which keep a damaged or hostile checkpoint from asking for more memory than any machine has.
-LIMITS = {"vocab_size": 2**24, "max_seq": 2**14, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
-# Reading a file takes at most 300 MB of memory plus four times its size. While the mask is made, it takes 5 bytes for
-# each pair of tokens: 245 MB for this window. A model with a larger one needs --large-window.
-LARGE_WINDOW = 7000  # tokens
-LARGE_WINDOW_HELP = f"accept a file whose window has more than {LARGE_WINDOW:,} tokens: its mask takes much memory"
+# For a window of 7,000 tokens, the mask takes 245 MB while it is made; a file's size grows only with the window itself.
+LIMITS = {"vocab_size": 2**24, "max_seq": 7000, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
 HINTS = {  # which file is of which kind
     MODEL: "give NAME.pth; of an adapter, name its base here, and the adapter with --lora",
@@ -140,23 +137,23 @@ def read_checkpoint(path: Path, kind: str | None = None) -> tuple[dict, dict[str
     return header, tensors
 
 
-def load_model(path: Path, large_window: bool = False) -> Checkpoint:
-    """The model in a `.pth`; large_window: as in `model_from_weights`.
+def load_model(path: Path) -> Checkpoint:
+    """The model in a `.pth`.
 
     Raises like `read_checkpoint`, and UserError if its parts do not fit together.
     """
     header, tensors = read_checkpoint(path, MODEL)
     with user_errors(f"{path} cannot be used: "):
-        return checked_model(header, tensors, large_window)
+        return checked_model(header, tensors)
 
 
-def checked_model(header: dict, tensors: dict[str, Tensor], large_window: bool = False) -> Checkpoint:
+def checked_model(header: dict, tensors: dict[str, Tensor]) -> Checkpoint:
     """The model that a header and its weights describe. Raises ValueError if they do not fit together."""
     config = config_from_plain(header["config"])
     tokenizer = tokenizer_from_plain(header.get("tokenizer"))
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-    return Checkpoint(model_from_weights(config, tensors, large_window), tokenizer, header["origin"])
+    return Checkpoint(model_from_weights(config, tensors), tokenizer, header["origin"])
 
 
 def config_from_plain(fields: dict) -> TinyGPTConfig:
@@ -167,18 +164,15 @@ def config_from_plain(fields: dict) -> TinyGPTConfig:
         raise ValueError("its config has a field that this version does not know, or lacks one") from None
 
 
-def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor], large_window: bool = False) -> TinyGPT:
+def model_from_weights(config: TinyGPTConfig, weights: dict[str, Tensor]) -> TinyGPT:
     """The network with these weights (as `model_weights` names them), checked before any memory is taken.
 
-    large_window: accept a window of more than LARGE_WINDOW tokens. Raises ValueError that names the first tensor that
-    is missing, unexpected, misshapen, not float32 or not finite, or says that the network is too large.
+    Raises ValueError that names the first tensor that is missing, unexpected, misshapen, not float32 or not finite, or
+    says that the network is too large.
     """
     for name, limit in LIMITS.items():
         if getattr(config, name) > limit:
             raise ValueError(f"{name} must be at most {limit}, not {getattr(config, name)}")
-    if config.max_seq > LARGE_WINDOW and not large_window:
-        gigabytes = 5 * config.max_seq**2 / 1e9
-        raise ValueError(f"the mask of its {config.max_seq} positions takes {gigabytes:.1f} GB: add --large-window")
     with torch.device("meta"):  # shapes without memory
         model = TinyGPT(config, init=None)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -4,7 +4,6 @@ A page is sent to others. So only text that everyone has goes with it by itself;
 """
 
 import contextlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,24 +35,14 @@ def excerpt_of_corpus(origin: dict) -> Excerpt | None:
     with contextlib.suppress(UserError, OSError):
         corpus = load_corpus(name)
         if corpus.sha256 == origin.get("corpus_sha256"):  # of books, others may lie there now
-            return Excerpt(f"the validation split of {name}", beginning(corpus.val.blocks()), True)
+            return Excerpt(f"the validation split of {name}", next(corpus.val.blocks())[:MAX_CHARACTERS], True)
     return None
 
 
 def excerpt_of_file(path: Path) -> Excerpt:
     """The beginning of a text file. Raises UserError if it is not text or has less than two characters, OSError if it
     cannot be read."""
-    text = beginning(read_blocks(path))
+    text = next(read_blocks(path), "")[:MAX_CHARACTERS]
     if len(text) < 2:
         raise UserError(f"--excerpt {path} has no text")
     return Excerpt(path.name, text, False)
-
-
-def beginning(blocks: Iterable[str]) -> str:
-    """The first MAX_CHARACTERS of a text that comes in blocks."""
-    text = ""
-    for block in blocks:
-        text += block
-        if len(text) >= MAX_CHARACTERS:
-            break
-    return text[:MAX_CHARACTERS]

@@ -164,9 +164,8 @@ def tokenizer_config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
 # --- In ----------------------------------------------------------------------------------------------------------
 
 
-def load_huggingface(folder: Path, large_window: bool = False) -> Checkpoint:
-    """The model in a folder of GPT-2's architecture, with float16 and bfloat16 widened to float32; large_window: as in
-    `model_from_weights`.
+def load_huggingface(folder: Path) -> Checkpoint:
+    """The model in a folder of GPT-2's architecture, with float16 and bfloat16 widened to float32.
 
     Raises UserError if a file is missing or damaged, or the network cannot express the model; OSError if a file cannot
     be read. Warns if the model has more tokens than its tokenizer: these are left out.
@@ -178,7 +177,7 @@ def load_huggingface(folder: Path, large_window: bool = False) -> Checkpoint:
         config = config_from(settings, tokenizer.vocab_size)
         weights = read_weights(folder, config, settings["vocab_size"])
         origin = {"converted_from": folder.absolute().name}
-        return Checkpoint(model_from_weights(config, weights, large_window), tokenizer, origin)
+        return Checkpoint(model_from_weights(config, weights), tokenizer, origin)
 
 
 def read_json(path: Path) -> dict:

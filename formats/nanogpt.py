@@ -22,9 +22,9 @@ TABLE = "token_embedding.weight"
 SIZES = {"max_seq": "block_size", "embed_dim": "n_embd", "num_heads": "n_head", "num_layers": "n_layer"}
 
 
-def load_nanogpt(path: Path, text: Path | None, bpe: Path | None, large_window: bool = False) -> Checkpoint:
+def load_nanogpt(path: Path, text: Path | None, bpe: Path | None) -> Checkpoint:
     """The model in a checkpoint of nanoGPT; text: what it was trained on, characters as tokens; bpe: or a
-    `tokenizer.json`; large_window: as in `model_from_weights`.
+    `tokenizer.json`.
 
     Raises UserError if a file is missing, damaged or does not fit; OSError if it cannot be read.
     """
@@ -42,7 +42,7 @@ def load_nanogpt(path: Path, text: Path | None, bpe: Path | None, large_window: 
         weights = our_weights(content["model"])
         check_fields(weights, {TABLE: Tensor})
         weights[TABLE] = our_rows(weights[TABLE], tokenizer, rarest)
-        return Checkpoint(model_from_weights(config, weights, large_window), tokenizer, {"converted_from": path.name})
+        return Checkpoint(model_from_weights(config, weights), tokenizer, {"converted_from": path.name})
 
 
 def characters_of(path: Path) -> tuple[CharTokenizer, int]:

@@ -4,18 +4,17 @@ The file may come from a stranger. A frame in which a field is missing or odd is
 """
 
 import base64
-import contextlib
 import math
 from pathlib import Path
 
-from support.plain import check_fields, parse_json
+from formats.embedding_map import MAX_TOKENS
+from support.plain import check_fields, read_lines
 from tiny_decoder import TinyGPTConfig
 
 STORY_TOKENS = 48  # whose attention maps are kept
 MAX_MAPS = 24  # in a frame: 38 kB
-MAX_POSITIONS, MAX_TOKENS = 64, 150  # points on the maps of embeddings
+MAX_POSITIONS = 64  # points on the map of positions
 MAX_SAMPLE = 600  # characters
-MAX_LINE = 60_000  # bytes
 MAX_SHOWN = 60  # frames in a page
 PUBLIC_CORPORA = ("tinyshakespeare", "gutenberg", "synthetic")  # whose text may go with a page to anybody
 
@@ -23,14 +22,7 @@ PUBLIC_CORPORA = ("tinyshakespeare", "gutenberg", "synthetic")  # whose text may
 def read_story(path: Path | None, config: TinyGPTConfig) -> list[dict]:
     """The frames of a story that fit the model, thinned to MAX_SHOWN, the first and the last among them; none if there
     is no such file."""
-    if path is None or not path.is_file():
-        return []
-    frames = {}
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
-            if len(line) <= MAX_LINE:
-                frame = checked_frame(parse_json(line.decode()), config)
-                frames[frame["step"]] = frame
+    frames = {frame["step"]: frame for frame in read_lines(path, lambda frame: checked_frame(frame, config))}
     ordered = [frames[step] for step in sorted(frames)]
     count = min(len(ordered), MAX_SHOWN)
     return [ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)]
@@ -47,12 +39,15 @@ def checked_frame(frame: object, config: TinyGPTConfig) -> dict:
     require(all(is_index(layer, config.num_layers) and is_index(head, config.num_heads) for layer, head in heads))
     require(len(maps) == len(heads) * length * (length + 1) // 2 and len(frame["sample"]) <= MAX_SAMPLE)
     frame["sample"].encode()  # ValueError if it is half a surrogate pair
+    losses = [frame["train_loss"], frame["val_loss"]]
+    numbers([0 if loss is None else loss for loss in losses], 2)
     tokens = checked_plane(frame["tokens"], MAX_TOKENS)
     labels = frame["tokens"]["ids"]
     require(len(labels) == len(tokens["points"]) and all(is_index(id, config.vocab_size) for id in labels))
     return {
         "step": frame["step"],
-        **{name: optional(frame[name]) for name in ("train_loss", "val_loss")},
+        "train_loss": losses[0],
+        "val_loss": losses[1],
         "ids": ids,
         "surprise": numbers(frame["surprise"], length - 1),
         "heads": heads,
@@ -80,11 +75,6 @@ def numbers(values: object, count: int) -> list[float]:
     require(type(values) is list and len(values) == count <= MAX_SAMPLE * 4)
     require(all(type(value) in (int, float) and math.fabs(value) < 1e6 for value in values))
     return values
-
-
-def optional(value: object) -> float | None:
-    """A finite number of sensible size, or None."""
-    return None if value is None else numbers([value], 1)[0]
 
 
 def checked_plane(plane: object, most: int) -> dict:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from formats.checkpoint import Checkpoint
 from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
 
@@ -117,17 +116,3 @@ def deviation(model: TinyGPT, weights: dict[str, Tensor], gelu: Callable[[Tensor
         ours, theirs = model(ids).log_softmax(-1), twin_logits(weights, config, ids, gelu).log_softmax(-1)
         largest = torch.maximum(largest, (ours - theirs).abs().max())
     return float(largest.nan_to_num(torch.inf, torch.inf))
-
-
-@torch.inference_mode()
-def losses(loaded: Checkpoint, weights: dict[str, Tensor], text: str, count: int = 4096) -> tuple[float, float] | None:
-    """The mean loss, in nats per token, of the model and of a program that computes with these weights, over the first
-    `count` tokens of a text; None if the text has fewer than two tokens."""
-    model, config = loaded.model.eval(), loaded.model.config
-    ids = torch.tensor(loaded.tokenizer.encode(text[: 8 * count])[: count + 1])
-    sums = torch.zeros(2, dtype=torch.float64)
-    for start in range(0, len(ids) - 1, config.max_seq):
-        window = ids[start : start + config.max_seq + 1]
-        for number, logits in enumerate((model(window[None, :-1]), twin_logits(weights, config, window[None, :-1]))):
-            sums[number] += F.cross_entropy(logits[0], window[1:], reduction="sum")
-    return tuple((sums / (len(ids) - 1)).tolist()) if len(ids) > 1 else None

@@ -7,7 +7,6 @@ holds some logits, and shows nothing of the model unless it computes the same on
 """
 
 import base64
-import contextlib
 import dataclasses
 import hashlib
 import html
@@ -20,42 +19,24 @@ import numpy as np
 from torch import Tensor
 
 from formats.checkpoint import Checkpoint, model_weights
-from formats.embedding_map import principal_components, readable_tokens, rounded
+from formats.embedding_map import embedding_maps
 from formats.excerpt import Excerpt
 from formats.story import read_story
-from formats.twin import check_twin, deviation, half_precision, losses, self_check
+from formats.twin import check_twin, deviation, half_precision, self_check
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
-from support.plain import finite, is_plain, parse_json
+from support.plain import finite, is_plain, read_lines
 from tokenizer import Tokenizer
 
 PARTS = Path(__file__).with_name("page")
 ENGINE = ("layers.js", "model.js", "inspect.js", "sampler.js", "tokenizer.js", "train.js", "train_run.js", "worker.js")
-CHAPTERS = (
-    "guess.js",
-    "write.js",
-    "follow.js",
-    "heads.js",
-    "break.js",
-    "maps.js",
-    "learned.js",
-    "train_page.js",
-    "numbers.js",
-)
-INTERFACE = ("api.js", "draw.js", "chart.js", "book.js", *CHAPTERS, "main.js")
+CHAPTERS = ("guess", "write", "follow", "heads", "break", "maps", "learned", "train_page", "numbers")
+INTERFACE = ("api.js", "draw.js", "chart.js", "book.js", *(f"{name}.js" for name in CHAPTERS), "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
-MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
+MAX_POSITIONS = 512  # points on the map of positions
 # What the page shows of a checkpoint's origin.
 ORIGIN_FIELDS = ("corpus", "preset", "step", "val_loss", "train_seconds", "seed", "bigram_entropy", "floor", "recipe")
 CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it shows of an evaluation
-
-
-@dataclasses.dataclass
-class Distance:
-    """How far a page is from its model, because its weights are rounded."""
-
-    deviation: float  # the largest difference of a log-probability, of random tokens
-    losses: tuple[float, float] | None  # of model and page, on a part of the excerpt, if there is one
 
 
 def save_page(
@@ -65,8 +46,9 @@ def save_page(
     precision: str,
     excerpt: Excerpt | None = None,
     force: bool = False,
-) -> Distance:
-    """Write a page that runs the model; returns how far the page is from it.
+) -> float:
+    """Write a page that runs the model; returns how far it is from the model, because its weights are rounded: the
+    largest difference of a log-probability, of random tokens.
 
     beside: the checkpoint beside which metrics and story lie, if there is one. precision: of the weights, "int8",
     "float16" or "float32". excerpt: text that goes with the page. Raises UserError if `path` is another file and not
@@ -82,9 +64,7 @@ def save_page(
     data["excerpt"] = excerpt and dataclasses.asdict(excerpt)
     text = fill_template(data, encoded)
     write_atomically(path, lambda file: file.write(text.encode()))
-    if precision == "float32":
-        return Distance(0.0, None)
-    return Distance(deviation(loaded.model, read), losses(loaded, read, excerpt.text) if excerpt else None)
+    return 0.0 if precision == "float32" else deviation(loaded.model, read)
 
 
 def is_page(path: Path) -> bool:
@@ -123,8 +103,6 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor]) -> dict:
     origin = {name: value for name, value in loaded.origin.items() if name in ORIGIN_FIELDS and is_plain(value)}
     if "corpus" in origin:
         origin["corpus"] = Path(str(origin["corpus"])).name  # the folder is private
-    labels = readable_tokens(loaded.tokenizer, MAX_LABELS)
-    tokens, positions = loaded.model.token_embedding.weight.detach(), loaded.model.position_embedding.weight.detach()
     return {
         "config": dataclasses.asdict(loaded.model.config),
         "tokenizer": plain_tokenizer(loaded.tokenizer),
@@ -132,17 +110,8 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor]) -> dict:
         "prompt": "ROMEO:" if origin.get("corpus") == "tinyshakespeare" else "",
         "parameters": loaded.model.num_parameters(),
         "check": self_check(loaded.model.config, weights),
-        "maps": {
-            "tokens": {"ids": labels, **plane(tokens[labels])},
-            "positions": plane(positions[:: math.ceil(len(positions) / MAX_POINTS)]),
-        },
+        "maps": embedding_maps(loaded.model, loaded.tokenizer, MAX_POSITIONS),
     }
-
-
-def plane(vectors: Tensor) -> dict:
-    """Vectors (N, C) as points on a plane, with what the axes show of the variance."""
-    points, shares = principal_components(vectors)
-    return {"points": rounded(points), "shares": shares}
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
@@ -159,13 +128,7 @@ def read_metrics(path: Path | None) -> list[dict]:
 
     A damaged line is left out: the curves are a picture beside the model, which is whole without them.
     """
-    if path is None or not path.is_file():
-        return []
-    points = []
-    for line in path.read_text("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
-            entry = parse_json(line)
-            points.append({name: finite(entry[name]) for name in CURVE_FIELDS})
+    points = read_lines(path, lambda entry: {name: finite(entry[name]) for name in CURVE_FIELDS})
     return points[:: math.ceil(len(points) / 1000) or 1]
 
 

@@ -8,11 +8,9 @@ exception is a bug and keeps its traceback.
 import argparse
 import contextlib
 import difflib
-import functools
 import importlib
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -138,47 +136,36 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else ""
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Of every flag, --help shows the default, and as its value what its type names."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        hidden = action.const is True or action.default in (None, [], argparse.SUPPRESS)  # True: of store_true
+        return action.help if hidden or "(default: " in action.help else f"{action.help} (default: %(default)s)"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return getattr(action.type, "metavar", None) or super()._get_default_metavar_for_optional(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors, for `run` to print, and name a near miss.
 
-    It takes no abbreviations, and `--batch_size` for `--batch-size`. --help shows every default. `flags` has the
-    argparse.Action of each setting by its name, without --help.
+    It takes no abbreviations, and `--batch_size` for `--batch-size`.
     """
 
-    def __init__(self, description: str, **options):
-        self.flags: dict[str, argparse.Action] = {}
-        style = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, allow_abbrev=False, formatter_class=style, **options)
-        self.flags.pop("help", None)
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False, formatter_class=Help)
 
-    def add_argument(self, *names: str, **options) -> argparse.Action:
-        return self.add_flag(super().add_argument, *names, **options)
-
-    def add_argument_group(self, *titles: str, **options):
-        group = super().add_argument_group(*titles, **options)
-        group.add_argument = functools.partial(self.add_flag, group.add_argument)
-        return group
-
-    def add_flag(self, add: Callable[..., argparse.Action], *names: str, **options) -> argparse.Action:
-        """`add` a flag, and keep it; its type may name its metavar, and its default becomes part of its help."""
-        if hasattr(options.get("type"), "metavar"):
-            options.setdefault("metavar", options["type"].metavar)
-        action = add(*names, **options)
-        hidden = options.get("action") == "store_true" or action.default in (None, [], argparse.SUPPRESS)
-        if action.help and not hidden and "(default: " not in action.help:
-            action.help += " (default: %(default)s)"
-        self.flags[action.dest] = action
-        return action
-
-    def flag_names(self) -> list[str]:
-        """`--max-seq`, `--bias`, `--no-bias` and all the others."""
-        return [name for action in self.flags.values() for name in action.option_strings]
+    @property
+    def flags(self) -> dict[str, argparse.Action]:
+        """The argparse.Action of each setting by its name, without --help."""
+        return {action.dest: action for action in self._actions if action.dest != "help"}
 
     def parse_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
         settings, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            self.error(f"{name} is not a flag{did_you_mean(name, self.flag_names())}")
+            self.error(f"{name} is not a flag{did_you_mean(name, self._option_string_actions)}")
         return settings
 
     def parse_known_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
@@ -191,7 +178,7 @@ class Parser(argparse.ArgumentParser):
         """`--batch_size=4` -> `--batch-size=4`; any word that is not a flag of ours stays as it is."""
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        if name not in self.flag_names():
+        if name not in self._option_string_actions:
             return word
         if value == "--":  # which argparse would drop, and hand an empty list on
             self.error(f"{name}: must not be --")
@@ -204,17 +191,6 @@ class Parser(argparse.ArgumentParser):
 def flag_of(name: str) -> str:
     """`max_seq` -> `--max-seq`."""
     return "--" + name.replace("_", "-")
-
-
-def shell_line(words: list[str]) -> str:
-    """A command line that can be typed, or pasted, into a POSIX shell; bytes of names that are no UTF-8 as \\xff."""
-
-    def quoted(word: str) -> str:
-        if re.search(r"[\ud800-\udfff]", word):
-            return "$" + repr(os.fsencode(word))[1:]
-        return shlex.quote(word)
-
-    return " ".join(map(quoted, words))
 
 
 def path_name(value: str) -> str:

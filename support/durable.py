@@ -92,8 +92,9 @@ def append_line(path: Path, line: str) -> None:
 def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder with files, which takes the name `path` once it is whole and on the disk.
 
-    A folder that is there already stays, because a shell may be in it, or a disk mounted on it: its files give way to
-    the new ones. Raises what `write` raises, the earlier files in their place and the new ones removed.
+    A folder that is there already stays, because a shell may be in it, or a disk mounted on it: its files are deleted,
+    then the new ones moved in, so that none of both are ever mixed. Raises what `write` raises, the earlier files in
+    their place and the new ones removed.
     """
     path = path.resolve()  # a link stays a link
     remove_leftovers(path)
@@ -106,30 +107,16 @@ def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 os.fsync(handle.fileno())
         sync_folder(temporary)
         if temporary.parent == path:
-            replace_files(path, temporary)
+            for file in set(path.iterdir()) - {temporary}:
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+            for file in temporary.iterdir():
+                replace(file, path / file.name)
             sync_folder(path)
         else:
             os.replace(temporary, path)
             sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def replace_files(folder: Path, new: Path) -> None:
-    """Move all in `folder` into a folder in `new`, and the files in `new` into `folder`, or nothing if a move fails."""
-    earlier = new / "earlier"
-    moves = [(path, earlier / path.name) for path in folder.iterdir() if path != new]
-    moves += [(path, folder / path.name) for path in new.iterdir()]
-    earlier.mkdir()
-    done = []
-    try:
-        for source, target in moves:
-            os.replace(source, target)
-            done.append((source, target))
-    except BaseException:
-        for source, target in reversed(done):
-            os.replace(target, source)
-        raise
 
 
 def check_overwrite(path: Path, is_ours: Callable[[Path], object] | None = None, force: bool = False) -> None:

@@ -1,7 +1,10 @@
 """Plain data from a file that anyone may have written: JSON of bounded size, fields of the expected types."""
 
+import contextlib
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 MAX_JSON = 2**24  # characters of JSON that is parsed at all
 MAX_MARKS = 2**20  # of { [ , : in it: each may become an object that takes a hundred bytes
@@ -17,6 +20,16 @@ def parse_json(text: str) -> object:
         raise ValueError("its JSON is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"its JSON is damaged ({error})") from None
+
+
+def read_lines(path: Path | None, read: Callable[[object], dict]) -> list[dict]:
+    """What `read` makes of each line of a file of JSON lines, without those that are damaged or that it refuses; empty
+    if there is no such file."""
+    found = []
+    for line in path.read_bytes().splitlines() if path and path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
+            found.append(read(parse_json(line.decode())))
+    return found
 
 
 def finite(number: str) -> float:

@@ -1,12 +1,10 @@
-"""Fixtures: every test in an empty folder, and the commands run as a user runs them; what pytest says at its end."""
+"""Fixtures: every test in an empty folder, and the commands run as a user runs them."""
 
 import importlib
 import os
-import re
 import subprocess
 import sys
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -113,38 +111,3 @@ def output_of(in_process):
         return errors if code else output
 
     return run
-
-
-# --- What was skipped --------------------------------------------------------------------------------------------
-
-# A word of the reason -> what is missing, and how to get it.
-MISSING = {
-    "Chromium": "Chromium is not installed (apt-get install chromium), or playwright of requirements-dev.txt",
-    "tinyshakespeare": "data/tinyshakespeare.txt is not there: python data_setup.py tinyshakespeare",
-    "GPU": "this machine has no NVIDIA GPU",
-}
-
-
-def skip_sentences(reasons: list[str]) -> list[str]:
-    """One sentence per missing thing, for a newcomer: how many tests were skipped, and what to do about it."""
-    causes, packages = Counter(), set()
-    for reason in reasons:
-        package = re.search(r"could not import '(\w+)", reason)
-        if package and package[1] not in sys.stdlib_module_names:
-            packages.add(package[1])
-            causes["packages"] += 1
-        else:
-            known = [cause for word, cause in MISSING.items() if word in reason]
-            causes[known[0] if known else "this system cannot run them (pytest -rs lists them)"] += 1
-    install = f"packages of requirements-dev.txt are not installed: {', '.join(sorted(packages))}"
-    return [
-        f"{count} skipped, tests or whole test files: {install if cause == 'packages' else cause}"
-        for cause, count in causes.items()
-    ]
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Say what was not tested, and why; nothing if nothing was skipped."""
-    reports = terminalreporter.stats.get("skipped", [])
-    for sentence in skip_sentences([report.longrepr[2] for report in reports if isinstance(report.longrepr, tuple)]):
-        terminalreporter.write_line(sentence)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shlex
 import sys
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from corpora.texts import odd_tenth
 from formats.adapter import adapter_weights
 from formats.growth import get_rows, own_rows
 from recipe import lr_factor
-from support.command import Interrupted, one_line, shell_line, visible
+from support.command import Interrupted, one_line, visible
 from support.device import describe_device, wants_compile
 from support.durable import append_line
 from tokenizer import CharTokenizer
@@ -79,8 +80,6 @@ def log_metrics(run: Run, val_loss: float, sample: str) -> dict[str, float]:
     log_story(run, sample, line)
     if run.dist.first:
         append_line(run.files.metrics, json.dumps(line))
-        if run.settings.tensorboard:
-            log_tensorboard(run, line)
     state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
     return line
 
@@ -121,15 +120,6 @@ def metrics_line(run: Run, val_loss: float) -> dict[str, float]:
         line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first.decode("utf-8", "ignore")))
         line["val_bits_per_byte"] = nats / math.log(2) / (run.corpus.val.count_bytes() - len(first))
     return line
-
-
-def log_tensorboard(run: Run, line: dict[str, float]) -> None:
-    """Add a line of the metrics to the event files in NAME.tensorboard/."""
-    from torch.utils.tensorboard import SummaryWriter  # only here: it needs an optional package
-
-    with SummaryWriter(str(run.files.tensorboard)) as writer:
-        for name, value in line.items():
-            writer.add_scalar(name, value, line["step"])
 
 
 def print_base(run: Run) -> None:
@@ -173,8 +163,8 @@ def finish(run: Run, signum: int) -> None:
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {sample_command(run)}{prompt}")
     if not settings.lora_rank:
-        words = ["python", "convert.py", settings.out, settings.out.removesuffix(".pth") + ".html"]
-        print(f"look into it with:   {shell_line(words + ['--large-window'] * settings.large_window)}")
+        page = settings.out.removesuffix(".pth") + ".html"
+        print(f"look into it with:   {shlex.join(['python', 'convert.py', settings.out, page])}")
 
 
 def advice_against(run: Run) -> str:
@@ -185,5 +175,5 @@ def advice_against(run: Run) -> str:
     pairs = itertools.pairwise(["", *sys.argv[1:]])
     words = [word for before, word in pairs if "--minutes" not in (before, word.partition("=")[0])]
     words += ["--steps", str(run.state.best_step), "--ema-decay", "0.98", "--distill", "0.7"]
-    command = shell_line(["python", "main.py", *words])
+    command = shlex.join(["python", "main.py", *words])
     return f"; more text is the best remedy, or fewer steps and soft targets: {command}"

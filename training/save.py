@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import signal
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ from formats.adapter import adapter_weights, base_weights, save_adapter
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from lora import lora_config
 from recipe import MAX_STEPS, make_parser
-from support.command import Interrupted, OutOfMemory, one_line, out_of_memory, shell_line
+from support.command import Interrupted, OutOfMemory, one_line, out_of_memory
 from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
 
@@ -115,14 +116,13 @@ def names_what_is_kept(run: Run) -> Iterator[None]:
 def sample_command(run: Run) -> str:
     """A command line that samples from the best model."""
     settings = run.settings
-    window = " --large-window" if settings.large_window else ""
     if settings.lora_rank:
         words = ["python", "generate.py", "--checkpoint", settings.init_from, "--lora", settings.out]
-        return shell_line(words) + window
-    return f"python generate.py{out_flag(run, '--checkpoint')}{window}"
+        return shlex.join(words)
+    return f"python generate.py{out_flag(run, '--checkpoint')}"
 
 
 def out_flag(run: Run, flag: str) -> str:
     """The flag with the best model's path, or nothing where that is the default."""
     out = run.settings.out
-    return f" {flag} {shell_line([out])}" if out != make_parser().get_default("out") else ""
+    return f" {flag} {shlex.quote(out)}" if out != make_parser().get_default("out") else ""

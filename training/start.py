@@ -11,19 +11,11 @@ from torch import Tensor
 
 from corpora.texts import Corpus
 from formats.adapter import adapt, base_weights
-from formats.checkpoint import (
-    LARGE_WINDOW,
-    check_tensors,
-    checked_model,
-    load_model,
-    model_digest,
-    model_from_weights,
-    model_weights,
-)
+from formats.checkpoint import check_tensors, checked_model, load_model, model_digest, model_from_weights, model_weights
 from formats.growth import grow_model, grown_tokenizer, own_rows, train_rows
 from lora import add_adapters, lora_config
 from recipe import AUTO
-from support.command import UserError, optional_package, user_errors, visible
+from support.command import UserError, user_errors, visible
 from tiny_decoder import TinyGPT
 from tokenizer import BOS, CharTokenizer, Tokenizer
 from training import checks
@@ -68,8 +60,6 @@ class Start:
 def find_start(settings: Namespace, given: set[str], files: RunPaths, dist: DistContext) -> Start:
     """The start that the flags ask for. Raises UserError that names a flag that contradicts what is there."""
     dist.require_same("command line", repr((settings, sorted(given))))
-    if settings.tensorboard:
-        optional_package("tensorboard", "--tensorboard")  # if it is missing, better said before the first step
     if settings.resume or restarted(files, dist):
         start = resume(settings, given, files, dist)
     else:
@@ -93,10 +83,10 @@ def fine_tune(settings: Namespace, given: set[str]) -> Start:
     adapters = lora_config(settings)
     if adapters and os.path.realpath(settings.init_from) == os.path.realpath(settings.out):
         raise UserError(f"--out {settings.out} is the base, which the adapter needs: choose another --out")
-    base = load_model(Path(settings.init_from), settings.large_window)
+    base = load_model(Path(settings.init_from))
     settings = checks.settings_for_base(settings, given, base.model.config)
     config = replace(base.model.config, dropout=settings.dropout, attention_dropout=settings.attention_dropout)
-    model = model_from_weights(config, model_weights(base.model), large_window=True)
+    model = model_from_weights(config, model_weights(base.model))
     if adapters:
         torch.manual_seed(settings.seed)
         with user_errors():
@@ -110,7 +100,7 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
     try:
         saved = checks.saved_settings(header["settings"])
         weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
-        loaded = checked_model(header, weights, settings.large_window or saved.large_window)
+        loaded = checked_model(header, weights)
         if saved.max_seq > loaded.model.config.max_seq:
             raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")
         if adapters := lora_config(saved):
@@ -138,7 +128,6 @@ def begin(run: Run, start: Start) -> None:
     """
     settings, dist, state = run.settings, run.dist, run.state
     dist.require_same("corpus", run.corpus.sha256)
-    settings.large_window |= settings.max_seq > LARGE_WINDOW  # for a resume, and the commands that are printed
     if settings.data == [AUTO]:  # what it stood for is not chosen anew
         settings.data = [run.corpus.name]
     settings.dtype = str(run.dtype).removeprefix("torch.")

@@ -65,8 +65,6 @@ class TrainState:
             largest = 10**9 if isinstance(value, int) else sys.float_info.max
             if isinstance(value, int | float) and not 0 <= value <= largest:
                 raise ValueError(f"its entry {name!r} is out of range")
-        if state.skipped > state.step:
-            raise ValueError("it has skipped more steps than it has made")
         return state
 
 
@@ -80,9 +78,8 @@ class RunPaths:
         self.previous = Path(f"{name}.previous.pth")  # the one before that, should the last one be damaged
         self.metrics = Path(f"{name}.metrics.jsonl")  # one JSON line per evaluation
         self.story = Path(f"{name}.story.jsonl")  # what the page replays: a frame at step 0 and per evaluation
-        self.tensorboard = Path(f"{name}.tensorboard")  # a folder
         self.lock = Path(f"{name}.lock")
-        self.all = (self.best, self.metrics, self.story, self.tensorboard, self.previous, self.last)
+        self.all = (self.best, self.metrics, self.story, self.previous, self.last)
 
     def check_name(self) -> None:
         """Raise UserError, before any file is made, if --out cannot name a run."""

@@ -15,18 +15,14 @@ Nothing here takes a random number from PyTorch, so a run with a story is the ru
 import base64
 import contextlib
 import json
-import math
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from data_setup import consecutive_windows
-from formats.embedding_map import aligned, principal_components, readable_tokens, rounded
-from formats.story import MAX_MAPS, MAX_POSITIONS, MAX_SAMPLE, MAX_TOKENS, PUBLIC_CORPORA, STORY_TOKENS
+from formats.embedding_map import embedding_maps
+from formats.story import MAX_MAPS, MAX_POSITIONS, MAX_SAMPLE, PUBLIC_CORPORA, STORY_TOKENS
 from sampling.inspect import attention_maps
+from sampling.score import token_losses
 from support.durable import append_line, write_atomically
 from support.plain import parse_json
 from tiny_decoder import TinyGPT
@@ -43,9 +39,6 @@ def story_frame(run: Run, sample: str, line: dict[str, float]) -> dict:
     below = np.tril_indices(len(ids))
     maps = np.concatenate([all_maps[layer, head][below] for layer, head in heads])
     sample = sample[:MAX_SAMPLE]
-    labels = readable_tokens(tokenizer, MAX_TOKENS)
-    token_vectors, position_vectors = model.token_embedding.weight, model.position_embedding.weight
-    every = math.ceil(len(position_vectors) / MAX_POSITIONS)
     return {
         "step": run.state.step,
         "train_loss": line.get("train_loss"),
@@ -56,8 +49,7 @@ def story_frame(run: Run, sample: str, line: dict[str, float]) -> dict:
         "maps": base64.b64encode((255 * maps).round().astype(np.uint8)).decode(),
         "sample": sample,
         "sample_surprise": surprises(model, [tokenizer.start_id, *tokenizer.encode(sample)]),
-        "tokens": {"ids": labels, **plane(token_vectors[labels], earlier.get("tokens"))},
-        "positions": plane(position_vectors[::every], earlier.get("positions")),
+        **embedding_maps(model, tokenizer, MAX_POSITIONS, earlier),
     }
 
 
@@ -86,22 +78,9 @@ def shown_heads(run: Run) -> list[tuple[int, int]]:
     return [(layer, head) for layer in layers.tolist() for head in range(heads)]
 
 
-@torch.inference_mode()
 def surprises(model: TinyGPT, ids: list[int]) -> list[float]:
-    """-ln p of every token after the first, in nats, in windows side by side."""
-    device, found = model.position_embedding.weight.device, []
-    for inputs, targets in consecutive_windows(np.array(ids), model.config.max_seq, batch_tokens=1):
-        losses = F.cross_entropy(model(inputs.to(device))[0].float(), targets[0].to(device), reduction="none")
-        found += [round(loss, 3) for loss in losses.tolist()]
-    return found
-
-
-def plane(vectors: Tensor, earlier: dict | None) -> dict:
-    """Points of these vectors (N, C), as near as they can be to those of the frame before."""
-    points, shares = principal_components(vectors.detach().cpu().float())
-    with contextlib.suppress(ValueError, TypeError, KeyError, RuntimeError):  # none, or of other vectors
-        points = aligned(points, torch.tensor(earlier["points"], dtype=torch.float64))
-    return {"points": rounded(points), "shares": [round(share, 5) for share in shares]}
+    """-ln p of every token after the first, in nats."""
+    return [round(loss, 3) for loss in token_losses(model, np.array(ids)).tolist()]
 
 
 def last_frame(path: Path) -> dict:

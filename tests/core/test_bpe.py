@@ -134,7 +134,7 @@ def test_where_a_text_starts_and_ends():
     assert TOKENIZER.start_id == TOKENIZER.bos_id and TOKENIZER.decode([TOKENIZER.bos_id]) == ""
     assert TOKENIZER.decode([bpe_from_json(bpe_to_json(TOKENIZER), start="\n").start_id]) == "\n"
     gpt2 = BPETokenizer([*TOKENIZER.tokens[1:], "<|endoftext|>"], TOKENIZER.merges)
-    assert TOKENIZER.eos_id is None and gpt2.eos_id == gpt2.bos_id == 399 and gpt2.decode([399]) == ""
+    assert TOKENIZER.eos_id == TOKENIZER.bos_id and gpt2.eos_id == gpt2.bos_id == 399 and gpt2.decode([399]) == ""
     for ids in ([400], [-1], [0.5]):
         with pytest.raises(ValueError):
             TOKENIZER.decode(ids)

@@ -195,7 +195,7 @@ def test_more_than_65536_tokens_take_uint32(tmp_path, large):
 
 
 def test_unknown_characters_in_a_large_split_are_counted(tmp_path, large, small_blocks):
-    split = Split((TextSpan("abcabcabZ", 0, 9),), "x")
+    split = Split((TextSpan("abcabcabZ", 0, 9),), "x", 9)
     with pytest.warns(UserWarning, match="3 of 9 characters"):
         encode_split(CharTokenizer.from_text("ab"), split, tmp_path)
 

@@ -80,12 +80,6 @@ def test_batches_of_a_file_and_of_memory_are_the_single_windows(tmp_path):
             assert targets[row].tolist() == ids[start + 1 : start + 15].tolist()
 
 
-def test_a_text_shorter_than_a_window_is_refused():
-    ShiftedWindowDataset(np.arange(5), 4)
-    with pytest.raises(ValueError, match="4 tokens hold no window of 4"):
-        ShiftedWindowDataset(np.arange(4), 4)
-
-
 @pytest.mark.parametrize("order", ["epochs", "random"])
 def test_batches_are_a_pure_function_of_seed_step_and_rank(order):
     windows = ShiftedWindowDataset(np.arange(1000), 8)

@@ -9,7 +9,6 @@ import pytest
 
 import generate
 import recipe
-from conftest import skip_sentences
 from helpers import ROOT, SMALL_NETWORK, written
 from support.command import Parser
 
@@ -139,13 +138,3 @@ def test_promises_name_functions_and_tests_that_exist():
         (path,) = ROOT.glob(file) if "/" in file or not file.startswith("test_") else (ROOT / "tests").rglob(file)
         for name in re.findall(r"(\w+)`", names):
             assert re.search(rf"^ *(def|class) {name}\b|^{name} = ", path.read_text("utf-8"), re.M), f"{file}: {name}"
-
-
-# --- What pytest says at its end -----------------------------------------------------------------------------------
-
-
-def test_what_was_skipped_is_said_in_a_sentence_each():
-    absent = "could not import 'peft': No module named 'peft'"
-    packages, gpu, other = skip_sentences([absent, absent, "needs an NVIDIA GPU", "could not import 'resource'"])
-    assert re.search("2 skipped.*requirements-dev.txt.*: peft", packages) and "GPU" in gpu and "this system" in other
-    assert skip_sentences([]) == []

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corpora import documents as module
-from corpora.texts import encode_split, odd_tenth
+from corpora.documents import documents_in
+from corpora.texts import encode_split, odd_tenth, read_blocks
 from corpora.tokenizer_files import bpe_from_json, bpe_to_json
 from data_setup import load_corpus
 from helpers import assert_one_error_line, written
@@ -30,10 +30,11 @@ QUOTES = "one\ntwo\n%\nthree %\n\n%\n\nfour\n%\n"
         ("= ", "to be or not", ["to", "be", "or", "not"]),
     ],
 )
-def test_where_documents_end(documents, text, expected):
-    content = text.encode()
-    places = module.gaps(content, module.separator(documents, content))
-    assert [module.decoded(content[start:stop]) for start, stop in places] == expected
+def test_where_documents_end(tmp_path, documents, text, expected):
+    content = bytearray("x\n" + "".join(read_blocks(written(tmp_path / "a.txt", text))), "utf-8")
+    found = list(documents_in(content, 2, documents))
+    assert [document.decode() for _, document in found] == expected
+    assert all(content[start:].startswith(document) for start, document in found)
 
 
 def test_utf_16_is_read_too(tmp_path):
@@ -57,9 +58,8 @@ def test_what_cannot_be_cut_is_refused(tmp_path, documents, text, message):
         load_corpus(str(written(tmp_path / "a.txt", text)), documents=documents)
 
 
-def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_path, monkeypatch):
+def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_path):
     """Sorted, the last tenth is unlike the rest, and a note says so; shuffled, it is not."""
-    monkeypatch.setattr(module, "BLOCK", 1000)  # so that this small file lies on the disk, as a large one does
     generator = np.random.default_rng(1)
     names = sorted("".join(chr(97 + letter) for letter in generator.integers(26, size=6)) for _ in range(3000))
     path = written(tmp_path / "names.txt", "\n".join(names))

@@ -11,7 +11,7 @@ from helpers import SMALL_NETWORK, read_metrics, written
 from recipe import parse_flags
 from support.command import UserError
 from training.distributed import ALONE
-from training.plan import in_minutes, plan_steps
+from training.plan import plan_steps
 from training.state import TrainState
 
 FLAGS = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--out"]
@@ -89,7 +89,3 @@ def test_patience_ends_a_run(train):
     assert "2 evaluations without a new best" in train(*FLAGS, "a.pth", *flags)
     again = train("--resume", "--out", "a.pth")  # made one step more than a run that was not cut there
     assert "2 evaluations without a new best" in again and "\nstep" not in again
-
-
-def test_minutes_in_words():
-    assert in_minutes(40) == "about 40 seconds" and in_minutes(600) == "about 10 minutes"

@@ -3,9 +3,7 @@
 from itertools import pairwise
 from random import Random
 
-from sampling.output import print_samples
 from sampling.text_stream import TextStream
-from tokenizer import CharTokenizer
 
 
 class Pieces:
@@ -85,18 +83,3 @@ def test_an_incomplete_character_before_the_end_of_text_is_shown():
     tokenizer.decode_bytes = lambda ids: bytes(i for i in ids if i)
     shown, stream = streamed(tokenizer, [*b"st", 0xC3, 0, *b"more"], ("sto",))
     assert "".join(shown) == "st\N{REPLACEMENT CHARACTER}" and stream.stopped
-
-
-def test_text_is_shown_in_pieces_of_20_ms(monkeypatch):
-    """Each piece costs a tenth of what a token costs; a slow model's tokens appear one by one."""
-    tokenizer, clock, shown = CharTokenizer("abcdefgh"), [0.0], []
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("sampling.output.write", shown.append)
-
-    def steps():
-        for token, seconds in zip(tokenizer.encode("abcdef"), (0.001, 0.01, 0.01, 0.03, 0.03, 0.001), strict=True):
-            clock[0] += seconds
-            yield [token]
-
-    assert print_samples(steps(), [TextStream(tokenizer, [])], ["h"], 1) == 6
-    assert shown == ["h", "abc", "d", "e", "f\n"]

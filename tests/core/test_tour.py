@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from helpers import ROOT
 
@@ -17,7 +16,6 @@ BLOCKS = re.findall(r"^```python\n(.*?)\n^```$", PAGE, re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", re.MULTILINE)
 NUMBER = re.compile(r"\d+\.?\d*")
 TABLE = {name: [float(number) for number in numbers] for name, *numbers in ROW.findall(PAGE)}
-FEATURES = getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def code_cells(notebook: dict) -> list[dict]:
@@ -91,16 +89,6 @@ def test_the_stored_outputs_are_those_of_this_code(executed):
 @pytest.mark.slow
 def test_the_exercises_print_what_the_page_expects_in_float32(executed):
     assert_in_range("".join(printed(cell) for cell in executed[-len(BLOCKS) :]))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (FEATURES.get("amx_bf16") or FEATURES.get("avx512_bf16")), reason="no bfloat16 in this CPU")
-def test_the_exercises_print_what_the_page_expects_in_bfloat16(capsys):
-    names = {}
-    for block in BLOCKS:
-        exec(block.replace("DTYPE = torch.float32", "DTYPE = torch.bfloat16"), names)
-    assert names["DTYPE"] == torch.bfloat16
-    assert_in_range(capsys.readouterr().out)
 
 
 def test_in_an_empty_folder_it_asks_for_the_code_or_fetches_it(tmp_path, monkeypatch):

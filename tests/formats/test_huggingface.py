@@ -11,7 +11,7 @@ import torch
 
 from corpora.tokenizer_files import bpe_to_json
 from formats.checkpoint import Checkpoint
-from formats.huggingface import load_huggingface, save_huggingface, stored_tensors
+from formats.huggingface import load_huggingface, save_huggingface
 from helpers import sampled_ids, shaken
 from sampling.text_stream import suppressed
 from support.command import UserError
@@ -162,7 +162,6 @@ def test_tokens_that_the_tokenizer_lacks_are_left_out(gpt2_folder):
 
 def test_gpt2_ends_its_text_unless_told_otherwise(gpt2_folder, output_of):
     folder, _, tokenizer = gpt2_folder
-
     rewrite(folder, lambda tensors: {**tensors, "transformer.ln_f.weight": torch.zeros(24)})
     rewrite(folder, lambda tensors: {**tensors, "transformer.ln_f.bias": 99 * tensors[TABLE][tokenizer.eos_id]})
     output_of("convert.py", "gpt2", "gpt2.pth")
@@ -170,16 +169,6 @@ def test_gpt2_ends_its_text_unless_told_otherwise(gpt2_folder, output_of):
     assert output_of("generate.py", *flags) == "Hello\n"
     assert output_of("generate.py", *flags[:4], "--max-new-tokens", "9", "--beams", "2") == "Hello\n"
     assert len(output_of("generate.py", *flags, "--ignore-eos")) > len("Hello\n")
-
-
-@pytest.mark.slow
-def test_gpt2_is_fine_tuned_in_a_smaller_window(gpt2_folder, output_of, tmp_path):
-    output_of("convert.py", "gpt2", "gpt2.pth")
-    (tmp_path / "my.txt").write_text(TEXT * 40, encoding="utf-8")
-    flags = ("--init-from", "gpt2.pth", "--data", "my.txt", "--max-seq", "8", "--batch-size", "4", "--steps", "4")
-    output_of("main.py", *flags, "--lora-rank", "2", "--out", "my_lora.pth", "--device", "cpu")
-    output_of("convert.py", "gpt2.pth", "merged/", "--lora", "my_lora.pth")
-    assert load_huggingface(tmp_path / "merged").model.config.max_seq == 16
 
 
 FOREIGN = (
@@ -312,13 +301,3 @@ def test_ctranslate2_converts_the_folder(tmp_path, kind, tied, bias):
     special = [[token] for token in tokenizer.convert_ids_to_tokens(loaded.tokenizer.special_ids)]
     options = {"max_length": length, "include_prompt_in_result": False, "suppress_sequences": special}
     assert twin.generate_batch([prompt], **options)[0].sequences_ids[0] == greedy(loaded, "Hello", length)
-
-
-def test_a_file_is_opened_once(tmp_path, monkeypatch):
-    """331 kB with 10,000 empty tensors took 25 seconds: it was opened for each."""
-    package, opened = pytest.importorskip("safetensors"), []
-    real = package.safe_open
-    monkeypatch.setattr(package, "safe_open", lambda *args, **more: opened.append(args) or real(*args, **more))
-    tensors = {f"{number}": torch.zeros(0) for number in range(50)}
-    safetensors.save_file(tensors, tmp_path / "model.safetensors")
-    assert dict(stored_tensors(tmp_path)).keys() == tensors.keys() and len(opened) == 1

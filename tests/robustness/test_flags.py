@@ -4,7 +4,6 @@ import argparse
 import os
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import recipe
 import train_tokenizer
 from faults import SMALL_RUN, copy_of, files_of, run_here, write_corpus
 from helpers import assert_one_error_line, new_run
-from support.command import UserError, flag_of, run, shell_line
+from support.command import UserError, flag_of, run
 from training.checks import ADJUSTABLE
 
 # The parser of every command with flags.
@@ -64,10 +63,6 @@ def test_a_bad_value_is_refused_by_name(name):
         assert str(error.value).startswith(f"{action.option_strings[0]}: ") and len(str(error.value)) < 500
 
 
-def test_every_flag_with_a_value_is_swept():
-    assert len(FLAGS) > 60 and FLAGS.keys() >= {"main.py --muon-lr", "generate.py --stop", "convert.py --lora"}
-
-
 @pytest.mark.parametrize(
     "script, arguments, words",
     [
@@ -100,7 +95,7 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
         (["--out", "model.pt"], ["--out model.pt"]),
         (["--out", "model.last.pth"], ["--out model.last.pth"]),
         (["--out", ".pth"], ["--out"]),
-        (["--max-seq", 16384, "--batch-size", 1048576], ["GiB", "--batch-size"]),
+        (["--max-seq", 7000, "--batch-size", 1048576], ["GiB", "--batch-size"]),
         (["--embed-dim", 16384, "--num-layers", 1024, "--num-heads", 1], ["GiB", "--embed-dim"]),
         (["--max-seq", 2000], ["--max-seq"]),
         (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw: leave"]),
@@ -124,9 +119,7 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkey
 CHANGED = dict(data="synthetic", tokenizer="other.json", preset="base", max_seq=16, embed_dim=16, num_heads=1)
 CHANGED |= dict(num_layers=2, dropout=0.3, batch_size=8, grad_accum=2, optimizer="adamw", weight_decay=0.5)
 CHANGED |= dict(grad_clip=3.0, seed=5, schedule="cosine", attention_dropout=0.3, init="sinusoid", windows="random")
-CHANGED |= dict(
-    documents="lines", glob="*.md", muon_momentum=0.5, ema_decay=0.9, distill=0.5, epochs=3.0, gelu="tanh", bias=False
-)
+CHANGED |= dict(documents="lines", glob="*.md", muon_momentum=0.5, ema_decay=0.9, distill=0.5, epochs=3.0)
 CHANGED |= dict(gelu="tanh", bias=False, tie_embeddings=True)
 
 
@@ -152,14 +145,6 @@ def test_a_flag_that_contradicts_the_resumed_run_is_named(unfinished, tmp_path, 
     assert code == 2
     assert_one_error_line(errors, f"{flag_of(name)} {CHANGED[name]} contradicts", "--out")
     assert files_of(tmp_path) == before
-
-
-def test_bad_values_are_named_on_resume_too(unfinished, tmp_path, in_process):
-    copy_of(unfinished, tmp_path)
-    for flag, value in (("--steps", 0), ("--lr", "nan"), ("--eval-every", -1), ("--device", "cuda:99")):
-        code, _, errors = in_process("main.py", "--resume", flag, value)
-        assert code == 2
-        assert_one_error_line(errors, flag)
 
 
 def test_every_setting_is_either_adjustable_or_compared():
@@ -220,17 +205,16 @@ def test_an_output_that_cannot_be_written_is_found_before_training(in_process, t
     assert "step" not in output
 
 
-@pytest.mark.parametrize("out", ["check points/a b.pth", "it's.pth", "$HOME.pth"])
-def test_suggested_commands_are_quoted_for_the_shell(in_process, tmp_path, out):
-    """What a run tells to type is the command that it means."""
+@pytest.mark.parametrize("out", ["check points/a b.pth", "it's.pth", "$HOME.pth", "-x.pth"])
+def test_suggested_commands_are_quoted_for_the_shell(output_of, tmp_path, out):
+    """What a run tells to type is the command that it means, even of a name that looks like a flag."""
     write_corpus(tmp_path)
-    _, stopped, _ = in_process("main.py", *SMALL_RUN, "--steps", 4, "--stop-at", 2, "--out", out)
+    stopped = output_of("main.py", *SMALL_RUN, "--steps", 4, "--stop-at", 2, f"--out={out}")
     (resume,) = re.findall(r"continue with: python (.*--resume.*?)(?: \(|$)", stopped, re.MULTILINE)
-    code, ended, errors = in_process(*shlex.split(resume))
-    assert code == 0, errors
-    (sample,) = re.findall(r"sample from it with: python (.*)", ended)
-    assert shlex.split(sample)[:3] == ["generate.py", "--checkpoint", out]
-    assert in_process(*shlex.split(sample), "--max-new-tokens", 3)[0] == 0
+    ended = output_of(*shlex.split(resume))
+    sample, look = re.findall(r"(?:sample from it|look into it) with: +python (.*)", ended)
+    assert output_of(*shlex.split(sample), "--max-new-tokens", 3)
+    assert ".html" in output_of(*shlex.split(look))
 
 
 # --- Memory ------------------------------------------------------------------------------------------------------
@@ -254,22 +238,3 @@ def test_running_out_of_memory_is_one_line_and_a_bug_is_not(capsys, error, expec
     if expected is SystemExit:
         assert end.value.code == 1
         assert_one_error_line(capsys.readouterr().err, "not enough memory", "--batch-size")
-
-
-def test_commands_are_printed_as_a_shell_reads_them():
-    words = ["a b", "it's", b"caf\xe9".decode("utf-8", "surrogateescape"), "caf\u00e9"]
-    line = shell_line(words)
-    shown = subprocess.run(["bash", "-c", f"printf '%s|' {line}"], stdout=subprocess.PIPE, check=True).stdout
-    assert shown == b"a b|it's|caf\xe9|caf\xc3\xa9|"
-
-
-@pytest.mark.parametrize("name", ["-x.pth", "b.pth"])
-def test_the_commands_that_a_run_prints_can_be_typed(output_of, tmp_path, monkeypatch, name):
-    """A name that looks like a flag; a window whose mask is so large that other commands ask for a flag."""
-    monkeypatch.setattr("formats.checkpoint.LARGE_WINDOW", 4)
-    monkeypatch.setattr("training.start.LARGE_WINDOW", 4)
-    output = output_of("main.py", *SMALL_RUN[2:], "--data", "synthetic", "--steps", 2, "--stop-at", 1, f"--out={name}")
-    (resume,) = re.findall("continue with: python (.*)", output)
-    printed = output_of(*shlex.split(resume))
-    for command in re.findall(r"(?:sample from it|look into it) with: +python (.*)", printed):
-        output_of(*shlex.split(command), *["--max-new-tokens", 1] * command.startswith("generate"))

@@ -22,7 +22,7 @@ import torch
 from conftest import environment
 from faults import NETWORK, OUT, SMALL_RUN, TEXT, Child, copy_of, files_of, flip_a_bit, run_here, write_corpus
 from formats.adapter import apply_adapter
-from formats.checkpoint import FORMAT, LARGE_WINDOW, MODEL, TRAINING, load_model, read_checkpoint, save_model
+from formats.checkpoint import FORMAT, LIMITS, MODEL, TRAINING, load_model, read_checkpoint, save_model
 from formats.describe import describe_file
 from formats.huggingface import load_huggingface, save_huggingface
 from helpers import ROOT, assert_one_error_line, tiny_config
@@ -196,7 +196,7 @@ EDITS = {
     "a negative config": (part_of("config", max_seq=-1), "max_seq"),
     "a config of terabytes": (part_of("config", embed_dim=2**14, num_layers=2**10), "in_proj_bias"),
     "a number without end": (part_of("config", embed_dim=10**4000), "embed_dim"),
-    "a window without positions": (part_of("config", max_seq=2**14), "--large-window"),
+    "a window without positions": (part_of("config", max_seq=7000), "position_embedding"),
     "terabytes from one number": (with_tensor(NORM, lambda t: t[:1].expand(2**40)), "more than the file holds"),
     "another size of vocabulary": (part_of("tokenizer", characters="abc", start="a"), "5 tokens"),
     "a vocabulary of one character": (part_of("tokenizer", characters="a" * 16_000_000), "vocabulary"),
@@ -344,24 +344,14 @@ def write_large(path: Path, **shape) -> Path:
     save_model(path.with_suffix(".pth"), model, tokenizer, {})
     if not path.suffix:
         pytest.importorskip("safetensors")
-        save_huggingface(path, load_model(path.with_suffix(".pth"), large_window=True))
+        save_huggingface(path, load_model(path.with_suffix(".pth")))
     return path
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a"])
-def test_a_large_window_needs_a_flag(tmp_path, in_process, name):
+def test_the_mask_of_the_largest_window_takes_little_memory(tmp_path, name):
     """A file of 72 kB took 2.7 GB, for its mask."""
-    path = write_large(tmp_path / name, max_seq=LARGE_WINDOW + 1)
-    assert_small_peak(path, UserError)
-    code, _, errors = in_process("convert.py", path, "b.pth")
-    assert code == 2
-    assert_one_error_line(errors, "--large-window")
-    assert in_process("convert.py", path, "b.pth", "--large-window")[0] == 0
-    code, _, errors = in_process("generate.py", "--checkpoint", "b.pth", "--max-new-tokens", 1)
-    assert code == 2
-    assert_one_error_line(errors, "--large-window")
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert_small_peak(write_large(path, max_seq=LARGE_WINDOW), None)
+    assert_small_peak(write_large(tmp_path / name, max_seq=LIMITS["max_seq"]), None)
 
 
 @pytest.mark.slow
@@ -402,7 +392,6 @@ STATE_EDITS = {
     "an endless step": (part_of("training", step=2**60), "'step'"),
     "a NaN loss": (part_of("training", best_loss=float("nan")), "NaN is not a number"),
     "another corpus": (part_of("training", corpus_sha256="0" * 64), "no longer the text"),
-    "more steps skipped than made": (part_of("training", skipped=99), "skipped more steps"),
     "another version's settings": (lambda h, t: h["settings"].pop("windows"), "windows missing"),
     "a setting of another type": (part_of("settings", steps="many"), "--steps"),
     "a setting out of range": (part_of("settings", lr=-1.0), "--lr"),

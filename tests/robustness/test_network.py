@@ -12,7 +12,6 @@ import pytest
 import data_setup
 from corpora.download import Download, fetch, receive
 from faults import Child
-from helpers import assert_one_error_line
 from support import durable
 
 BODY = b"Speak, I charge thee, speak!\n" * 400
@@ -91,26 +90,6 @@ def test_a_redirect_away_from_encryption_is_not_followed(monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Elsewhere(b"text"))
     with pytest.raises(OSError, match="http://example.org/, which is not encrypted"):
         receive("https://example.org/", 10)
-
-
-def test_the_command_says_it_in_one_line(url, in_process, monkeypatch, tmp_path):
-    """`data_setup.py tinyshakespeare`, the corpus being behind a URL of the local server."""
-
-    def run(fault: str) -> tuple[int, str]:
-        monkeypatch.setattr(data_setup, "data_folder", lambda: tmp_path / "data")
-        monkeypatch.setattr(data_setup, "TINYSHAKESPEARE", source(url + fault))
-        code, _, errors = in_process("data_setup.py", "tinyshakespeare")
-        return code, errors
-
-    code, errors = run("404")
-    assert code == 1 and not list((tmp_path / "data").glob("*"))
-    assert_one_error_line(errors, url + "404", "404")
-    assert run("good")[0] == 0
-    path = tmp_path / "data/text.txt"
-    path.write_bytes(BODY.replace(b"thee", b"them"))
-    code, errors = run("good")
-    assert code == 1 and b"them" in path.read_bytes()
-    assert_one_error_line(errors, str(path), "sha256", "delete it")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
