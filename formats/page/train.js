@@ -77,7 +77,7 @@ class Trainer {
     return this.crossEntropy(this.linear(this.norm(x, "final_norm"), "head."), targets);
   }
 
-  /** Leave the gradient of the last loss in `gradients`: all steps back, from the end of the network to its beginning. */
+  /** Leave the gradient of the last loss in `gradients`: all steps back, from the network's end to its beginning. */
   backward() {
     this.gradient.fill(0);
     for (const back of this.way.reverse()) back();
