@@ -223,7 +223,7 @@ def test_a_hostile_story_injects_nothing(open_page, frames):
 
 
 GRADIENTS = """([config, weights, ids, targets]) => {
-    const made = zeroWeights(weightShapes(config));
+    const made = zeroWeights(config);
     for (const [name, values] of Object.entries(weights)) made.weights[name].set(values);
     const trainer = new Trainer(config, made), loss = trainer.loss(Uint16Array.from(ids), Uint16Array.from(targets));
     trainer.backward();
