@@ -16,7 +16,7 @@ const guessing = {
     byId("guess-input").addEventListener("input", ({ target }) => this.fill(target.value));
     byId("guess-paste").addEventListener("input", () => this.open());
     byId("guess-take").addEventListener("click", () => {
-      book.setText(this.ids.slice(0, this.at)).catch(alertUser);
+      writing.write(this.ids.slice(0, this.at), undefined, 0).catch(alertUser);
     });
     const { excerpt } = page.model;
     byId("guess-unseen").hidden = !excerpt?.unseen;

@@ -117,17 +117,17 @@ const writing = {
     byId("go").textContent = job === undefined ? "Write" : "Stop";
   },
 
-  /** Write on after the ids, token by token; `index` is chosen at the end, or else the place before the most surprising
+  /** Write `count` tokens after the ids; `index` is chosen at the end, or else the place before the most surprising
    * token: it needs the most explanation. Who chooses another one meanwhile keeps it. Another text ends this one. */
-  async write(ids, index = undefined) {
+  async write(ids, index = undefined, count = this.options().maxNewTokens) {
     this.stop();
-    const { seed, stride, maxNewTokens, ...sampling } = this.options(), began = performance.now(), run = {};
+    const { seed, stride, ...sampling } = this.options(), began = performance.now(), run = {};
     Object.assign(this, { text: [...ids], surprises: [], spans: [], given: ids.length, stride });
     Object.assign(this, { run, began, last: began });
     this.begin();
     const first = index ?? ids.length - 1, shown = this.show(first); // all chapters begin with the prompt
     const add = (fresh) => { if (this.run === run) this.add(fresh); };
-    const job = book.ask("generate", { ids, maxNewTokens, seed, stride, sampling }, add);
+    const job = book.ask("generate", { ids, maxNewTokens: count, seed, stride, sampling }, add);
     this.setJob(job.job);
     await job.finally(() => { if (this.run === run) this.setJob(undefined); });
     await shown;
@@ -141,9 +141,9 @@ const writing = {
 
   /** The text, as far as it is written, in all chapters. */
   show(index) {
-    const { given, stride } = this;
+    const { given, stride, run } = this;
     return book.setText(this.text, { given, stride, surprises: this.surprises, index }).then(() => {
-      book.surprises.slice(0, given).forEach((nats, i) => { this.surprises[i] = nats; });
+      if (this.run === run) book.surprises.slice(0, given).forEach((nats, i) => { this.surprises[i] = nats; });
     });
   },
 
