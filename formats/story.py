@@ -15,7 +15,7 @@ STORY_TOKENS = 48  # whose attention maps are kept
 MAX_MAPS = 24  # in a frame: 38 kB
 MAX_POSITIONS, MAX_TOKENS = 64, 150  # points on the maps of embeddings
 MAX_SAMPLE = 600  # characters
-MAX_LINE = 60_000  # bytes
+MAX_LINE, MAX_FILE = 60_000, 10_000_000  # bytes
 MAX_SHOWN = 60  # frames in a page
 PUBLIC_CORPORA = ("tinyshakespeare", "gutenberg", "synthetic")  # whose text may go with a page to anybody
 
@@ -26,7 +26,9 @@ def read_story(path: Path | None, config: TinyGPTConfig) -> list[dict]:
     if path is None or not path.is_file():
         return []
     frames = {}
-    for line in path.read_bytes().splitlines():
+    with open(path, "rb") as file:
+        lines = file.read(MAX_FILE).splitlines()
+    for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
             if len(line) <= MAX_LINE:
                 frame = checked_frame(parse_json(line.decode()), config)

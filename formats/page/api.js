@@ -117,7 +117,7 @@ function makeApi(book, engine) {
     follow: ask("follow"),
     look: ask("look"),
     rankHeads: ask("rankHeads"),
-    train: async (changes, onReport) => startTraining(changes, onReport).job,
+    train: async (changes = {}, onReport = undefined) => startTraining(changes, onReport).job,
     story: page.model.story.map((frame) => ({ ...frame, maps: storyMaps(frame) })),
     generate,
   };

@@ -39,7 +39,7 @@ function tokenText(now, first, tokenizer) {
   const nearness = (map) => spread(letters(/^[aeiou]$/, map)) / spread(letters(/^[a-z]$/, map));
   if (letters(/^[aeiou]$/, now).length < 5) return "Tokens that are used alike come to lie near each other.";
   const [near, before] = [nearness(now), first && nearness(first)], share = (value) => `${Math.round(100 * value)}%`;
-  const then = first ? ` (at step 0: ${share(before)})` : "";
+  const then = first && first !== now ? ` (at step 0: ${share(before)})` : "";
   const told = near < 0.8 && !(before < 0.8) ? ", and nobody told the model what a vowel is" : "";
   return `The distance of two vowels is ${share(near)} of that of two small letters${then}${told}.`;
 }
