@@ -20,7 +20,8 @@ function headWeights(index) {
   return rowOf(maps, index % heads, book.ids.length ** 2);
 }
 
-/** A grid of buttons, one for each head, with its map and a label. The longer side of the grid lies. */
+/** A grid of buttons, one for each head, with its map and a label. A column is a layer, or, if there are fewer layers
+ * than heads, a head. */
 class HeadGrid {
   constructor(box, onPress) {
     Object.assign(this, { box, onPress, cells: [], note: html("p", { class: "note" }, "The maps scroll sideways.") });

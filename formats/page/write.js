@@ -222,13 +222,19 @@ const writing = {
     if (!here) return;
     byId("text").querySelector(".chosen")?.classList.remove("chosen");
     this.spans[index - this.first]?.classList.add("chosen");
+    const [line, table] = [byId("why-line"), byId("why")], { activeElement } = document;
+    const [onLine, onTable] = [line, table].map((part) => part.contains(activeElement)); // focus stays where it was
     const back = html("button", { type: "button", class: "small", onclick: () => this.choose(index - 1) }, "Step back");
-    byId("why-line").replaceChildren("After ", tokenCode(text[index], "chosen"),
-      ...(after === undefined ? "" : [" came ", tokenCode(after), ". "]),
-      ...(nats === undefined ? "" : [` Itself, it had ${percent(Math.exp(-nats))}: ${nats.toFixed(2)} nats. `, back]));
+    const token = () => tokenCode(text[index], "chosen");
+    const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
+    const own = nats === undefined ? [] : ["The model gave ", token(), ` itself ${percent(Math.exp(-nats))}: `,
+      `${nats.toFixed(2)} nats. `, back];
+    line.replaceChildren("After ", token(), ...next, ...own);
     const choice = explainChoice(here.logits, new Set(text.slice(0, index + 1)), this.options(),
       suppressedIds(book.tokenizer), after);
-    byId("why").replaceChildren(this.whyTable(choice, after));
+    table.replaceChildren(this.whyTable(choice, after));
+    if (onLine) back.focus();
+    if (onTable) table.focus({ preventScroll: true });
   },
 
   /** The candidates before and after each filter. */

@@ -572,6 +572,10 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     rival.click()
     page.wait_for_selector(DONE)
     assert page.evaluate("showToken(book.tokenizer, book.text[10])") == token and page.evaluate("book.index") == 9
+    assert page.evaluate("document.activeElement.id") == "why"
+    page.focus("#why-line button")
+    page.keyboard.press("Enter")
+    until(page, "() => book.index === 8 && document.activeElement.textContent === 'Step back'")
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#go:has-text('Write')")
@@ -634,7 +638,7 @@ def test_the_address_brings_back_text_and_token(open_page):
     until(page, "() => book.index === 7")
 
 
-CLIPPED = """[...document.querySelectorAll('.chapter :is(small, h3, button, .key, label)')]
+CLIPPED = """[...document.querySelectorAll('.chapter :is(small, h3, button, .key, label, .bar-name)')]
     .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')
     .map(e => e.outerHTML.slice(0, 80))"""
 TOPS = """[...document.querySelectorAll('section, .card')].filter(e => !e.closest('#learned'))
