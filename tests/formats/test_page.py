@@ -609,6 +609,7 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
     refusals = {
         "{temperature: -1}": "temperature must be a number from 0",
         "{temperatur: 1}": "there is no option temperatur",
+        "{toString: 1}": "there is no option toString",
         "{prompt: 5}": "prompt must be a string",
         "{topK: '3'}": "topK must be a whole number",
         "{seed: null}": "seed must be a whole number",
