@@ -59,11 +59,12 @@ class Book {
     return () => moves === this.moves;
   }
 
-  /** Let all chapters show another network: {config, weights, tokenizer (as in the page's data)}; without weights the
-   * page's own one. */
+  /** Let all chapters show another network, trained here: {config, weights, tokenizer (as in the page's data)}; without
+   * weights the page's own one. */
   async useModel({ config = page.model.config, tokenizer = page.model.tokenizer, weights } = {}) {
     await this.engine.ask("use", { config, tokenizer: weights && tokenizer, weights });
-    Object.assign(this, { config, tokenizer: makeTokenizer(tokenizer), layer: 0, head: 0, moves: this.moves + 1 });
+    Object.assign(this, { config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
+    Object.assign(this, { layer: 0, head: 0, moves: this.moves + 1 });
     for (const chapter of this.chapters) await chapter.model?.();
   }
 

@@ -86,8 +86,7 @@ const writing = {
   shared() {
     const sliders = sliderList(book.config).map(([name, , , , , first]) => [name, Number(byId(name).value), first]);
     const changed = sliders.filter(([, value, first]) => value !== first);
-    const prompt = byId("prompt").value.slice(0, 1000);
-    return { prompt, seed: byId("seed").value, ...Object.fromEntries(changed) };
+    return { prompt: byId("prompt").value, seed: byId("seed").value, ...Object.fromEntries(changed) };
   },
 
   /** Set the form from an address. */
