@@ -118,7 +118,7 @@ function makeApi(book, engine) {
     look: ask("look"),
     rankHeads: ask("rankHeads"),
     train: async (changes = {}, onReport = undefined) => startTraining(changes, onReport).job,
-    story: page.model.story.map((frame) => ({ ...frame, maps: storyMaps(frame) })),
+    get story() { return page.model.story.map((frame) => ({ ...frame, maps: storyMaps(frame) })); },
     generate,
   };
 }
