@@ -9,7 +9,9 @@ import support.start  # noqa: F401  first: it answers a Ctrl-C while the others 
 from benchmarks.ablate import bench_ablate
 from benchmarks.decode import bench_decode
 from benchmarks.frontier import bench_frontier
+from benchmarks.gpu import bench_gpu
 from benchmarks.plots import bench_plots
+from benchmarks.texts import bench_texts, bench_tune
 from benchmarks.tools import machine
 from support.command import Parser, one_of, run
 
@@ -18,6 +20,9 @@ BENCHMARKS = {
     "ablate": (bench_ablate, "what each choice of the preset tiny does to the loss, resumable", "10 minutes"),
     "decode": (bench_decode, "tokens/s of sampling, beside transformers and CTranslate2", "10 minutes"),
     "frontier": (bench_frontier, "the lowest loss for every amount of time, resumable", "2 hours"),
+    "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding (its tests: pytest -m gpu)", "not measured"),
+    "texts": (bench_texts, "texts of your own: what the defaults lose to a tuned run, resumable", "11 hours"),
+    "tune": (bench_tune, "texts of your own: fine-tuning beside training from nothing, resumable", "20 minutes"),
     "plots": (bench_plots, "no measuring: draws the pictures of README and docs", "seconds"),
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from formats.checkpoint import load_model
+from formats.checkpoint import TRAINING, config_from_plain, read_checkpoint
 from support.device import bfloat16_is_faster, describe_device
 from training.state import RunPaths
 
@@ -46,11 +46,12 @@ def take_turns(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-def measure(name: str, key: dict, flags: list) -> dict:
+def measure(name: str, key: dict, flags: list, look: Callable[[Path], dict] = lambda out: {}) -> dict:
     """The run with this key in docs/measured/NAME of a processor like this one; if there is none, it is made and added:
     main.py with these flags, on tinyshakespeare, in a process of its own.
 
-    A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew.
+    A run that was stopped is resumed by the next call. Delete the file, or lines of it, to measure anew. look: what is
+    to be noted besides, of the best model's file.
     """
     file, key = MEASURED / name, {"machine": processor(), **key}
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
@@ -66,19 +67,20 @@ def measure(name: str, key: dict, flags: list) -> dict:
     subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
     lines = read_metrics(RunPaths(out).metrics)
     seconds = time.perf_counter() - started
-    checkpoint = load_model(out)
-    config = checkpoint.model.config
+    header, tensors = read_checkpoint(RunPaths(out).last, TRAINING)
+    config = config_from_plain(header["config"])
     run = {
         **key,
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
-        "preset": checkpoint.origin["preset"],
+        "preset": header["settings"]["preset"],
         "network": f"{config.num_layers} x {config.embed_dim}, window {config.max_seq}",
-        "parameters": checkpoint.model.num_parameters(),
+        "parameters": sum(tensor.numel() for name, tensor in tensors.items() if "/" not in name),
         "steps": lines[-1]["step"],
         "seconds": round(seconds, 1),
         "val_loss": min(line["val_loss"] for line in lines),
         "curve": [[round(line["train_seconds"], 1), round(line["val_loss"], 4)] for line in lines],
+        **look(out),
     }
     with open(file, "a", encoding="utf-8", newline="\n") as stream:
         stream.write(json.dumps(run) + "\n")

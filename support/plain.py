@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MAX_JSON = 2**24  # characters of JSON that is parsed at all
+MAX_LINE, MAX_LINES = 60_000, 10_000_000  # bytes of JSON lines that are read: of one, of all
 MAX_MARKS = 2**20  # of { [ , : in it: each may become an object that takes a hundred bytes
 
 
@@ -26,9 +27,14 @@ def read_lines(path: Path | None, read: Callable[[object], dict]) -> list[dict]:
     """What `read` makes of each line of a file of JSON lines, without those that are damaged or that it refuses; empty
     if there is no such file."""
     found = []
-    for line in path.read_bytes().splitlines() if path and path.is_file() else ():
+    if path is None or not path.is_file():
+        return found
+    with open(path, "rb") as file:
+        lines = file.read(MAX_LINES).splitlines()
+    for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
-            found.append(read(parse_json(line.decode())))
+            if len(line) <= MAX_LINE:
+                found.append(read(parse_json(line.decode())))
     return found
 
 

@@ -59,7 +59,7 @@ function defaultOptions() {
 
 /** Throw an error that names the first option that is unknown or out of bounds. */
 function checkOptions(options, changes) {
-  const unknown = Object.keys(changes).find((name) => !(name in options));
+  const unknown = Object.keys(changes).find((name) => !Object.hasOwn(options, name));
   if (unknown !== undefined) throw new Error(`there is no option ${unknown}: use ${Object.keys(options).join(", ")}`);
   if (typeof changes.prompt !== "string" && "prompt" in changes) throw new Error("prompt must be a string");
   for (const [name, [min, max]] of Object.entries(BOUNDS)) {
@@ -117,8 +117,8 @@ function makeApi(book, engine) {
     follow: ask("follow"),
     look: ask("look"),
     rankHeads: ask("rankHeads"),
-    train: async (changes, onReport) => startTraining(changes, onReport).job,
-    story: page.model.story.map((frame) => ({ ...frame, maps: storyMaps(frame) })),
+    train: async (changes = {}, onReport = undefined) => startTraining(changes, onReport).job,
+    get story() { return page.model.story.map((frame) => ({ ...frame, maps: storyMaps(frame) })); },
     generate,
   };
 }

@@ -26,7 +26,7 @@ class Book {
   constructor() {
     this.chapters = [];
     Object.assign(this, { text: [], given: 0, stride: 1, surprises: [], index: 0, start: 0, ids: [], position: 0 });
-    Object.assign(this, { layer: 0, head: 0, moves: 0, current: "", reading: { surprises: [], habits: [] } });
+    Object.assign(this, { layer: 0, head: 0, moves: 0, current: "", projector: false, reading: { habits: [] } });
   }
 
   add(chapter) {
@@ -44,6 +44,11 @@ class Book {
     setUpSteps();
   }
 
+  /** Which of the chapters is on the screen. */
+  get place() {
+    return this.chapters.findIndex(({ id }) => id === this.current);
+  }
+
   ask(question, request = {}, onPart = undefined) {
     return this.engine.ask(question, { ids: this.ids, ...request }, onPart);
   }
@@ -54,11 +59,12 @@ class Book {
     return () => moves === this.moves;
   }
 
-  /** Let all chapters show another network: {config, weights, tokenizer (as in the page's data)}; without weights the
-   * page's own one. */
+  /** Let all chapters show another network, trained here: {config, weights, tokenizer (as in the page's data)}; without
+   * weights the page's own one. */
   async useModel({ config = page.model.config, tokenizer = page.model.tokenizer, weights } = {}) {
     await this.engine.ask("use", { config, tokenizer: weights && tokenizer, weights });
-    Object.assign(this, { config, tokenizer: makeTokenizer(tokenizer), layer: 0, head: 0, moves: this.moves + 1 });
+    Object.assign(this, { config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
+    Object.assign(this, { layer: 0, head: 0, moves: this.moves + 1 });
     for (const chapter of this.chapters) await chapter.model?.();
   }
 
@@ -173,28 +179,44 @@ function markChapter(id) {
   keepState();
 }
 
+/** One step on (1) or back (-1): to another chapter, or, on a projector, within one that is longer than the screen. */
+function step(by) {
+  const { scrollTop, scrollHeight } = document.scrollingElement, section = byId(book.current);
+  const more = by > 0 ? scrollTop + innerHeight < scrollHeight - 5 : scrollTop > 5;
+  if (!book.projector || !more) return showChapter(book.place + by);
+  const cut = Array.from(section.children).find((part) => part.getBoundingClientRect().bottom > innerHeight);
+  const header = document.querySelector("header").offsetHeight;
+  if (by > 0 && cut?.getBoundingClientRect().top > header + 40) return cut.scrollIntoView();
+  return scrollBy(0, 0.7 * by * innerHeight);
+}
+
 /** The list of chapters in the header, the arrow keys, and the projector's button. */
 function setUpSteps() {
-  const place = () => book.chapters.findIndex(({ id }) => id === book.current);
-  byId("contents").append(...book.chapters.map(({ id }, n) => html("a", { href: `#${id}`,
-    onclick: (event) => { event.preventDefault(); showChapter(n); } }, byId(`${id}-title`).textContent)));
-  byId("back").addEventListener("click", () => showChapter(place() - 1));
-  byId("forth").addEventListener("click", () => showChapter(place() + 1));
+  book.chapters.forEach(({ id }, place) => {
+    const title = byId(`${id}-title`), link = html("a", { href: `#${id}` }, title.textContent);
+    link.dataset.number = title.dataset.number = place + 1;
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      showChapter(place);
+    });
+    byId("contents").append(link);
+  });
+  byId("back").addEventListener("click", () => step(-1));
+  byId("forth").addEventListener("click", () => step(1));
   byId("projector").addEventListener("click", ({ currentTarget: button }) => {
-    button.setAttribute("aria-pressed", document.body.classList.toggle("projector"));
-    showChapter(place());
+    book.projector = document.body.classList.toggle("projector");
+    button.setAttribute("aria-pressed", book.projector);
+    showChapter(book.place);
   });
   document.addEventListener("keydown", (event) => {
-    const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -1, PageDown: 1 }[event.key];
-    const projector = document.body.classList.contains("projector");
-    if (!by || event.altKey || event.ctrlKey || event.metaKey || (event.key.startsWith("Page") && !projector)) return;
-    if (event.target.closest("input, textarea, select, [tabindex]")) return;
+    const { key, altKey, ctrlKey, metaKey, target } = event, page = { PageUp: -1, PageDown: 1 };
+    const by = { ArrowLeft: -1, ArrowRight: 1, ...(book.projector && page) }[key];
+    if (!by || altKey || ctrlKey || metaKey || target.closest("input, textarea, select, [tabindex]")) return;
     event.preventDefault();
-    showChapter(place() + by);
+    step(by);
   });
   addEventListener("scroll", () => { // the chapter at the middle of the screen
-    if (document.body.classList.contains("projector")) return;
     const seen = book.chapters.filter(({ id }) => byId(id).getBoundingClientRect().top < innerHeight / 2).pop();
-    if (seen && seen.id !== book.current) markChapter(seen.id);
+    if (seen && seen.id !== book.current && !book.projector) markChapter(seen.id);
   }, { passive: true });
 }

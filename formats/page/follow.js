@@ -86,7 +86,8 @@ const following = {
       [table(["key", "score"], (j) => [[vectorBars(f.keys[j])], [f.scores[j].toFixed(2)]])],
       `scores = q kᵀ / √${hs} + mask`, "attention.attend"],
       ["Softmax: where to look", [`Exp of each score, divided by their sum: shares of 100% over ${t + 1} tokens. The `
-        + "mask hides the later ones."], [table(["share"], (j) => [[bars([f.weights[j]])]])],
+        + "lines under the strip's tokens show all of them. The mask hides later tokens."],
+      [table(["share"], (j) => [[bars([f.weights[j]])]])],
       "weights = softmax(scores)", "attention.attend"],
       ["Fetch: the values", ["Every token also made a value: what do I hand over? Each value, times its share, is "
         + "added up. Only here does a token learn of others."],
@@ -122,7 +123,7 @@ const following = {
     this.step = Math.max(0, Math.min(this.cards.length - 1, step));
     this.mark();
     const film = byId("follow-steps"), card = this.cards[this.step];
-    film.scrollTo({ left: card.offsetLeft - (film.clientWidth - card.clientWidth) / 2, behavior: "smooth" });
+    film.scrollLeft = card.offsetLeft - (film.clientWidth - card.clientWidth) / 2;
   },
 
   /** Step by step, three seconds each, until the end or until it is pressed again. */

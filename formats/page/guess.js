@@ -16,15 +16,15 @@ const guessing = {
     byId("guess-input").addEventListener("input", ({ target }) => this.fill(target.value));
     byId("guess-paste").addEventListener("input", () => this.open());
     byId("guess-take").addEventListener("click", () => {
-      book.setText(this.ids.slice(0, this.at)).catch(alertUser);
+      writing.write(this.ids.slice(0, this.at), undefined, 0).catch(alertUser);
     });
     const { excerpt } = page.model;
-    byId("guess-unseen").hidden = !excerpt?.unseen;
     byId("guess-name").textContent = excerpt ? `From ${excerpt.source}` : "Your text";
     for (const id of ["guess-paste", "guess-paste-label"]) byId(id).hidden = Boolean(excerpt);
   },
 
-  model() {
+  model() { // a network that was trained here may have seen the excerpt
+    byId("guess-unseen").hidden = book.trained || !page.model.excerpt?.unseen;
     this.open();
   },
 
@@ -90,7 +90,7 @@ const guessing = {
     const rounds = this.you.length;
     const losses = rounds ? [["you", mean(this.you)], ["the model", mean(this.theirs)]] : [];
     const { val_loss: val } = page.model.origin;
-    const known = typeof val === "number" ? [["its validation loss", val]] : [];
+    const known = typeof val === "number" && !book.trained ? [["its validation loss", val]] : [];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),
       ...[...losses, ...known, ["blind guessing", blind]].map(line));
     if (rounds < ROUND) return;

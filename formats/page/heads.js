@@ -20,7 +20,8 @@ function headWeights(index) {
   return rowOf(maps, index % heads, book.ids.length ** 2);
 }
 
-/** A grid of buttons, one for each head, with its map and a label; a column is a layer. */
+/** A grid of buttons, one for each head, with its map and a label. A column is a layer, or, if there are fewer layers
+ * than heads, a head. */
 class HeadGrid {
   constructor(box, onPress) {
     Object.assign(this, { box, onPress, cells: [], note: html("p", { class: "note" }, "The maps scroll sideways.") });
@@ -31,6 +32,7 @@ class HeadGrid {
   build() {
     const { num_layers: layers, num_heads: heads } = book.config;
     this.box.style.setProperty("--heads", heads);
+    this.box.classList.toggle("lying", layers < heads);
     this.cells = Array.from({ length: layers * heads }, (_, index) => {
       const canvas = html("canvas", { width: 1, height: 1 }), label = html("small", {});
       const button = html("button", { type: "button", onclick: () => this.onPress(index) }, canvas, label);

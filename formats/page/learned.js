@@ -20,17 +20,20 @@ function tinted(tokenizer, ids, surprises) {
   return ids.map((id, t) => html("span", { class: surpriseClass(surprises[t - unknown]) }, escapeInvisible(add(id))));
 }
 
+/** A share of `now`, compared with that of `first`, if that is another frame. */
+function comparison(share, now, first) {
+  const whole = (map) => `${Math.round(100 * share(map))}%`;
+  return first && first !== now ? `${whole(now)} (at step 0: ${whole(first)})` : whole(now);
+}
+
 /** What the position map shows, and never that an order was learned which the initial weights had. */
 function positionText(now, first) {
-  const near = neighbourDistance(now.points), before = first && neighbourDistance(first.points);
-  if (near > 0.5) return "Neighbouring positions lie as far apart as others: no order is to be seen.";
-  if (!first) {
-    return "Neighbours lie side by side: positions have an order. Whether it was learned, or the initial weights had "
-      + "it, only the story of the run could tell, and this page has none.";
-  }
-  return before < 0.5 ? "Neighbours lie side by side, but they did so at step 0: the initial weights had this order."
-    : "At step 0 neighbours lay as far apart as any two. Now they lie side by side: the model has learned that "
-      + "positions have an order.";
+  const near = (map) => neighbourDistance(map.points) < 0.5;
+  const verdict = !near(now) ? "no order is to be seen"
+    : !first ? "they have an order. Was it learned, or in the initial weights? Only the story of the run could tell"
+      : near(first) ? "the initial weights had this order" : "the model has learned that positions have an order";
+  const share = comparison(({ points }) => neighbourDistance(points), now, first);
+  return `The distance of neighbours is ${share} of that of any two positions: ${verdict}.`;
 }
 
 /** What the token map shows; of vowels only if the text has them. */
@@ -38,10 +41,9 @@ function tokenText(now, first, tokenizer) {
   const letters = (pattern, { ids, points }) => points.filter((_, i) => pattern.test(tokenizer.decode([ids[i]])));
   const nearness = (map) => spread(letters(/^[aeiou]$/, map)) / spread(letters(/^[a-z]$/, map));
   if (letters(/^[aeiou]$/, now).length < 5) return "Tokens that are used alike come to lie near each other.";
-  const [near, before] = [nearness(now), first && nearness(first)], share = (value) => `${Math.round(100 * value)}%`;
-  const then = first ? ` (at step 0: ${share(before)})` : "";
-  const told = near < 0.8 && !(before < 0.8) ? ", and nobody told the model what a vowel is" : "";
-  return `The distance of two vowels is ${share(near)} of that of two small letters${then}${told}.`;
+  const learned = nearness(now) < 0.8 && !(first && nearness(first) < 0.8);
+  return `The distance of two vowels is ${comparison(nearness, now, first)} of that of two small letters`
+    + `${learned ? ", and nobody told the model what a vowel is" : ""}.`;
 }
 
 const learned = {

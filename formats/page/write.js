@@ -86,8 +86,7 @@ const writing = {
   shared() {
     const sliders = sliderList(book.config).map(([name, , , , , first]) => [name, Number(byId(name).value), first]);
     const changed = sliders.filter(([, value, first]) => value !== first);
-    const prompt = byId("prompt").value.slice(0, 1000);
-    return { prompt, seed: byId("seed").value, ...Object.fromEntries(changed) };
+    return { prompt: byId("prompt").value, seed: byId("seed").value, ...Object.fromEntries(changed) };
   },
 
   /** Set the form from an address. */
@@ -117,17 +116,17 @@ const writing = {
     byId("go").textContent = job === undefined ? "Write" : "Stop";
   },
 
-  /** Write on after the ids, token by token; `index` is chosen at the end, or else the place before the most surprising
+  /** Write `count` tokens after the ids; `index` is chosen at the end, or else the place before the most surprising
    * token: it needs the most explanation. Who chooses another one meanwhile keeps it. Another text ends this one. */
-  async write(ids, index = undefined) {
+  async write(ids, index = undefined, count = this.options().maxNewTokens) {
     this.stop();
-    const { seed, stride, maxNewTokens, ...sampling } = this.options(), began = performance.now(), run = {};
+    const { seed, stride, ...sampling } = this.options(), began = performance.now(), run = {};
     Object.assign(this, { text: [...ids], surprises: [], spans: [], given: ids.length, stride });
     Object.assign(this, { run, began, last: began });
     this.begin();
     const first = index ?? ids.length - 1, shown = this.show(first); // all chapters begin with the prompt
     const add = (fresh) => { if (this.run === run) this.add(fresh); };
-    const job = book.ask("generate", { ids, maxNewTokens, seed, stride, sampling }, add);
+    const job = book.ask("generate", { ids, maxNewTokens: count, seed, stride, sampling }, add);
     this.setJob(job.job);
     await job.finally(() => { if (this.run === run) this.setJob(undefined); });
     await shown;
@@ -141,9 +140,9 @@ const writing = {
 
   /** The text, as far as it is written, in all chapters. */
   show(index) {
-    const { given, stride } = this;
+    const { given, stride, run } = this;
     return book.setText(this.text, { given, stride, surprises: this.surprises, index }).then(() => {
-      book.surprises.slice(0, given).forEach((nats, i) => { this.surprises[i] = nats; });
+      if (this.run === run) book.surprises.slice(0, given).forEach((nats, i) => { this.surprises[i] = nats; });
     });
   },
 
@@ -222,13 +221,19 @@ const writing = {
     if (!here) return;
     byId("text").querySelector(".chosen")?.classList.remove("chosen");
     this.spans[index - this.first]?.classList.add("chosen");
+    const [line, table] = [byId("why-line"), byId("why")], { activeElement } = document;
+    const [onLine, onTable] = [line, table].map((part) => part.contains(activeElement)); // focus stays where it was
     const back = html("button", { type: "button", class: "small", onclick: () => this.choose(index - 1) }, "Step back");
-    byId("why-line").replaceChildren("After ", tokenCode(text[index], "chosen"),
-      ...(after === undefined ? "" : [" came ", tokenCode(after), ". "]),
-      ...(nats === undefined ? "" : [` Itself, it had ${percent(Math.exp(-nats))}: ${nats.toFixed(2)} nats. `, back]));
+    const token = () => tokenCode(text[index], "chosen");
+    const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
+    const own = nats === undefined ? [] : ["The model gave ", token(), ` itself ${percent(Math.exp(-nats))}: `,
+      `${nats.toFixed(2)} nats. `, back];
+    line.replaceChildren("After ", token(), ...next, ...own);
     const choice = explainChoice(here.logits, new Set(text.slice(0, index + 1)), this.options(),
       suppressedIds(book.tokenizer), after);
-    byId("why").replaceChildren(this.whyTable(choice, after));
+    table.replaceChildren(this.whyTable(choice, after));
+    if (onLine) back.focus();
+    if (onTable) table.focus({ preventScroll: true });
   },
 
   /** The candidates before and after each filter. */

@@ -76,6 +76,15 @@ def test_a_frame_takes_no_random_number_and_the_same_step_once(tmp_path):
     assert [frame["step"] for frame in read_metrics(tmp_path / "a.story.jsonl")] == [0]
 
 
+def test_a_run_that_was_killed_before_it_saved_anything_leaves_no_numbered_story(tmp_path):
+    log_story(new_run(*RUN), "a sample")
+    new_run(*RUN)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    written(tmp_path / "a.story.jsonl", "not of a run")
+    new_run(*RUN)
+    assert (tmp_path / "a.1.story.jsonl").read_text() == "not of a run"
+
+
 @pytest.mark.filterwarnings("ignore::tokenizer.UnknownCharacterWarning")
 def test_a_large_network_shows_some_heads_and_a_line_stays_small():
     run = new_run(*RUN, "--num-layers", 30, "--num-heads", 4, "--max-seq", 600)

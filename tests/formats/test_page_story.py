@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import test_page
 import torch
-from test_page import Opener, checkpoint, data_of, marked, until
+from test_page import checkpoint, data_of, marked, until
 from torch.nn import functional as F
 
 from formats.checkpoint import TRAINING, Checkpoint, load_model, model_weights, read_checkpoint, save_model
@@ -27,19 +27,10 @@ from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
 from training.story import story_frame
 
-browser = test_page.browser
+browser, open_page = test_page.browser, test_page.open_page
 NETWORK = ["--max-seq", "32", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "2", "--batch-size", "4"]
 RUN = ["--data", "synthetic", "--device", "cpu", "--dtype", "float32", *NETWORK, "--out", "a.pth"]
 LETTERS = "Dear Anna, do not tell him that I was at the bank on Monday. Yours, Jo.\n" * 30
-
-
-@pytest.fixture
-def open_page(browser, tmp_path):
-    opener = Opener(browser, tmp_path)
-    yield opener
-    assert opener.noises == []
-    for context in opener.contexts:
-        context.close()
 
 
 @pytest.fixture
@@ -221,7 +212,7 @@ def test_a_hostile_story_injects_nothing(open_page, frames):
 
 
 GRADIENTS = """([config, weights, ids, targets]) => {
-    const made = zeroWeights(weightShapes(config));
+    const made = zeroWeights(config);
     for (const [name, values] of Object.entries(weights)) made.weights[name].set(values);
     const trainer = new Trainer(config, made), loss = trainer.loss(Uint16Array.from(ids), Uint16Array.from(targets));
     trainer.backward();
@@ -256,7 +247,7 @@ def test_the_trainers_gradients_and_steps_are_those_of_pytorch(open_page, heads,
             assert found["loss"] == pytest.approx(loss.item(), abs=1e-5)
             for name, p in model.named_parameters():
                 difference = (torch.tensor(found["gradients"][name]) - p.grad.flatten()).abs().max()
-                assert difference <= 1e-3 * p.grad.abs().max().clamp(max=1), name
+                assert difference <= 1e-4 * p.grad.abs().max().clamp(max=1), name
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     for name, p in model.named_parameters():  # the keys' bias, a third of in_proj_bias, has no gradient but noise
@@ -272,16 +263,12 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     options = {"text": SOURCE, "steps": 40, "seed": 3}
     first, again = (page.evaluate("o => tinygpt.train(o).then(({losses}) => losses)", options) for _ in range(2))
     assert first == again and len(first) == 40 and first[-1] < 2.5 < 3 < first[0]
-    for odd, word in (
-        ({"text": "short"}, "1000 letters"),
-        ({"steps": 0}, "steps"),
-        ({"text": 3}, "string"),
-        ({"x": 1}, "x"),
-    ):
-        assert word in page.evaluate("o => tinygpt.train(o).catch(error => error.message)", {**options, **odd})
+    odd = {"1000 letters": {"text": "short"}, "steps": {"steps": 0}, "string": {"text": 3}, "option x": {"x": 1}}
+    for word, change in odd.items():
+        assert word in page.evaluate("o => tinygpt.train(o).catch(error => error.message)", {**options, **change})
     page.fill("#train-paste", SOURCE)
     page.click("#train-go")
-    until(page, "() => training.reports.length > 1")
+    until(page, "() => training.reports.some(({heldOut, bigram}) => heldOut < bigram)")  # it beats the table of pairs
     page.click("#train-go")  # stop
     page.wait_for_selector("#train-use:enabled")
     assert 0 < page.evaluate("training.reports.at(-1).step") < 1000 and page.locator("#train-loss polyline").count()
@@ -295,10 +282,9 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     config = TinyGPTConfig(size, 32, 48, 4, 1)
     model = TinyGPT(config).eval()
     weights = page.evaluate("Object.entries(training.trained.weights).map(([name, w]) => [name, Array.from(w)])")
-    shapes = model.state_dict()
-    model.load_state_dict(
-        {name: torch.tensor(values).view(shapes[name].shape) for name, values in weights}, strict=False
-    )
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    assert {name for name, _ in weights} == shapes.keys()
+    model.load_state_dict({name: torch.tensor(w).view(shapes[name]) for name, w in weights}, strict=False)
     ids = page.evaluate("tinygpt.encode('the lazy dog')")
     logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
     np.testing.assert_allclose(logits, model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
