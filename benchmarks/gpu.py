@@ -18,12 +18,9 @@ def bench_gpu() -> None:
     """Training of `base`, compiled and not, and decoding of its network. UserError without a GPU."""
     if not torch.cuda.is_available():
         raise UserError("bench.py gpu measures an NVIDIA GPU, and PyTorch finds none here")
-    name, peak, base = (
-        torch.cuda.get_device_name(),
-        product_rate("cuda", torch.bfloat16, 2**19),
-        preset_settings("base"),
-    )
-    # 6 operations a weight (2 forward, 4 backward), and 6 T C a layer for causal attention; embeddings and head left out
+    name, peak = torch.cuda.get_device_name(), product_rate("cuda", torch.bfloat16, 2**19)
+    base = preset_settings("base")
+    # 6 operations a weight (2 forward, 4 backward), and 6 T C a layer for causal attention; no embeddings, no head
     operations = 6 * base.num_layers * base.embed_dim * (12 * base.embed_dim + base.max_seq)
     rows = []
     for flag in ("--compile", "--no-compile"):
