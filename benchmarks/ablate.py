@@ -2,7 +2,7 @@
 
 import statistics
 
-from benchmarks.tools import SEEDS, measure, print_table, spread
+from benchmarks.tools import SEEDS, measure, print_table
 from recipe import preset_settings
 
 TINY = preset_settings("tiny")
@@ -31,9 +31,8 @@ def bench_ablate() -> None:
         losses = [run["val_loss"] for run in runs]
         recipe = recipe or losses
         worse = [loss - whole for loss, whole in zip(losses, recipe, strict=True)]
-        seconds = spread([run["curve"][-1][0] for run in runs], digits=1)
-        rows.append([choice, seconds, with_deviation(losses), with_deviation(worse, "+")])
-    print_table(["`tiny`, changed in one thing", "seconds", "val loss", "difference"], rows)
+        rows.append([choice, with_deviation(losses), with_deviation(worse, "+")])
+    print_table(["`tiny`, changed in one thing", "val loss", "difference"], rows)
 
 
 def with_deviation(values: list[float], sign: str = "") -> str:
