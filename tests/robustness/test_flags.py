@@ -67,11 +67,10 @@ def test_a_bad_value_is_refused_by_name(name):
     "script, arguments, words",
     [
         ("main.py", ["--step", 5], ["--step", "mean --steps?"]),
-        ("main.py", ["--learning-rate", 1e-3], ["--learning-rate", "mean --lr?"]),
         ("main.py", ["--dataset", "a.txt"], ["--dataset", "mean --data?"]),
         ("main.py", ["--preset", "smal"], ["--preset", "mean small?"]),
-        ("main.py", ["--batch_size", 0], ["--batch-size: must be", "at least 1"]),  # underscores are accepted
-        ("generate.py", ["--temp", 0.5], ["--temp", "mean --temperature?"]),
+        ("main.py", ["--batch_size", 8], ["--batch_size", "mean --batch-size?"]),
+        ("generate.py", ["--temperatur", 0.5], ["--temperatur", "mean --temperature?"]),
         ("train_tokenizer.py", ["--vocab", 300], ["--vocab", "mean --vocab-size?"]),
         ("convert.py", ["a.pth", "b.pth", "--forc"], ["--forc", "mean --force?"]),
     ],
