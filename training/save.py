@@ -110,10 +110,8 @@ def names_what_is_kept(run: Run) -> Iterator[None]:
 
 def sample_command(run: Run) -> str:
     """A command line that samples from the best model."""
-    settings = run.settings
-    if settings.lora_rank:
-        words = ["python", "generate.py", "--checkpoint", settings.init_from, "--lora", settings.out]
-        return shlex.join(words)
+    if run.settings.lora_rank:
+        return f"python generate.py {shlex.join(['--checkpoint', run.settings.init_from, '--lora', run.settings.out])}"
     return f"python generate.py{out_flag(run, '--checkpoint')}"
 
 

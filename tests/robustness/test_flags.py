@@ -110,7 +110,7 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkey
     code, _, errors = in_process("main.py", "--data", text, "--device", "cpu", *arguments)
     assert code == 2, errors
     assert_one_error_line(errors, *words)
-    assert [path.name for path in tmp_path.iterdir()] == ["long.txt"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["long.txt"]
 
 
 # --- On resume ---------------------------------------------------------------------------------------------------
