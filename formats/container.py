@@ -49,9 +49,6 @@ def read_container(path: Path, kind: str = "TinyGPT checkpoint") -> dict:
     """
     if not path.is_file():
         what = " is a folder" if path.is_dir() else ": no such file"
-        here = Path(*path.parts[-2:])  # the default lies beside the scripts, and there may be one here
-        if here.is_file():
-            raise UserError(f"{path}{what}, but there is {here} in the working folder: name that")
         raise UserError(f"{path}{what}; name a .pth file, or train a model first: python main.py")
     try:
         entries = read_zip(path)

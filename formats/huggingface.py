@@ -52,8 +52,7 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
     force: replace an earlier folder. Raises UserError if there is one otherwise, if it holds other files, or if the
     network is not GPT-2's (`check_twin`).
     """
-    save_file = optional_package("safetensors.torch", PURPOSE).save_file
-    write_error = optional_package("safetensors", PURPOSE).SafetensorError
+    save = optional_package("safetensors.torch", PURPOSE).save
     model, tokenizer = loaded.model, loaded.tokenizer
     contents = {
         "config.json": config_json(model.config, tokenizer),
@@ -61,21 +60,12 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": tokenizer_config_json(model.config, tokenizer),
     }
-    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()}
-    check_target(folder, {*texts, WEIGHTS}, force)
+    check_target(folder, {*contents, WEIGHTS}, force)
     weights = weights_with_biases(model)
     check_twin(model, weights, "transformers")
-
-    def write(target: Path) -> None:
-        for name, text in texts.items():
-            (target / name).write_text(text, encoding="utf-8")
-        try:
-            save_file(gpt2_weights(weights), target / WEIGHTS, {"format": "pt"})
-        except write_error as error:
-            raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from None
-        (target / WEIGHTS).chmod((target / "config.json").stat().st_mode)  # the library makes it private
-
-    write_folder_atomically(folder, write)
+    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()}
+    files = {name: text.encode() for name, text in texts.items()}
+    write_folder_atomically(folder, files | {WEIGHTS: save(gpt2_weights(weights), {"format": "pt"})})
 
 
 def check_target(folder: Path, names: set[str], force: bool) -> None:

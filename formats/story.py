@@ -16,6 +16,8 @@ MAX_MAPS = 24  # in a frame: 38 kB
 MAX_POSITIONS = 64  # points on the map of positions
 MAX_SAMPLE = 600  # characters
 MAX_SHOWN = 60  # frames in a page
+# Of a frame, besides tokens and positions.
+FIELDS = ("step", "train_loss", "val_loss", "ids", "surprise", "heads", "maps", "sample", "sample_surprise")
 PUBLIC_CORPORA = ("tinyshakespeare", "gutenberg", "synthetic")  # whose text may go with a page to anybody
 
 
@@ -39,24 +41,13 @@ def checked_frame(frame: object, config: TinyGPTConfig) -> dict:
     require(all(is_index(layer, config.num_layers) and is_index(head, config.num_heads) for layer, head in heads))
     require(len(maps) == len(heads) * length * (length + 1) // 2 and len(frame["sample"]) <= MAX_SAMPLE)
     frame["sample"].encode()  # ValueError if it is half a surrogate pair
-    losses = [frame["train_loss"], frame["val_loss"]]
-    numbers([0 if loss is None else loss for loss in losses], 2)
-    tokens = checked_plane(frame["tokens"], MAX_TOKENS)
+    numbers([0 if frame[name] is None else frame[name] for name in ("train_loss", "val_loss")], 2)
+    numbers(frame["surprise"], length - 1)
+    numbers(frame["sample_surprise"], len(frame["sample_surprise"]))
+    tokens, positions = checked_plane(frame["tokens"], MAX_TOKENS), checked_plane(frame["positions"], MAX_POSITIONS)
     labels = frame["tokens"]["ids"]
     require(len(labels) == len(tokens["points"]) and all(is_index(id, config.vocab_size) for id in labels))
-    return {
-        "step": frame["step"],
-        "train_loss": losses[0],
-        "val_loss": losses[1],
-        "ids": ids,
-        "surprise": numbers(frame["surprise"], length - 1),
-        "heads": heads,
-        "maps": frame["maps"],
-        "sample": frame["sample"],
-        "sample_surprise": numbers(frame["sample_surprise"], len(frame["sample_surprise"])),
-        "tokens": {"ids": labels, **tokens},
-        "positions": checked_plane(frame["positions"], MAX_POSITIONS),
-    }
+    return {name: frame[name] for name in FIELDS} | {"tokens": {"ids": labels, **tokens}, "positions": positions}
 
 
 def require(condition: bool) -> None:

@@ -21,10 +21,7 @@ def unescape(text: str) -> str:
 
 def read_text(flag: str, path: str) -> str:
     """The text of the file that a flag names. Raises UserError if it is not UTF-8 or empty, OSError as `open` does."""
-    try:
-        text = "".join(read_blocks(Path(path)))
-    except UserError as error:
-        raise UserError(f"{flag} {error}") from None
+    text = "".join(read_blocks(Path(path)))
     if not text.strip("\n"):
         raise UserError(f"{flag} {path} holds no text")
     return text

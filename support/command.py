@@ -29,10 +29,6 @@ class UserError(Exception):
     """What the user gave is wrong; the message says what, and what to do about it."""
 
 
-class OutOfMemory(MemoryError):
-    """There was not enough memory; the message says what is saved."""
-
-
 class Interrupted(Exception):
     """The run was stopped by a signal, after its state was saved; `signum` gives the exit code 128 + signum."""
 
@@ -118,21 +114,9 @@ def interruptible(
 # --- Flags -------------------------------------------------------------------------------------------------------
 
 
-# What other programs call our flags, where the letters alone do not tell.
-SYNONYMS = {
-    "--learning-rate": "--lr",
-    "--max-iters": "--steps",
-    "--block-size": "--max-seq",
-    "--model": "--checkpoint",
-    "--temp": "--temperature",
-}
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`: did you mean NAME?` with the known name that is nearest to a word, or nothing if none is near."""
-    known, word = list(known), word.lower()
-    meant = SYNONYMS.get(word)
-    near = [meant] if meant in known else difflib.get_close_matches(word[:80], known, 1)
+    near = difflib.get_close_matches(word[:80].lower(), known, 1)
     return f": did you mean {near[0]}?" if near else ""
 
 
@@ -150,7 +134,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors, for `run` to print, and name a near miss.
 
-    It takes no abbreviations, and `--batch_size` for `--batch-size`.
+    It takes no abbreviations.
     """
 
     def __init__(self, description: str):
@@ -162,27 +146,14 @@ class Parser(argparse.ArgumentParser):
         return {action.dest: action for action in self._actions if action.dest != "help"}
 
     def parse_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        for word in sys.argv[1:] if arguments is None else arguments:
+            if word.startswith("--") and word.endswith("=--"):  # which argparse would drop, and hand an empty list on
+                self.error(f"{word[:-3]}: must not be --")
         settings, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
             self.error(f"{name} is not a flag{did_you_mean(name, self._option_string_actions)}")
         return settings
-
-    def parse_known_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
-        words = list(sys.argv[1:] if arguments is None else arguments)
-        end = words.index("--") if "--" in words else len(words)  # what follows it is text
-        words[:end] = [self.respelled(word) for word in words[:end]]
-        return super().parse_known_args(words, namespace)
-
-    def respelled(self, word: str) -> str:
-        """`--batch_size=4` -> `--batch-size=4`; any word that is not a flag of ours stays as it is."""
-        name, equals, value = word.partition("=")
-        name = name.replace("_", "-")
-        if name not in self._option_string_actions:
-            return word
-        if value == "--":  # which argparse would drop, and hand an empty list on
-            self.error(f"{name}: must not be --")
-        return name + equals + value
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')} (--help lists the flags)")
@@ -280,6 +251,7 @@ def one_line(error: BaseException | str) -> str:
     words = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    words += getattr(error, "kept", "")  # of a training run: what is saved
     words = words if len(words) <= MAX_MESSAGE else f"{words[: MAX_MESSAGE // 2]} … {words[-MAX_MESSAGE // 4 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
 
@@ -297,11 +269,7 @@ def open_streams() -> None:
     """
     chosen = os.environ.keys() & {"PYTHONIOENCODING", "PYTHONUTF8"}
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the free number, which some later file would get otherwise
-        if getattr(sys, name) is None:
+        if getattr(sys, name) is None:  # the null device takes the free number, which a later file would get otherwise
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # not replaced by a test or a notebook
@@ -337,7 +305,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):  # or the last flush of stdout fails once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever read our output has enough
+        if isinstance(error, BrokenPipeError) and not hasattr(error, "kept"):  # whoever read our output has enough
             code = 0
         else:
             message = f"error: {one_line(error)}"
@@ -345,8 +313,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         if not out_of_memory(error):
             raise
         smaller = "--batch-size, --max-seq or --embed-dim in training, --num-samples or --beams in sampling"
-        message = f"error: not enough memory for this; try a smaller {smaller}"
-        message += f"; {error}" if isinstance(error, OutOfMemory) else ""
+        message = f"error: not enough memory for this; try a smaller {smaller}{getattr(error, 'kept', '')}"
     if start.IS_SCRIPT:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends: a second Ctrl-C has nothing left to stop
     if message:

@@ -82,35 +82,30 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file; it is on the disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_folder_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder with files, which takes the name `path` once it is whole and on the disk.
+def write_folder_atomically(path: Path, files: dict[str, bytes]) -> None:
+    """Write a new folder with these files, which takes the name `path` once it is whole and on the disk.
 
     A folder that is there already stays, because a shell may be in it, or a disk mounted on it: its files are deleted,
-    then the new ones moved in, so that none of both are ever mixed. Raises what `write` raises, the earlier files in
-    their place and the new ones removed.
+    then the new ones moved in, so that none of both are ever mixed. Raises like `write_atomically`, the earlier files
+    in their place and the new ones removed.
     """
     path = path.resolve()  # a link stays a link
     remove_leftovers(path)
     temporary = temporary_name(path / "new" if path.is_dir() else path)
-    temporary.mkdir(parents=True)
     try:
-        write(temporary)
-        for file in temporary.iterdir():
-            with open(file, "rb+") as handle:
-                os.fsync(handle.fileno())
-        sync_folder(temporary)
+        for name, content in files.items():
+            write_atomically(temporary / name, lambda file, content=content: file.write(content))
         if temporary.parent == path:
             for file in set(path.iterdir()) - {temporary}:
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
-            for file in temporary.iterdir():
-                replace(file, path / file.name)
+            for name in files:
+                replace(temporary / name, path / name)
             sync_folder(path)
         else:
             os.replace(temporary, path)

@@ -113,7 +113,7 @@ def run_here(folder: Path, *arguments: object) -> None:
 
 
 class Faults:
-    """Counts the operations that change files (open, write, fsync, rename, link) and lets number `nth` fail.
+    """Counts the operations that change files (open, write, fsync, rename) and lets number `nth` fail.
 
     `fail` is called instead of that operation: it raises an OSError, or ends the process. log: a file that gets the
     operations' names.
@@ -146,7 +146,7 @@ class Faults:
             return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding=encoding)
 
         builtins.open = open_watched
-        for name in ("fsync", "replace", "link"):
+        for name in ("fsync", "replace"):
             setattr(os, name, self.watched(name, getattr(os, name)))
 
     def watched(self, name: str, operation: Callable) -> Callable:

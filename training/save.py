@@ -10,7 +10,7 @@ from formats.adapter import adapter_weights, base_weights, save_adapter
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from lora import lora_config
 from recipe import MAX_STEPS, make_parser
-from support.command import Interrupted, OutOfMemory, one_line, out_of_memory
+from support.command import Interrupted
 from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
 
@@ -103,22 +103,15 @@ def names_what_is_kept(run: Run) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT, where_kept(run)) from None
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; {where_kept(run)}") from None
-    except OSError as error:
-        raise OSError(f"{one_line(error)}; {where_kept(run)}") from None
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise OutOfMemory(where_kept(run)) from None
+    except Exception as error:
+        error.kept = f"; {where_kept(run)}"  # `support.command.run` prints it
+        raise
 
 
 def sample_command(run: Run) -> str:
     """A command line that samples from the best model."""
-    settings = run.settings
-    if settings.lora_rank:
-        words = ["python", "generate.py", "--checkpoint", settings.init_from, "--lora", settings.out]
-        return shlex.join(words)
+    if run.settings.lora_rank:
+        return f"python generate.py {shlex.join(['--checkpoint', run.settings.init_from, '--lora', run.settings.out])}"
     return f"python generate.py{out_flag(run, '--checkpoint')}"
 
 

@@ -110,7 +110,7 @@ class RunPaths:
                 continue
             with contextlib.suppress(UserError), locked(copies.lock, "another run has this name"):
                 if self.best.exists():
-                    link_or_copy(self.best, copies.best)
+                    write_atomically(copies.best, lambda file: file.write(self.best.read_bytes()))
                 for path, copy in zip(self.all[1:], copies.all[1:], strict=True):
                     if path.exists():
                         os.replace(path, copy)
@@ -153,14 +153,6 @@ def lines_until(path: Path, step: int) -> list[bytes]:
     return kept
 
 
-def link_or_copy(path: Path, copy: Path) -> None:
-    """A second name for the file at `path`, or a second file where the file system has no hard links."""
-    try:
-        os.link(os.path.realpath(path), copy)
-    except OSError:
-        write_atomically(copy, lambda file: file.write(path.read_bytes()))
-
-
 def read_state(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """Header and tensors of a training state, whose plain part is checked. Raises like `read_checkpoint`."""
     header, tensors = read_checkpoint(path, TRAINING)
@@ -182,19 +174,11 @@ def open_files(out: str, dist: DistContext) -> Iterator[RunPaths]:
     if not dist.first:
         yield files
         return
-    folder = files.best.parent
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    files.best.parent.mkdir(parents=True, exist_ok=True)
     target = Path(os.path.realpath(files.best)).parent  # of a link
     if target.exists() and not os.access(target, os.W_OK):
         raise OSError(f"--out {out}: {target} cannot be written; choose another --out")
-    refusal = f"--out {out}: another process trains into it; wait for it, stop it, or choose another --out"
-    try:
-        with locked(files.lock, refusal):
-            for path in files.all:
-                remove_leftovers(path, older_than=0.0)
-            yield files
-    finally:
-        with contextlib.suppress(OSError):  # it holds files
-            if is_new:
-                folder.rmdir()
+    with locked(files.lock, f"--out {out}: another process trains into it; wait for it, or choose another --out"):
+        for path in files.all:
+            remove_leftovers(path, older_than=0.0)
+        yield files

@@ -67,11 +67,10 @@ def test_a_bad_value_is_refused_by_name(name):
     "script, arguments, words",
     [
         ("main.py", ["--step", 5], ["--step", "mean --steps?"]),
-        ("main.py", ["--learning-rate", 1e-3], ["--learning-rate", "mean --lr?"]),
         ("main.py", ["--dataset", "a.txt"], ["--dataset", "mean --data?"]),
         ("main.py", ["--preset", "smal"], ["--preset", "mean small?"]),
-        ("main.py", ["--batch_size", 0], ["--batch-size: must be", "at least 1"]),  # underscores are accepted
-        ("generate.py", ["--temp", 0.5], ["--temp", "mean --temperature?"]),
+        ("main.py", ["--batch_size", 8], ["--batch_size", "mean --batch-size?"]),
+        ("generate.py", ["--temperatur", 0.5], ["--temperatur", "mean --temperature?"]),
         ("train_tokenizer.py", ["--vocab", 300], ["--vocab", "mean --vocab-size?"]),
         ("convert.py", ["a.pth", "b.pth", "--forc"], ["--forc", "mean --force?"]),
     ],
@@ -111,7 +110,7 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkey
     code, _, errors = in_process("main.py", "--data", text, "--device", "cpu", *arguments)
     assert code == 2, errors
     assert_one_error_line(errors, *words)
-    assert [path.name for path in tmp_path.iterdir()] == ["long.txt"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["long.txt"]
 
 
 # --- On resume ---------------------------------------------------------------------------------------------------

@@ -46,15 +46,6 @@ def test_defaults_lie_beside_the_scripts_and_typed_paths_in_the_working_folder(h
     assert (elsewhere / "mine.pth").is_file()
 
 
-def test_what_lies_in_the_working_folder_is_named(house, tmp_path_factory):
-    """A model under the usual name, where nobody looks for it."""
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (elsewhere / "checkpoints").mkdir()
-    (elsewhere / "checkpoints/tiny_decoder.pth").touch()
-    errors = call(elsewhere, house / "generate.py", code=2)
-    assert_one_error_line(errors, house.name, "there is checkpoints/tiny_decoder.pth in the working folder")
-
-
 @pytest.mark.parametrize("script", ["main.py", "generate.py", "convert.py", "train_tokenizer.py", "bench.py"])
 def test_a_python_that_is_old_or_bare_is_told_what_to_do(script, tmp_path):
     """The scripts parse with Python 3.6, so that it can say that it is too old."""
