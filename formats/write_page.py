@@ -37,12 +37,11 @@ CHAPTERS = (
     "follow.js",
     "heads.js",
     "break.js",
-    "maps.js",
     "learned.js",
     "train_page.js",
     "numbers.js",
 )
-INTERFACE = ("api.js", "draw.js", "chart.js", "book.js", *CHAPTERS, "main.js")
+INTERFACE = ("draw.js", "plots.js", "api.js", "book.js", *CHAPTERS, "main.js")
 GENERATOR = '<meta name="generator" content="TinyGPT">'
 MAX_POINTS, MAX_LABELS = 512, 150  # on the maps of positions and of tokens
 # What the page shows of a checkpoint's origin.

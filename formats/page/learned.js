@@ -14,12 +14,6 @@ function storyMaps({ ids, heads, maps }) {
   });
 }
 
-/** A text in the tints of its surprises; of the first `surprises.length` fewer tokens none is known. */
-function tinted(tokenizer, ids, surprises) {
-  const unknown = ids.length - surprises.length, add = tokenizer.stream();
-  return ids.map((id, t) => html("span", { class: surpriseClass(surprises[t - unknown]) }, escapeInvisible(add(id))));
-}
-
 /** A share of `now`, compared with that of `first`, if that is another frame. */
 function comparison(share, now, first) {
   const whole = (map) => `${Math.round(100 * share(map))}%`;
@@ -66,7 +60,7 @@ const learned = {
     slider.max = last;
     slider.addEventListener("input", () => this.show(Number(slider.value)));
     byId("story-play").addEventListener("click", () => this.play(!this.timer));
-    byId("story-legend").append(...chartKeys([["validation loss", "val"], ["these tokens", "train"]]));
+    byId("story-legend").append(...chartKeys([["val", "validation loss"], ["train", "these tokens"]]));
     new ResizeObserver(() => this.drawLoss()).observe(byId("story-loss"));
     return this.show(last);
   },
@@ -91,9 +85,10 @@ const learned = {
     const validation = frame.val_loss === null ? "" : `; validation loss ${frame.val_loss.toFixed(3)}`;
     byId("story-line").textContent = `Step ${step}: loss of these ${ids.length} tokens `
       + `${this.loss(frame).toFixed(3)} nats${validation}`;
-    byId("story-text").replaceChildren(...tinted(this.tokenizer, ids, surprise));
+    byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise], this.tokenizer.stream()));
     const written = this.tokenizer.encode(sample), known = written.length === frame.sample_surprise.length;
-    byId("story-sample").replaceChildren(...tinted(this.tokenizer, written, known ? frame.sample_surprise : []));
+    const tints = known ? frame.sample_surprise : [];
+    byId("story-sample").replaceChildren(...tinted(written, tints, this.tokenizer.stream()));
     byId("story-maps").replaceChildren(...heads.map(([layer, head], index) => {
       const label = `layer ${layer + 1}, head ${head + 1}`;
       const canvas = html("canvas", { role: "img", "aria-label": label });
@@ -111,8 +106,7 @@ const learned = {
   drawLoss() {
     const own = this.frames.map((frame) => [frame.step, this.loss(frame)]);
     const validation = this.frames.map((frame) => [frame.step, frame.val_loss]).filter(([, loss]) => loss !== null);
-    const lines = [["train", own], ["val", validation]];
-    drawChart(byId("story-loss"), lines, [], "steps", this.frames[this.at].step);
+    drawChart(byId("story-loss"), [["train", own], ["val", validation]], [], this.frames[this.at].step);
   },
 
   /** The embeddings; the notes compare with step 0. */
@@ -121,10 +115,9 @@ const learned = {
     drawTokenMap(byId("token-map"), tokens, this.tokenizer, this.bounds.tokens);
     drawPositionMap(byId("position-map"), positions, maxSeq, this.bounds.positions);
     const some = tokens.ids.length < V - 2 ? ` Shown are the first ${tokens.ids.length} readable tokens.` : "";
-    const text = tokenText(tokens, first?.tokens, this.tokenizer);
-    byId("token-note").textContent = `${text} ${describeShares(tokens.shares)}${some}`;
-    const order = positionText(positions, first?.positions);
-    byId("position-note").textContent = `${order} ${describeShares(positions.shares)}`;
+    const axes = ({ shares: [x, y] }) => `The two axes show ${percent(x + y)} of the variance (principal components).`;
+    byId("token-note").textContent = `${tokenText(tokens, first?.tokens, this.tokenizer)} ${axes(tokens)}${some}`;
+    byId("position-note").textContent = `${positionText(positions, first?.positions)} ${axes(positions)}`;
   },
 };
 book.add(learned);

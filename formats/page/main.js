@@ -13,13 +13,13 @@ let saving; // a timer: browsers refuse to change the address too often
 function keepState() {
   clearTimeout(saving);
   saving = setTimeout(() => {
-    const fields = new URLSearchParams({ ...writing.shared(), token: book.index + 1 });
+    const fields = new URLSearchParams([...writing.shared(), ["token", book.index + 1]]);
     history.replaceState(null, "", `#${book.current}&${fields}`);
   }, 400);
 }
 
 async function main() {
-  const engine = new Engine(page.model, dataOf("weights"));
+  const engine = new Engine(page.model, byId("weights").textContent);
   Object.assign(book, { config: page.model.config, tokenizer: makeTokenizer(page.model.tokenizer) });
   byId("prompt").value = page.model.prompt;
   book.open(engine);

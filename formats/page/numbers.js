@@ -1,45 +1,23 @@
 /* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
 "use strict";
 
-/** Losses to compare with: [name, class, nats per token]. */
-function referenceLines({ config, origin }) {
-  return [
-    ["guessing blindly, ln V", "blind", Math.log(config.vocab_size)],
-    ["knowing one token before (bigrams)", "bigram", origin.bigram_entropy],
-    ["the corpus's floor", "floor", origin.floor],
-  ].filter(([, , value]) => typeof value === "number");
-}
-
-/** Draw the curves against "step" or "train_seconds". */
-function drawCurves(axis) {
-  const line = (field) => page.model.curves.map((point) => [point[axis], point[field]]);
-  const references = referenceLines(page.model).map(([, kind, value]) => [kind, value]);
-  const unit = axis === "step" ? "steps" : "seconds of training";
-  drawChart(byId("loss"), [["train", line("train_loss")], ["val", line("val_loss")]], references, unit);
-}
-
-/** Show the panel's curves, or say why there are none. */
+/** Draw the curves, or say why there are none. */
 function showCurves() {
-  const { curves } = page.model, lines = referenceLines(page.model);
-  if (!curves.length) {
-    byId("curves").replaceChildren(html("h3", {}, "How the loss fell"),
-      html("p", {}, "There was no metrics file beside the checkpoint when this page was made, so there are no curves."),
-      html("p", {}, lines.map(([name, , value]) => `${name}: ${value.toFixed(3)} nats`).join("; ")));
-    return;
-  }
-  const keys = lines.map(([name, kind, value]) => [`${name}: ${value.toFixed(3)}`, kind]);
-  for (const [name, kind] of [["training", "train"], ["validation", "val"], ...keys]) {
-    byId("loss-legend").append(html("span", { class: "key" }, html("span", { class: `dash ${kind}` }), name));
-  }
-  byId("loss-legend").append("(nats per token)");
-  const names = ["steps", "seconds", "training loss", "validation loss"];
-  const cells = ({ step, train_seconds: seconds, train_loss: train, val_loss: val }) =>
-    [step, seconds.toFixed(1), train.toFixed(4), val.toFixed(4)];
-  byId("loss-table").append(html("tr", {}, ...names.map((name) => html("th", { scope: "col" }, name))),
-    ...curves.map((point) => html("tr", {}, ...cells(point).map((cell) => html("td", {}, String(cell))))));
-  const draw = () => drawCurves(document.querySelector("input[name=axis]:checked").value);
-  for (const input of document.querySelectorAll("input[name=axis]")) input.addEventListener("change", draw);
-  new ResizeObserver(draw).observe(byId("loss"));
+  const { curves, config, origin } = page.model;
+  const references = [
+    ["blind", "guessing blindly, ln V", Math.log(config.vocab_size)],
+    ["bigram", "knowing one token before (bigrams)", origin.bigram_entropy],
+    ["floor", "the corpus's floor", origin.floor],
+  ].filter(([, , value]) => typeof value === "number");
+  const keys = references.map(([kind, name, value]) => [kind, `${name}: ${value.toFixed(3)}`]);
+  const lines = [["train", "train_loss", "training"], ["val", "val_loss", "validation"]];
+  const names = curves.length ? lines.map(([kind, , name]) => [kind, name]) : [];
+  byId("loss-legend").append(...chartKeys([...names, ...keys]), "(nats per token)");
+  byId("no-curves").hidden = curves.length;
+  byId("loss").toggleAttribute("hidden", !curves.length);
+  new ResizeObserver(() => drawChart(byId("loss"),
+    lines.map(([kind, field]) => [kind, curves.map((point) => [point.step, point[field]])]),
+    references.map(([kind, , value]) => [kind, value]))).observe(byId("loss"));
 }
 
 /** The paragraph about the floor, with this model's own numbers. */
@@ -88,13 +66,13 @@ const GLOSSARY = {
 
 book.add({
   id: "numbers",
+
   setup() {
     showCurves();
     byId("floor-text").textContent = floorText(page.model);
-    byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) => html("div", {},
-      html("dt", {}, word), html("dd", {}, meaning))));
-    byId("recipe").append(...recipeTables(page.model).map(([title, rows]) => html("div", { class: "card" },
-      html("table", {}, html("caption", {}, title), ...rows.map(([name, value]) => html("tr", {},
-        html("th", { scope: "row" }, name), html("td", {}, value)))))));
+    byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) =>
+      html("div", {}, html("dt", {}, word), html("dd", {}, meaning))));
+    byId("recipe").append(...recipeTables(page.model).map(([title, rows]) =>
+      html("div", { class: "card" }, html("h3", {}, title), table([], rows))));
   },
 });

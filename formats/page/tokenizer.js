@@ -90,10 +90,6 @@ class BPETokenizer {
   bytes(id) {
     return this.specialIds.includes(id) ? [] : Array.from(this.tokens[id], (symbol) => this.byteOf.get(symbol));
   }
-
-  unknown() {
-    return [];
-  }
 }
 
 /** A text in pieces: the matches of a pattern and what lies between them. */

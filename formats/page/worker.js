@@ -60,9 +60,7 @@ function checkModel(model, { ids, positions, logits, tolerance }) {
 
 /** What the page can ask of the model. Each method's answer goes back to it. ids: a window, as it is fed. */
 class ModelServer {
-  constructor() {
-    this.stopped = new Set();
-  }
+  stopped = new Set();
 
   load({ model, weights }) {
     const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
@@ -80,21 +78,22 @@ class ModelServer {
     return true;
   }
 
-  /** A reading of the ids, {ids, logits, trace}, without the heads in `off`. The last two are remembered: many
-   * questions are about the same window. */
+  /** A reading of the ids, {ids, logits, trace, surprises, loss}, without the heads in `off`. The last two are
+   * remembered: many questions are about the same window. */
   reading(ids, off = []) {
     const key = `${ids} ${off}`, known = this.readings.find((reading) => reading.key === key);
     if (known) return known;
-    const trace = new Trace();
+    const trace = { attention: [], residual: [], middle: [] };
     const logits = this.model.forward(ids, new KVCache(this.model.config), { trace, off: new Set(off) });
-    const reading = { key, ids, trace, logits };
+    const reading = { key, ids, trace, logits, ...surprisesOf(logits, ids, this.model.config.vocab_size) };
     this.readings = [reading, ...this.readings.slice(0, 1)];
     return reading;
   }
 
   /** Logits after each of the ids: T arrays of V numbers. */
   logits({ ids }) {
-    return ids.map((_, t) => Array.from(rowOf(this.reading(ids).logits, t, this.model.config.vocab_size)));
+    const { logits } = this.reading(ids);
+    return ids.map((_, t) => Array.from(rowOf(logits, t, this.model.config.vocab_size)));
   }
 
   /** Make tokens, sending {ids, surprises} to the page some thirty times a second; the answer is all of their ids. */
@@ -121,37 +120,27 @@ class ModelServer {
     this.stopped.add(job);
   }
 
-  /** How surprising each of the ids was, the attention (nh, T, T) of each layer, and the habit of each head. */
-  read({ ids }) {
-    const { logits, trace } = this.reading(ids), { vocab_size: V, num_heads: nh } = this.model.config;
-    const texts = ids.map((id) => this.tokenizer.decode([id]));
-    const habits = headHabits(trace, ids, nh, texts);
-    return { surprises: surprises(logits, ids, V), attention: trace.attention, habits };
-  }
-
-  /** The loss of the ids with all heads, and without those in `off`. */
-  losses({ ids, off = [] }) {
-    const { vocab_size: V } = this.model.config, loss = lossOf(this.reading(ids).logits, ids, V);
-    return { loss, lossWithout: off.length ? lossOf(this.reading(ids, off).logits, ids, V) : loss };
-  }
-
-  /** Attention (layers, nh, T, T) of the ids, and `losses`. */
+  /** The attention (nh, T, T) of each layer, the habit of each head, how surprising each of the ids was, and their
+   * loss; lossWithout: without the heads in `off`. */
   look({ ids, off }) {
-    return { attention: this.reading(ids).trace.attention, ...this.losses({ ids, off }) };
+    const { trace, surprises, loss } = this.reading(ids), texts = ids.map((id) => this.tokenizer.decode([id]));
+    const habits = headHabits(trace, ids, this.model.config.num_heads, texts);
+    return { attention: trace.attention, habits, surprises, loss, lossWithout: this.reading(ids, off).loss };
   }
 
-  /** What happens at token t. logits (V): the model's; without (V): those without the heads in `off`. target: the next
-   * token's id, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the target's share there.
-   * parts: what adds to the target's logit. */
+  /** What happens at token t. logits (V) and loss: the model's; without (V) and lossWithout: those without the heads in
+   * `off`. target: the next token's id, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the
+   * target's share there. parts: what adds to the target's logit. */
   token({ ids, t, id, off = [], count = 4 }) {
     const { vocab_size: V, embed_dim: C } = this.model.config, reading = this.reading(ids);
+    const silenced = this.reading(ids, off), without = rowOf(silenced.logits, t, V).slice();
     const logits = rowOf(reading.logits, t, V).slice(), target = id ?? argmax(logits);
     const lens = reading.trace.residual.map((x) => {
       const early = this.model.predict(rowOf(x, t, C).slice(), 1);
       return { top: likeliest(early, count), share: softmax(early)[target] };
     });
-    const without = off.length ? rowOf(this.reading(ids, off).logits, t, V).slice() : logits;
-    return { logits, without, target, lens, parts: contributions(this.model, reading, t, target) };
+    const parts = contributions(this.model, reading, t, target), { loss } = reading;
+    return { logits, loss, without, lossWithout: silenced.loss, target, lens, parts };
   }
 
   /** All of the logit lens: (layers + 1) x (T, V) logits of the ids. */
@@ -177,10 +166,10 @@ class ModelServer {
   /** The loss of the ids without each head: [{layer, head, loss, change}], the most needed head first. */
   async rankHeads({ ids }, job, send) {
     const { vocab_size: V, num_layers: layers, num_heads: heads } = this.model.config, ranks = [];
-    const loss = lossOf(this.reading(ids).logits, ids, V);
+    const { loss } = this.reading(ids);
     for (let index = 0; index < layers * heads; index++) {
       const logits = this.model.forward(ids, new KVCache(this.model.config), { off: new Set([index]) });
-      const without = lossOf(logits, ids, V);
+      const { loss: without } = surprisesOf(logits, ids, V);
       ranks.push({ layer: Math.floor(index / heads), head: index % heads, loss: without, change: without - loss });
       send(index + 1);
       await letMessagesIn();
@@ -189,15 +178,14 @@ class ModelServer {
   }
 }
 
+const gap = new MessageChannel();
+gap.port1.start();
+
 /** Resolve once messages that have arrived were handled. (setTimeout would wait at least 4 ms.) */
 function letMessagesIn() {
   return new Promise((resolve) => {
-    const channel = new MessageChannel();
-    channel.port1.onmessage = () => {
-      channel.port1.close();
-      resolve();
-    };
-    channel.port2.postMessage(null);
+    gap.port1.addEventListener("message", resolve, { once: true });
+    gap.port2.postMessage(null);
   });
 }
 
