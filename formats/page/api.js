@@ -1,7 +1,5 @@
 /* The page's side of the model: the worker, and window.tinygpt for whoever opens the browser's console. */
-"use strict";
 
-/** The data of the page. */
 const page = { model: JSON.parse(byId("model").textContent) };
 
 /** The worker. Its program is the text of the page's own engine scripts: there is no second file to load. */
@@ -10,29 +8,25 @@ class Engine {
   constructor(model, weights) {
     const program = Array.from(document.querySelectorAll("script.engine"), (script) => script.textContent).join("\n");
     this.worker = new Worker(URL.createObjectURL(new Blob([program], { type: "text/javascript" })));
-    this.jobs = new Map();
-    this.count = 0;
-    this.worker.onmessage = ({ data }) => this.receive(data);
+    this.jobs = [];
+    this.worker.onmessage = ({ data: { job, part, answer, error } }) => {
+      const { onPart, resolve, reject } = this.jobs[job];
+      if (part) onPart(part);
+      else if (error) reject(new Error(error));
+      else resolve(answer);
+    };
     this.worker.onerror = ({ message }) => {
-      for (const { reject } of this.jobs.values()) reject(new Error(message || "the worker could not be started"));
+      for (const { reject } of this.jobs) reject(new Error(message || "the worker could not be started"));
     };
     if (model) this.ready = this.ask("load", { model, weights });
   }
 
   /** A promise of the answer to a question (a method of ModelServer); onPart gets the parts that come before it. */
   ask(question, request, onPart = () => {}) {
-    const job = ++this.count;
-    const promise = new Promise((resolve, reject) => this.jobs.set(job, { resolve, reject, onPart }));
+    const job = this.jobs.length;
+    const promise = new Promise((resolve, reject) => this.jobs.push({ resolve, reject, onPart }));
     this.worker.postMessage({ job, question, request });
     return Object.assign(promise, { job });
-  }
-
-  receive({ job, part, answer, error }) {
-    const waiting = this.jobs.get(job);
-    if (part) return waiting.onPart(part);
-    this.jobs.delete(job);
-    if (error) waiting.reject(new Error(error));
-    else waiting.resolve(answer);
   }
 }
 
@@ -48,7 +42,7 @@ function changedOptions(options, changes) {
   for (const [name, value] of Object.entries(all)) {
     if (!Object.hasOwn(options, name)) throw new Error(`there is no option ${name}: use ${Object.keys(options)}`);
     if (["prompt", "text"].includes(name) && typeof value !== "string") throw new Error(`${name} must be a string`);
-    const [min, max, whole] = BOUNDS[name] ?? [];
+    const [min, max, whole] = { ...BOUNDS, stride: [1, book.config.max_seq, true] }[name] ?? [];
     if (min !== undefined && !(typeof value === "number" && value >= min && value <= max && !(whole && value % 1))) {
       throw new Error(`${name} must be a ${whole ? "whole " : ""}number from ${min} to ${max}, not ${value}`);
     }
@@ -67,9 +61,9 @@ function startIds(tokenizer, text) {
 function makeApi(book, engine) {
   const ask = (question) => async (request) => engine.ask(question, { ...request, ids: Array.from(request.ids) });
   const generate = async (changes = {}, onTokens = () => {}) => {
-    const options = { prompt: "", maxNewTokens: 500, ...NO_FILTERS, temperature: 0.8, stride: undefined, off: [] };
-    const seeded = { ...options, seed: Math.floor(Math.random() * 2 ** 31) };
-    const { prompt, maxNewTokens, seed, stride, off, ...sampling } = changedOptions(seeded, changes);
+    const options = { prompt: "", maxNewTokens: 500, ...NO_FILTERS, temperature: 0.8, off: [],
+      stride: Math.max(1, Math.floor(book.config.max_seq / 2)), seed: Math.floor(Math.random() * 2 ** 31) };
+    const { prompt, maxNewTokens, seed, stride, off, ...sampling } = changedOptions(options, changes);
     const ids = startIds(book.tokenizer, prompt);
     const made = await engine.ask("generate", { ids, maxNewTokens, seed, stride, off, sampling }, onTokens);
     return prompt + book.tokenizer.decode(made);

@@ -1,7 +1,7 @@
 /* The book: one text, the window of it that the model reads, one chosen token, and the chapters that show them.
 
    How a chapter joins: its section stands in page.html, <section id="NAME" class="chapter">, and its file calls
-   book.add({ id: "NAME", setup() {}, model() {}, window() {}, token() {} }) with any of these, in this order:
+   book.chapters.push({ id: "NAME", setup() {}, model() {}, window() {}, token() {} }) with any of these, in this order:
      setup()   once, before there is a model: listen to buttons.
      model()   the network has changed (and once at the start): build what depends on book.config and book.tokenizer.
      window()  the window has changed: book.ids, as the model reads them; book.reading is what ModelServer.look says.
@@ -10,7 +10,6 @@
    A chapter asks with book.ask(question, request) (a method of ModelServer), which adds the ids; its answer is late if
    another token was chosen meanwhile: const isNew = book.watch() before, if (!isNew()) return; after.
 */
-"use strict";
 
 class Book {
   constructor() {
@@ -18,11 +17,6 @@ class Book {
     Object.assign(this, { position: 0, layer: 0, head: 0, moves: 0, current: "", reading: { habits: [] } });
   }
 
-  add(chapter) {
-    this.chapters.push(chapter);
-  }
-
-  /** Set up the chapters, in the order of their sections. */
   open(engine) {
     this.engine = engine;
     const order = Array.from(document.querySelectorAll("section.chapter"), (section) => section.id);
@@ -32,18 +26,13 @@ class Book {
       const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
       if (by === undefined) return;
       event.preventDefault();
-      this.moveTo(this.index + by).catch(alertUser);
+      this.moveTo(this.index + by);
     });
     document.addEventListener("click", ({ target }) => { // any token anywhere that has a place in the text
       const index = target.closest("[data-index]")?.dataset.index;
-      if (index !== undefined) this.moveTo(Number(index)).catch(alertUser);
+      if (index !== undefined) this.moveTo(Number(index));
     });
     setUpSteps();
-  }
-
-  /** Which of the chapters is on the screen. */
-  get place() {
-    return this.chapters.findIndex(({ id }) => id === this.current);
   }
 
   ask(question, request = {}, onPart = undefined) {
@@ -107,15 +96,12 @@ class Book {
   chooseHead(index) {
     const { num_heads: heads } = this.config;
     Object.assign(this, { layer: Math.floor(index / heads), head: index % heads });
-    this.moveTo(this.index).catch(alertUser);
+    this.moveTo(this.index);
   }
 }
 
 const book = new Book();
 
-// --- The strip: the window under the header --------------------------------------------------------------------------
-
-/** The window's tokens, each tinted by its surprise. */
 function drawStrip() {
   byId("strip").replaceChildren(...book.ids.map((id, t) => html("span", {
     class: `chip ${surpriseClass(book.surprises[book.start + t])}`, "data-index": book.start + t,
@@ -139,18 +125,14 @@ function drawCursor() {
   keepState();
 }
 
-// --- Steps from chapter to chapter -----------------------------------------------------------------------------------
-
 const isProjected = () => document.body.classList.contains("projector");
 
-/** Show a chapter, by its place among them. */
 function showChapter(place) {
   const { id } = book.chapters[Math.max(0, Math.min(book.chapters.length - 1, place))];
   markChapter(id);
   byId(id).scrollIntoView();
 }
 
-/** Note which chapter is on the screen. */
 function markChapter(id) {
   book.current = id;
   for (const link of byId("contents").children) {
@@ -164,16 +146,12 @@ function markChapter(id) {
 
 /** One step on (1) or back (-1): to another chapter, or, on a projector, within one that is longer than the screen. */
 function step(by) {
-  const { scrollTop, scrollHeight } = document.scrollingElement, section = byId(book.current);
+  const { scrollTop, scrollHeight } = document.scrollingElement;
   const more = by > 0 ? scrollTop + innerHeight < scrollHeight - 5 : scrollTop > 5;
-  if (!more || !isProjected()) return showChapter(book.place + by);
-  const cut = Array.from(section.children).find((part) => part.getBoundingClientRect().bottom > innerHeight);
-  const header = document.querySelector("header").offsetHeight;
-  if (by > 0 && cut?.getBoundingClientRect().top > header + 40) return cut.scrollIntoView();
-  return scrollBy(0, 0.7 * by * innerHeight);
+  if (more && isProjected()) scrollBy(0, 0.7 * by * innerHeight);
+  else showChapter(book.chapters.findIndex(({ id }) => id === book.current) + by);
 }
 
-/** The list of chapters in the header, the arrow keys, and the projector's button. */
 function setUpSteps() {
   book.chapters.forEach(({ id }, place) => {
     const onclick = (event) => {
@@ -188,7 +166,7 @@ function setUpSteps() {
   byId("forth").addEventListener("click", () => step(1));
   byId("projector").addEventListener("click", ({ currentTarget: button }) => {
     button.setAttribute("aria-pressed", document.body.classList.toggle("projector"));
-    showChapter(book.place);
+    byId(book.current).scrollIntoView();
   });
   document.addEventListener("keydown", (event) => {
     const { key, altKey, ctrlKey, metaKey, target } = event;

@@ -1,21 +1,19 @@
 /* Chapter "Break it": maps are switches; what the model loses without some heads, in numbers and in text. */
-"use strict";
 
-book.add({
+book.chapters.push({
   id: "break", off: new Set(), ranks: new Map(),
 
   setup() {
-    const show = () => this.token().catch(alertUser);
     this.grid = new HeadGrid(byId("switches"), (index) => {
       if (!this.off.delete(index)) this.off.add(index);
-      show();
+      this.token();
     });
     byId("all-on").addEventListener("click", () => {
       this.off.clear();
-      show();
+      this.token();
     });
-    byId("rank").addEventListener("click", () => this.rank().catch(alertUser));
-    byId("compare").addEventListener("click", () => this.compare().catch(alertUser));
+    byId("rank").addEventListener("click", () => this.rank());
+    byId("compare").addEventListener("click", () => this.compare());
   },
 
   model() {

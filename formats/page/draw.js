@@ -1,12 +1,8 @@
 /* Small helpers that draw: elements, bars, tables, maps and scales. Text is always inserted as text, never as HTML. */
-"use strict";
 
 const SHAPES = ["circle", "line", "polyline", "text"]; // elements of an SVG plot
 
-/** The element of the page with this id. */
-function byId(id) {
-  return document.getElementById(id);
-}
+const byId = (id) => document.getElementById(id);
 
 /** A new element with attributes, of which on… are listeners, and children: elements, texts, and lists of them. */
 function html(tag, attributes = {}, ...children) {
@@ -20,16 +16,12 @@ function html(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A share as a percentage: 12.3%. */
 function percent(share) {
   if (share === 0) return "0";
   return share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 }
 
-/** A number with its sign. */
-function signed(value, digits = 3) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
-}
+const signed = (value, digits = 3) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 
 /** A bar over a share (0 to 1) of its track, from `start` on, and a text beside it. */
 function bar(share, text = percent(share), kind = "", start = 0) {
@@ -53,10 +45,7 @@ function table(columns, rows) {
   return html("table", {}, html("thead", {}, head), html("tbody", {}, body));
 }
 
-/** A token as it stands in tables. */
-function tokenCode(id, kind = "") {
-  return html("code", { class: `tok ${kind}` }, showToken(book.tokenizer, id));
-}
+const tokenCode = (id, kind = "") => html("code", { class: `tok ${kind}` }, showToken(book.tokenizer, id));
 
 /** Token t of the window with its number in the text: a click chooses it. */
 function placedToken(t) {
@@ -112,13 +101,24 @@ function paintMap(canvas, weights, T, { start = 0, size = T, chosen = -1 } = {})
   context.putImageData(image, 0, 0);
 }
 
+/** Let a button play and pause: next() every `wait` ms, until it says that this was the last step. */
+function makePlayer(button, wait, next) {
+  let timer;
+  button.addEventListener("click", function toggle() {
+    clearInterval(timer);
+    button.textContent = timer ? "Play" : "Pause";
+    const tick = () => { if (next()) toggle(); };
+    timer = timer ? undefined : setInterval(tick, wait);
+    if (timer) tick();
+  });
+}
+
 /** The smallest and the largest of some values, with a margin (a share of the distance). */
 function extent(values, margin) {
   const low = Math.min(...values), high = Math.max(...values), extra = (high - low || 1) * margin;
   return [low - extra, high + extra];
 }
 
-/** A function from [low, high] to [from, to]. */
 function scale([low, high], from, to) {
   return (value) => from + ((value - low) / (high - low)) * (to - from);
 }

@@ -1,12 +1,8 @@
 /* Chapter "Follow one token": its way through a layer, with the numbers that are really computed. */
-"use strict";
 
 const MAX_ROWS = 4; // tokens in the tables of keys and values: those that get most attention
 
-/** The first numbers of a vector. */
-function beginning(vector) {
-  return `${Array.from(vector.slice(0, 4), (value) => value.toFixed(2)).join(", ")}, …`;
-}
+const beginning = (vector) => `${Array.from(vector.slice(0, 4), (value) => value.toFixed(2)).join(", ")}, …`;
 
 const following = {
   id: "follow", step: 0, cards: [],
@@ -14,7 +10,10 @@ const following = {
   setup() {
     byId("follow-back").addEventListener("click", () => this.show(this.step - 1));
     byId("follow-next").addEventListener("click", () => this.show((this.step + 1) % this.cards.length));
-    byId("follow-play").addEventListener("click", () => this.play());
+    makePlayer(byId("follow-play"), 3000, () => {
+      this.show((this.step + 1) % this.cards.length);
+      return this.step === this.cards.length - 1;
+    });
     byId("follow-pick").addEventListener("change", ({ target }) => book.chooseHead(Number(target.value)));
     byId("follow-steps").addEventListener("click", ({ target }) => {
       const place = this.cards.indexOf(target.closest("li"));
@@ -93,7 +92,6 @@ const following = {
     ];
   },
 
-  /** Mark the step, and the part of the network in which it happens. */
   mark() {
     this.cards.forEach((card, n) => card.classList.toggle("now", n === this.step));
     this.layers.forEach((box, layer) => box.setAttribute("aria-pressed", layer === book.layer));
@@ -111,16 +109,5 @@ const following = {
     const film = byId("follow-steps"), card = this.cards[this.step];
     film.scrollLeft = card.offsetLeft - (film.clientWidth - card.clientWidth) / 2;
   },
-
-  /** Step by step, three seconds each, until the end or until it is pressed again. */
-  play() {
-    const playing = this.timer === undefined;
-    clearInterval(this.timer);
-    this.timer = undefined;
-    byId("follow-play").textContent = playing ? "Pause" : "Play";
-    if (!playing) return;
-    this.show(this.step === this.cards.length - 1 ? 0 : this.step);
-    this.timer = setInterval(() => (this.step < this.cards.length - 1 ? this.show(this.step + 1) : this.play()), 3000);
-  },
 };
-book.add(following);
+book.chapters.push(following);

@@ -1,5 +1,4 @@
 /* Chapter "Guess": you against the model, token by token (Shannon 1951, Prediction and entropy of printed English). */
-"use strict";
 
 const ROUND = 20, MIN_CONTEXT = 8; // guesses, and tokens before the first
 
@@ -9,17 +8,18 @@ const guessing = {
   setup() {
     byId("guess-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.bet().catch(alertUser);
+      this.bet();
     });
     byId("guess-new").addEventListener("click", () => this.open());
     byId("guess-line").addEventListener("click", () => this.fill("⏎"));
     byId("guess-input").addEventListener("input", ({ target }) => this.fill(target.value));
     byId("guess-paste").addEventListener("input", () => this.open());
-    byId("guess-take").addEventListener("click", () => {
-      writing.write(this.ids.slice(0, this.at), undefined, 0).catch(alertUser);
-    });
+    byId("guess-take").addEventListener("click", () => writing.write(this.ids.slice(0, this.at), undefined, 0));
     const { excerpt } = page.model;
     byId("guess-name").textContent = excerpt ? `From ${excerpt.source}` : "Your text";
+    const shares = [0.2, 0.5, 0.8, 0.97].map((share) => html("option", { value: share }, percent(share)));
+    byId("guess-sure").append(...shares);
+    byId("guess-sure").value = 0.5;
     byId("guess-own").hidden = Boolean(excerpt);
   },
 
@@ -95,4 +95,4 @@ const guessing = {
     byId("guess-take").hidden = false;
   },
 };
-book.add(guessing);
+book.chapters.push(guessing);

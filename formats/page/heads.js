@@ -1,9 +1,7 @@
 /* Chapter "Where heads look": all attention maps, one of them large, the logit lens, and who adds to the guess. */
-"use strict";
 
 const MAX_VIEW = 64; // tokens on a map: more would be too small to see
 
-/** The name of a head: its place, or what it is in the habit of looking at. */
 function headPlace(index) {
   const { num_heads: heads } = book.config;
   return `Layer ${Math.floor(index / heads) + 1}, head ${(index % heads) + 1}`;
@@ -34,7 +32,6 @@ class HeadGrid {
     box.after(this.note);
   }
 
-  /** New buttons for the network's heads. */
   build() {
     const { num_layers: layers, num_heads: heads } = book.config;
     this.box.style.setProperty("--heads", heads);
@@ -60,16 +57,16 @@ class HeadGrid {
   }
 }
 
-book.add({
+book.chapters.push({
   id: "heads",
 
   setup() {
     this.grid = new HeadGrid(byId("grid"), (index) => book.chooseHead(index));
     byId("map").addEventListener("click", ({ offsetY, target }) => {
       const { start, size } = mapView(book);
-      book.moveTo(book.start + start + Math.floor((offsetY / target.clientHeight) * size)).catch(alertUser);
+      book.moveTo(book.start + start + Math.floor((offsetY / target.clientHeight) * size));
     });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => book.moveTo(book.index));
   },
 
   model() {
@@ -77,29 +74,21 @@ book.add({
   },
 
   token() {
-    this.draw();
-    this.drawLooks();
+    const index = book.layer * book.config.num_heads + book.head, weights = headWeights(index);
+    this.grid.paint((other) => other === index, headHabitText);
+    paintMap(byId("map"), weights, book.ids.length, { ...mapView(book), chosen: book.position });
+    byId("head-title").textContent = `${headPlace(index)}: ${headHabitText(index)}`;
+    this.drawLooks(rowOf(weights, book.position, book.ids.length));
     this.drawLens();
     this.drawParts();
   },
 
-  get index() {
-    return book.layer * book.config.num_heads + book.head;
-  },
-
-  draw() {
-    this.grid.paint((index) => index === this.index, headHabitText);
-    paintMap(byId("map"), headWeights(this.index), book.ids.length, { ...mapView(book), chosen: book.position });
-    byId("head-title").textContent = `${headPlace(this.index)}: ${headHabitText(this.index)}`;
-  },
-
   /** Where the chosen head looks from the chosen token: bars here, and lines under the tokens of the strip. */
-  drawLooks() {
-    const { position, ids } = book, row = rowOf(headWeights(this.index), position, ids.length);
+  drawLooks(row) {
+    const { position } = book, most = descending(row.subarray(0, position + 1)).subarray(0, 5);
     Array.from(byId("strip").children).forEach((chip, t) => { // a root, because small weights matter too
       chip.style.setProperty("--look", t <= position ? Math.sqrt(row[t]) : 0);
     });
-    const most = descending(row.subarray(0, position + 1)).subarray(0, 5);
     byId("looks").replaceChildren(html("p", { class: "note" }, placedToken(position), " looks most at:"),
       ...Array.from(most, (t) => barRow(placedToken(t), bar(row[t]))));
   },

@@ -1,15 +1,9 @@
 /* What happens inside for one text: sampling/inspect.py, and what the chapters need beyond it. Runs in the worker. */
-"use strict";
 
 /** Row t of a matrix that lies in one array, row after row. */
-function rowOf(matrix, t, width) {
-  return matrix.subarray(t * width, (t + 1) * width);
-}
+const rowOf = (matrix, t, width) => matrix.subarray(t * width, (t + 1) * width);
 
-/** The sum of products of two vectors. */
-function product(a, b) {
-  return a.reduce((sum, value, i) => sum + value * b[i], 0);
-}
+const product = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 
 /** surprises: −ln p of each of the ids (T), by the logits (T, V) before it; the first has none before it: NaN. loss:
  * their mean. */

@@ -1,17 +1,11 @@
 /* Chapter "How it learned": from step 0 to the end, through the frames that the training run has kept. */
-"use strict";
 
 /** The attention weights (T, T) of each map of a frame, whose bytes hold the rows up to the diagonal. */
 function storyMaps({ ids, heads, maps }) {
   const T = ids.length, bytes = fromBase64(maps);
   let at = 0;
-  return heads.map(() => {
-    const weights = new Float32Array(T * T);
-    for (let row = 0; row < T; row++) {
-      for (let column = 0; column <= row; column++) weights[row * T + column] = bytes[at++] / 255;
-    }
-    return weights;
-  });
+  const weight = (_, i) => (i % T <= Math.floor(i / T) ? bytes[at++] / 255 : 0);
+  return heads.map(() => Float32Array.from({ length: T * T }, weight));
 }
 
 /** A share of `now`, compared with that of `first`, if that is another frame. */
@@ -49,8 +43,7 @@ const learned = {
     this.frames = story.map((frame) => ({ ...frame, weights: storyMaps(frame) }));
     const all = (name) => (story.length ? story : [maps]).flatMap((frame) => unitSized(frame[name].points));
     this.bounds = { tokens: all("tokens"), positions: all("positions") };
-    byId("story").hidden = !story.length;
-    byId("no-story").hidden = Boolean(story.length);
+    byId("learned").classList.toggle("untold", !story.length);
     const kinds = [...new Set(maps.tokens.ids.map((id) => kindOf(this.tokenizer.decode([id]))))].sort();
     byId("token-legend").append(...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
     const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
@@ -59,24 +52,14 @@ const learned = {
     const slider = byId("story-step"), last = story.length - 1;
     slider.max = last;
     slider.addEventListener("input", () => this.show(Number(slider.value)));
-    byId("story-play").addEventListener("click", () => this.play(!this.timer));
-    byId("story-legend").append(...chartKeys([["val", "validation loss"], ["train", "these tokens"]]));
-    new ResizeObserver(() => this.drawLoss()).observe(byId("story-loss"));
+    makePlayer(byId("story-play"), 500, () => {
+      this.show((this.at + 1) % this.frames.length);
+      return this.at === last;
+    });
+    this.chart = new LossChart(byId("story-loss"));
     return this.show(last);
   },
 
-  /** Go through the frames, from the beginning if this is the end. */
-  play(on) {
-    clearInterval(this.timer);
-    this.timer = on && setInterval(() => {
-      this.show(this.at + 1);
-      if (this.at === this.frames.length - 1) this.play(false);
-    }, 500);
-    byId("story-play").textContent = on ? "Pause" : "Play";
-    if (on && this.at === this.frames.length - 1) this.show(0);
-  },
-
-  /** Everything as it was at a frame. */
   show(at) {
     this.at = at;
     const frame = this.frames[at], { step, ids, surprise, heads, weights, sample } = frame;
@@ -95,18 +78,14 @@ const learned = {
       paintMap(canvas, weights[index], ids.length);
       return html("div", { title: label }, canvas, html("small", {}, `${layer + 1}.${head + 1}`));
     }));
-    this.drawLoss();
+    const evaluated = this.frames.filter(({ val_loss: loss }) => loss !== null);
+    this.chart.show([["val", "validation", evaluated.map((one) => [one.step, one.val_loss])],
+      ["train", "these tokens", this.frames.map((one) => [one.step, this.loss(one)])]], [], step);
     this.drawMaps(frame);
   },
 
   loss({ surprise }) {
     return surprise.reduce((sum, nats) => sum + nats, 0) / (surprise.length || 1);
-  },
-
-  drawLoss() {
-    const own = this.frames.map((frame) => [frame.step, this.loss(frame)]);
-    const validation = this.frames.map((frame) => [frame.step, frame.val_loss]).filter(([, loss]) => loss !== null);
-    drawChart(byId("story-loss"), [["train", own], ["val", validation]], [], this.frames[this.at].step);
   },
 
   /** The embeddings; the notes compare with step 0. */
@@ -120,4 +99,4 @@ const learned = {
     byId("position-note").textContent = `${positionText(positions, first?.positions)} ${axes(positions)}`;
   },
 };
-book.add(learned);
+book.chapters.push(learned);

@@ -1,11 +1,12 @@
 /* The page begins here. */
-"use strict";
 
-/** Say in words what went wrong. */
-function alertUser(error) {
-  byId("alert").textContent = `Something went wrong: ${error.message ?? error}`;
+/** Say in words what went wrong, wherever it was. */
+addEventListener("unhandledrejection", (event) => {
+  event.preventDefault();
+  byId("alert").textContent = `Something went wrong: ${event.reason.message}`;
   byId("alert").hidden = false;
-}
+  if (!window.tinygpt.trusted) byId("status").textContent = "The model was not loaded.";
+});
 
 let saving; // a timer: browsers refuse to change the address too often
 
@@ -38,7 +39,4 @@ async function main() {
   if (state.has("token")) await book.moveTo(Number(state.get("token")) - 1 || 0);
 }
 
-main().catch((error) => {
-  byId("status").textContent = "The model was not loaded.";
-  alertUser(error);
-});
+main();

@@ -3,7 +3,6 @@
    Shapes: T time (tokens), C embed_dim, nh num_heads, hs = C / nh, V vocab_size. A matrix (rows, columns) is one
    Float32Array, row after row. Names of weights are those of the checkpoint.
 */
-"use strict";
 
 /** The keys and values of every layer, (maxSeq, C) each, of which the first `length` rows are filled. */
 class KVCache {
@@ -22,10 +21,8 @@ class TinyGPT {
     this.config = config;
     this.weights = weights;
     this.head = weights["head.weight"] || weights["token_embedding.weight"];
-    this.layers = Array.from({ length: config.num_layers }, (_, layer) => { // each block's weights by their names in it
-      const own = Object.entries(weights).map(([name, values]) => [name.split(`blocks.${layer}.`)[1], values]);
-      return Object.fromEntries(own);
-    });
+    this.layers = Array.from({ length: config.num_layers }, (_, layer) => Object.fromEntries( // by the names in a block
+      Object.entries(weights).map(([name, values]) => [name.replace(`blocks.${layer}.`, ""), values])));
     const size = config.max_seq * config.embed_dim;
     this.normed = new Float32Array(size);
     this.qkv = new Float32Array(3 * size);
@@ -69,7 +66,6 @@ class TinyGPT {
     return x;
   }
 
-  /** Add one layer's attention to x (T, C). */
   attend(x, T, layer, cache, trace, off) {
     const { embed_dim: C, num_heads: numHeads } = this.config, w = this.layers[layer], start = cache.length;
     const keys = cache.keys[layer], values = cache.values[layer];
@@ -105,7 +101,6 @@ class TinyGPT {
     if (!silent) addWeighted(mixed, out, scores, values, from, C, seen, hs);
   }
 
-  /** Add one layer's two-layer perceptron to x (T, C). */
   feedForward(x, T, w) {
     const C = this.config.embed_dim;
     layerNorm(this.normed, x, w["mlp_norm.weight"], w["mlp_norm.bias"], T, C);
@@ -139,17 +134,11 @@ function windowStart(length, given, maxSeq, stride) {
 class SlidingWindow {
   constructor(model, ids, stride, off = null) {
     const { max_seq: maxSeq } = model.config;
-    Object.assign(this, { model, maxSeq, off });
-    this.stride = stride ?? Math.max(1, Math.floor(maxSeq / 2));
-    if (!(Number.isInteger(this.stride) && this.stride >= 1 && this.stride <= maxSeq)) {
-      throw new Error(`stride must be a whole number from 1 to ${maxSeq}, not ${stride}`);
-    }
-    this.ids = [...ids];
+    Object.assign(this, { model, ids: [...ids], stride, maxSeq, off });
     this.start = Math.max(0, ids.length - maxSeq); // where the window begins
     this.cache = new KVCache(model.config);
   }
 
-  /** Logits (V) after the last token. */
   nextLogits() {
     if (this.ids.length - this.start > this.maxSeq) {
       this.start = this.ids.length - this.maxSeq - 1 + this.stride;

@@ -1,26 +1,18 @@
 /* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
-"use strict";
 
-/** Draw the curves, or say why there are none. */
-function showCurves() {
-  const { curves, config, origin } = page.model;
+/** Draw the curves; without any, show only what they would be compared with. */
+function showCurves({ curves, config, origin }) {
   const references = [
     ["blind", "guessing blindly, ln V", Math.log(config.vocab_size)],
     ["bigram", "knowing one token before (bigrams)", origin.bigram_entropy],
     ["floor", "the corpus's floor", origin.floor],
-  ].filter(([, , value]) => typeof value === "number");
-  const keys = references.map(([kind, name, value]) => [kind, `${name}: ${value.toFixed(3)}`]);
-  const lines = [["train", "train_loss", "training"], ["val", "val_loss", "validation"]];
-  const names = curves.length ? lines.map(([kind, , name]) => [kind, name]) : [];
-  byId("loss-legend").append(...chartKeys([...names, ...keys]), "(nats per token)");
+  ].filter(([, , loss]) => typeof loss === "number");
+  const line = (field) => curves.map((point) => [point.step, point[field]]);
   byId("no-curves").hidden = curves.length;
-  byId("loss").toggleAttribute("hidden", !curves.length);
-  new ResizeObserver(() => drawChart(byId("loss"),
-    lines.map(([kind, field]) => [kind, curves.map((point) => [point.step, point[field]])]),
-    references.map(([kind, , value]) => [kind, value]))).observe(byId("loss"));
+  new LossChart(byId("loss")).show(
+    [["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
 }
 
-/** The paragraph about the floor, with this model's own numbers. */
 function floorText({ config, origin }) {
   const blind = `A model that knows nothing gives every one of the ${config.vocab_size} tokens the same probability: `
     + `its loss is ln V = ${Math.log(config.vocab_size).toFixed(3)}.`;
@@ -37,10 +29,8 @@ function floorText({ config, origin }) {
 
 /** What is known of the model's shape and training, in three tables: [title, rows of two cells]. */
 function recipeTables({ config, origin, parameters, precision }) {
-  const digits = { maximumFractionDigits: 6 };
-  const number = (value) => (typeof value !== "number" ? String(value)
-    : (Number.isInteger(value) ? value : Number(value.toPrecision(5))).toLocaleString("en", digits));
-  const rows = (fields) => Object.entries(fields).map(([name, value]) => [name.replaceAll("_", " "), number(value)]);
+  const rows = (fields) => Object.entries(fields).map(([name, value]) =>
+    [name.replaceAll("_", " "), value.toLocaleString("en", { maximumFractionDigits: 5 })]);
   const { recipe = {}, ...rest } = origin;
   return [
     ["Shape", rows({ parameters, ...config, "weights in this page": precision })],
@@ -64,11 +54,11 @@ const GLOSSARY = {
   perplexity: "exp of the loss: among how many equally likely tokens the model wavers",
 };
 
-book.add({
+book.chapters.push({
   id: "numbers",
 
   setup() {
-    showCurves();
+    showCurves(page.model);
     byId("floor-text").textContent = floorText(page.model);
     byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) =>
       html("div", {}, html("dt", {}, word), html("dd", {}, meaning))));

@@ -1,5 +1,4 @@
 /* Plots: curves of losses, and maps of the embeddings on the two axes along which they differ most. */
-"use strict";
 
 /** Numbers for the marks of an axis from low to high: about `count` of them, 1, 2 or 5 times a power of ten apart. */
 function marks(low, high, count = 5) {
@@ -9,34 +8,48 @@ function marks(low, high, count = 5) {
   return Array.from({ length }, (_, n) => Number(((first + n) * step).toPrecision(10)));
 }
 
-/** Draw losses against steps: lines, [[class, [[step, loss], …]], …]; horizontal lines, [[class, loss], …]; and a
- * vertical line at the step `marker`. */
-function drawChart(plot, lines, references, marker = undefined) {
-  // As large as it is on the screen, in units of a sixteenth of a rem: letters keep their size on a narrow screen.
-  const unit = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
-  const width = Math.max(240, plot.clientWidth / unit), height = Math.max(200, plot.clientHeight / unit);
-  const left = 44, right = 28, top = 14, bottom = 46, points = lines.flatMap(([, list]) => list);
-  const yRange = extent([...points, ...references].map(([, loss]) => loss), 0.04);
-  const xRange = [0, Math.max(1, ...points.map(([step]) => step))];
-  const x = scale(xRange, left, width - right), y = scale(yRange, height - bottom, top);
-  const rule = (x1, x2, y1, y2, kind) => html("line", { x1, x2, y1, y2, class: kind });
-  const text = (kind, atX, atY, content) => html("text", { x: atX, y: atY, class: kind }, content.toLocaleString("en"));
-  plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  plot.replaceChildren(text("middle", (left + width) / 2, height - 6, "steps"),
-    ...marks(...yRange).flatMap((mark) => [rule(left, width - right, y(mark), y(mark), "rule"),
-      text("end", left - 8, y(mark) + 5, mark)]),
-    ...marks(...xRange, width / 130).map((mark) => text("middle", x(mark), height - bottom + 22, mark)),
-    ...references.map(([kind, loss]) => rule(left, width - right, y(loss), y(loss), `line ${kind}`)),
-    ...(marker === undefined ? [] : [rule(x(marker), x(marker), top, height - bottom, "line marker")]),
-    ...lines.map(([kind, list]) => html("polyline", { class: `line ${kind}`,
-      points: list.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ") })),
-    ...lines.filter(([, list]) => list.length < 40).flatMap(([kind, list]) =>
-      list.map(([step, loss]) => html("circle", { cx: x(step), cy: y(loss), r: 3.5, class: kind }))));
-}
+/** Losses against steps, with their keys in the paragraph after the plot. */
+class LossChart {
+  constructor(plot) {
+    this.plot = plot;
+    new ResizeObserver(() => this.draw()).observe(plot);
+  }
 
-/** The keys of a chart: [[class, name], …]. */
-function chartKeys(names) {
-  return names.map(([kind, name]) => html("span", { class: "key" }, html("span", { class: `dash ${kind}` }), name));
+  /** lines: [[class, name, [[step, loss], …]], …]. references, horizontal: [[class, name, loss], …]. A vertical line
+   * stands at the step `marker`. */
+  show(lines, references, marker = undefined) {
+    Object.assign(this, { lines: lines.filter(([, , list]) => list.length), references, marker });
+    const keys = [...this.lines.map(([kind, name]) => [kind, name]),
+      ...references.map(([kind, name, loss]) => [kind, `${name}: ${loss.toFixed(3)}`])];
+    this.plot.nextElementSibling.replaceChildren(...keys.map(([kind, name]) =>
+      html("span", { class: "key" }, html("span", { class: `dash ${kind}` }), name)), "(nats per token)");
+    this.draw();
+  }
+
+  draw() {
+    const { plot, lines, references, marker } = this;
+    if (!lines) return;
+    // As large as it is on the screen, in units of a sixteenth of a rem: letters keep their size on a narrow screen.
+    const unit = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+    const width = Math.max(240, plot.clientWidth / unit), height = Math.max(200, plot.clientHeight / unit);
+    const left = 44, right = 28, top = 14, bottom = 46, points = lines.flatMap(([, , list]) => list);
+    const yRange = extent([...points.map(([, loss]) => loss), ...references.map(([, , loss]) => loss)], 0.04);
+    const xRange = [0, Math.max(1, ...points.map(([step]) => step))];
+    const x = scale(xRange, left, width - right), y = scale(yRange, height - bottom, top);
+    const rule = (x1, x2, y1, y2, kind) => html("line", { x1, x2, y1, y2, class: kind });
+    const text = (kind, atX, atY, label) => html("text", { x: atX, y: atY, class: kind }, label.toLocaleString("en"));
+    plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    plot.replaceChildren(text("middle", (left + width) / 2, height - 6, "steps"),
+      ...marks(...yRange).flatMap((mark) => [rule(left, width - right, y(mark), y(mark), "rule"),
+        text("end", left - 8, y(mark) + 5, mark)]),
+      ...marks(...xRange, width / 130).map((mark) => text("middle", x(mark), height - bottom + 22, mark)),
+      ...references.map(([kind, , loss]) => rule(left, width - right, y(loss), y(loss), `line ${kind}`)),
+      ...(marker === undefined ? [] : [rule(x(marker), x(marker), top, height - bottom, "line marker")]),
+      ...lines.map(([kind, , list]) => html("polyline", { class: `line ${kind}`,
+        points: list.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ") })),
+      ...lines.filter(([, , list]) => list.length < 40).flatMap(([kind, , list]) =>
+        list.map(([step, loss]) => html("circle", { cx: x(step), cy: y(loss), r: 3.5, class: kind }))));
+  }
 }
 
 const KINDS = [
@@ -48,14 +61,9 @@ const KINDS = [
   ["the rest", /^/],
 ];
 
-/** Which of KINDS a token is. */
-function kindOf(text) {
-  return KINDS.findIndex(([, pattern]) => pattern.test(text));
-}
+const kindOf = (text) => KINDS.findIndex(([, pattern]) => pattern.test(text));
 
-function distance([a, b], [c, d]) {
-  return Math.hypot(a - c, b - d);
-}
+const distance = ([a, b], [c, d]) => Math.hypot(a - c, b - d);
 
 /** The mean distance of two of the points. */
 function spread(points) {
@@ -90,7 +98,6 @@ function drawTokenMap(plot, { ids, points }, tokenizer, frame) {
   }));
 }
 
-/** Draw positions of a window of maxSeq as a path. */
 function drawPositionMap(plot, { points }, maxSeq, frame) {
   const places = squarePlaces(points, frame), count = points.length;
   const every = Math.max(1, Math.round(count / 8)), stride = Math.ceil(maxSeq / count);

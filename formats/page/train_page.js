@@ -1,5 +1,4 @@
 /* Chapter "Train your own": a small network that learns here, on the excerpt or a pasted text. */
-"use strict";
 
 const TRAIN_STEPS = 1000;
 
@@ -16,10 +15,10 @@ const training = {
   setup() {
     const { excerpt } = page.model, letters = excerpt?.text.length.toLocaleString("en");
     if (excerpt) byId("train-paste").placeholder = `Paste one, or train on ${letters} letters of ${excerpt.source}.`;
-    byId("train-go").addEventListener("click", () => (this.run ? this.run.stop() : this.train().catch(alertUser)));
-    byId("train-use").addEventListener("click", () => this.use(this.trained).catch(alertUser));
-    byId("own-back").addEventListener("click", () => this.use(undefined).catch(alertUser));
-    new ResizeObserver(() => this.draw()).observe(byId("train-loss"));
+    byId("train-go").addEventListener("click", () => (this.run ? this.run.stop() : this.train()));
+    byId("train-use").addEventListener("click", () => this.use(this.trained));
+    byId("own-back").addEventListener("click", () => this.use(undefined));
+    this.chart = new LossChart(byId("train-loss"));
   },
 
   async train() {
@@ -42,25 +41,15 @@ const training = {
 
   /** What the worker tells about once a second. */
   report(report) {
-    if (!this.reports.length) {
-      const table = `knowing one token before: ${report.bigram.toFixed(3)}`;
-      byId("train-legend").replaceChildren(...chartKeys([["train", "training"], ["val", "held-out text"],
-        ["bigram", table]]), "(nats per token)");
-    }
     this.reports.push(report);
     const { step, heldOut, bigram, sample } = report, seconds = (performance.now() - this.began) / 1000;
     const beaten = heldOut < bigram ? "The network beats the table of pairs." : "The table of pairs is still better.";
     byId("train-status").textContent = `Step ${step} of ${TRAIN_STEPS}, ${seconds.toFixed(0)} s: loss `
       + `${heldOut.toFixed(3)} on text it does not train on. ${beaten}`;
     byId("train-sample").textContent = escapeInvisible(sample);
-    this.draw();
-  },
-
-  draw() {
-    if (!this.reports.length) return;
-    const line = (name) => this.reports.map((report) => [report.step, report[name]]);
-    const bigram = this.reports.slice(0, 1).map((report) => ["bigram", report.bigram]);
-    drawChart(byId("train-loss"), [["train", line("loss")], ["val", line("heldOut")]], bigram);
+    const line = (name) => this.reports.map((one) => [one.step, one[name]]);
+    this.chart.show([["train", "training", line("loss")], ["val", "held-out text", line("heldOut")]],
+      [["bigram", "knowing one token before", bigram]]);
   },
 
   /** Let all chapters show this model, or the page's own one. */
@@ -71,4 +60,4 @@ const training = {
     await writing.write(startIds(book.tokenizer, byId("prompt").value));
   },
 };
-book.add(training);
+book.chapters.push(training);

@@ -1,21 +1,13 @@
 /* The model's side of the page: it runs in a worker, so that the page never freezes. */
-"use strict";
 
-/** The 32-bit value of every 16-bit floating-point number (IEEE 754 binary16). */
-function float16Values() {
-  return Float32Array.from({ length: 2 ** 16 }, (_, bits) => {
-    const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
-    if (exponent === 0) return sign * fraction * 2 ** -24;
-    return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-  });
+/** The value of a 16-bit floating-point number (IEEE 754 binary16). */
+function float16(bits) {
+  const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  return exponent ? sign * (1 + fraction / 1024) * 2 ** (exponent - 15) : sign * fraction * 2 ** -24;
 }
 
-/** The bytes of base64 text. */
 function fromBase64(text) {
-  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
-  const characters = atob(text), bytes = new Uint8Array(characters.length);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
-  return bytes;
+  return Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }
 
 /** The weights by name; layout: [[name, how many numbers, rows], …] in the order in which they lie in the file.
@@ -23,18 +15,16 @@ function fromBase64(text) {
  * In int8, each row of a matrix has a scale among the float32 numbers, which all come before the int8 ones.
  */
 function readWeights(base64, precision, layout) {
-  const { buffer } = fromBase64(base64), values = precision === "float16" && float16Values();
-  const scaled = layout.reduce((sum, [, count, rows]) => sum + (rows || count), 0);
-  const all = values ? Float32Array.from(new Uint16Array(buffer), (bits) => values[bits])
+  const { buffer } = fromBase64(base64), scaled = layout.reduce((sum, [, count, rows]) => sum + (rows || count), 0);
+  const all = precision === "float16" ? Float32Array.from(new Uint16Array(buffer), float16)
     : new Float32Array(buffer, 0, scaled);
-  const weights = {}, levels = new Int8Array(buffer, values ? 0 : 4 * scaled);
+  const weights = {}, levels = precision === "int8" && new Int8Array(buffer, 4 * scaled);
   let start = 0, from = 0;
   for (const [name, count, rows] of layout) {
     const numbers = all.subarray(start, start += rows || count);
     weights[name] = rows ? new Float32Array(count) : numbers;
-    for (let row = 0, i = 0; row < rows; row++) {
-      for (const end = (row + 1) * (count / rows); i < end; i++) weights[name][i] = levels[from++] * numbers[row];
-    }
+    const width = count / rows;
+    for (let i = 0; rows && i < count; i++) weights[name][i] = levels[from++] * numbers[Math.floor(i / width)];
   }
   return weights;
 }
@@ -66,7 +56,7 @@ class ModelServer {
     const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
     checkModel(network, model.check);
     this.own = { network, tokenizer: model.tokenizer };
-    return this.use({});
+    this.use({});
   }
 
   /** From now on another model answers, {config, weights, tokenizer}; without weights the page's own one. */
@@ -75,7 +65,6 @@ class ModelServer {
     this.tokenizer = makeTokenizer(tokenizer ?? this.own.tokenizer);
     this.suppressed = suppressedIds(this.tokenizer);
     this.readings = [];
-    return true;
   }
 
   /** A reading of the ids, {ids, logits, trace, surprises, loss}, without the heads in `off`. The last two are
@@ -148,7 +137,6 @@ class ModelServer {
     return this.reading(ids).trace.residual.map((x) => this.model.predict(x.slice(), ids.length));
   }
 
-  /** See followToken. */
   follow({ ids, position, layer, head }) {
     const { num_layers: layers, num_heads: heads } = this.model.config;
     const bounds = [["position", position, ids.length], ["layer", layer, layers], ["head", head, heads]];
@@ -158,18 +146,15 @@ class ModelServer {
     return followToken(this.model, this.reading(ids), position, layer, head);
   }
 
-  /** See trainNetwork. */
   train(request, job, send) {
     return trainNetwork(request, send, () => this.stopped.delete(job));
   }
 
   /** The loss of the ids without each head: [{layer, head, loss, change}], the most needed head first. */
   async rankHeads({ ids }, job, send) {
-    const { vocab_size: V, num_layers: layers, num_heads: heads } = this.model.config, ranks = [];
-    const { loss } = this.reading(ids);
+    const { num_layers: layers, num_heads: heads } = this.model.config, { loss } = this.reading(ids), ranks = [];
     for (let index = 0; index < layers * heads; index++) {
-      const logits = this.model.forward(ids, new KVCache(this.model.config), { off: new Set([index]) });
-      const { loss: without } = surprisesOf(logits, ids, V);
+      const { loss: without } = this.reading(ids, [index]);
       ranks.push({ layer: Math.floor(index / heads), head: index % heads, loss: without, change: without - loss });
       send(index + 1);
       await letMessagesIn();
@@ -193,17 +178,15 @@ function letMessagesIn() {
  *
  * Until `load` has checked the model, there is none to ask; to train another one needs none.
  */
-function serve(scope) {
+if (typeof document === "undefined") {
   const server = new ModelServer();
-  scope.onmessage = async ({ data: { job, question, request } }) => {
+  self.onmessage = async ({ data: { job, question, request } }) => {
     try {
       if (!["load", "train", "stop"].includes(question) && !server.model) throw new Error(UNTRUSTED);
-      const answer = await server[question](request, job, (part) => scope.postMessage({ job, part }));
-      scope.postMessage({ job, answer });
+      const answer = await server[question](request, job, (part) => self.postMessage({ job, part }));
+      self.postMessage({ job, answer });
     } catch (error) {
-      scope.postMessage({ job, error: error.message });
+      self.postMessage({ job, error: error.message });
     }
   };
 }
-
-if (typeof document === "undefined" && typeof self !== "undefined") serve(self);

@@ -1,5 +1,4 @@
 /* Chapter "Write": a prompt, how to sample, the text as it comes, and what could have come instead. */
-"use strict";
 
 /** The sliders: option of generate, label, minimum, maximum, step, first value, what it does. */
 function sliderList({ vocab_size: V, max_seq: maxSeq }) {
@@ -80,7 +79,6 @@ const writing = {
     return moved.map(({ name, value }) => [name, value]);
   },
 
-  /** Set the form from an address. */
   restore(state) {
     for (const field of byId("controls").elements) {
       if (!field.name || !state.has(field.name)) continue;
@@ -89,10 +87,9 @@ const writing = {
     }
   },
 
-  /** The button: write, or stop. */
   press() {
     if (this.job !== undefined) this.stop();
-    else if (this.checkSeed()) this.write(startIds(book.tokenizer, byId("prompt").value)).catch(alertUser);
+    else if (this.checkSeed()) this.write(startIds(book.tokenizer, byId("prompt").value));
   },
 
   stop() {
@@ -127,12 +124,11 @@ const writing = {
     byId("status").textContent = `Done: ${this.speed()}${this.promptLoss()}`;
   },
 
-  /** An empty text that begins with the prompt. */
   begin() {
     this.stream = book.tokenizer.stream();
     this.spans = [];
     const unread = escapeInvisible(book.tokenizer.decode(book.text.slice(0, book.firstRead)));
-    byId("text").replaceChildren(...(unread ? [html("span", { class: "unread" }, unread)] : []));
+    byId("text").replaceChildren(...(unread ? [html("span", { class: "note" }, unread)] : []));
     // The numbers change many times a second: a screen reader hears only that it began and ended.
     byId("status").replaceChildren("Writing. ", html("span", { id: "speed", "aria-hidden": "true" }));
     this.draw();
@@ -147,7 +143,6 @@ const writing = {
     this.timer ??= setTimeout(() => this.draw(), this.pause);
   },
 
-  /** Draw the tokens that are not yet drawn. */
   draw() {
     const began = performance.now(), box = byId("text"), from = book.firstRead + this.spans.length;
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
@@ -200,13 +195,15 @@ const writing = {
     const own = nats === undefined ? [] : ["The model gave ", token(), ` itself ${percent(Math.exp(-nats))}: `,
       `${nats.toFixed(2)} nats. `, back];
     line.replaceChildren("After ", token(), ...next, ...own);
-    const { stages, rows, left } = explainChoice(here.logits, new Set(text.slice(0, index + 1)), this.options(),
-      suppressedIds(book.tokenizer), after);
-    const names = stages.map((name) => (name === "model" ? "the model says" : `after ${name}`));
-    why.replaceChildren(table(["Token", ...names], [...rows.map(({ id, shares }) => [
+    const possible = suppress(here.logits, suppressedIds(book.tokenizer));
+    const stages = filterStages(possible, new Set(text.slice(0, index + 1)), this.options());
+    const names = stages.map(({ name }, n) => (n ? `after ${name}` : "the model says"));
+    const shares = stages.map(({ logits }, n) => softmax(n ? logits : here.logits));
+    const ids = new Set([...descending(here.logits).subarray(0, 8), ...(after === undefined ? [] : [after])]);
+    why.replaceChildren(table(["Token", ...names], [...Array.from(ids, (id) => [
       [this.rival(id), id === after ? " ← came next" : ""],
-      ...shares.map((share) => (share > 0 ? bar(share) : html("small", {}, "removed"))),
-    ]), ["Tokens left", ...left]]));
+      ...shares.map((stage) => (stage[id] > 0 ? bar(stage[id]) : html("small", {}, "removed"))),
+    ]), ["Tokens left", ...shares.map((stage) => stage.filter((share) => share > 0).length)]]));
     if (onLine) back.focus();
     if (onTable) why.focus({ preventScroll: true });
   },
@@ -214,9 +211,9 @@ const writing = {
   /** A button that continues from here with another token. */
   rival(id) {
     const { text, index, after } = book, label = `Go on from here with ${showToken(book.tokenizer, id)}`;
-    const onclick = () => this.write([...text.slice(0, index + 1), id], index).catch(alertUser);
+    const onclick = () => this.write([...text.slice(0, index + 1), id], index);
     const attributes = { type: "button", class: "rival", title: label, "aria-label": label, onclick };
     return html("button", attributes, tokenCode(id, id === after ? "really" : ""));
   },
 };
-book.add(writing);
+book.chapters.push(writing);

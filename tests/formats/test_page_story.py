@@ -196,7 +196,7 @@ def test_the_position_map_never_claims_an_order_that_the_initial_weights_had(ope
     page = open_page(loaded, beside=write_story([on_an_arc(first), on_an_arc(second)]))
     assert had in page.inner_text("#position-note") and learned not in page.inner_text("#position-note")
     page = open_page(loaded)
-    assert learned not in page.inner_text("#position-note") and page.is_hidden("#story")
+    assert learned not in page.inner_text("#position-note") and page.is_hidden("#story-step")
     assert "vowels" in page.inner_text("#token-note")
     assert "vowel" not in open_page(checkpoint("пример текста ")).inner_text("#token-note")
 
