@@ -146,10 +146,12 @@ function markChapter(id) {
 
 /** One step on (1) or back (-1): to another chapter, or, on a projector, within one that is longer than the screen. */
 function step(by) {
-  const { scrollTop, scrollHeight } = document.scrollingElement;
+  const { scrollTop, scrollHeight } = document.scrollingElement, parts = Array.from(byId(book.current).children);
   const more = by > 0 ? scrollTop + innerHeight < scrollHeight - 5 : scrollTop > 5;
-  if (more && isProjected()) scrollBy(0, 0.7 * by * innerHeight);
-  else showChapter(book.chapters.findIndex(({ id }) => id === book.current) + by);
+  if (!more || !isProjected()) return showChapter(book.chapters.findIndex(({ id }) => id === book.current) + by);
+  const cut = by > 0 && parts.find((part) => part.getBoundingClientRect().bottom > innerHeight);
+  if (cut && cut.getBoundingClientRect().top > 0.3 * innerHeight) return cut.scrollIntoView();
+  return scrollBy(0, 0.7 * by * innerHeight);
 }
 
 function setUpSteps() {
