@@ -90,7 +90,7 @@ def test_a_large_network_shows_some_heads_and_a_line_stays_small():
     run = new_run(*RUN, "--num-layers", 30, "--num-heads", 4, "--max-seq", 600)
     assert [head for _, head in shown_heads(run)] == [0] * MAX_MAPS
     assert shown_heads(run)[0] == (0, 0) and shown_heads(run)[-1] == (29, 0)
-    line = json.dumps(story_frame(run, "\U0001f600" * 5000, {"train_loss": 1 / 3, "val_loss": 1 / 7}))
+    line = json.dumps(story_frame(run, "\U0001f600" * 5000, 1 / 7))
     assert len(line) <= MAX_LINE
     run = new_run(*RUN, "--num-layers", 12, "--num-heads", 8, "--max-seq", 600)
     assert shown_heads(run) == [(layer, head) for layer in range(12) for head in range(2)]
@@ -112,7 +112,7 @@ def test_a_persons_own_text_does_not_go_into_the_story(tmp_path):
 
 def test_a_long_story_is_thinned_and_keeps_its_beginning(tmp_path):
     run = new_run(*RUN)
-    frame, path = story_frame(run, "", {}), tmp_path / "a.story.jsonl"
+    frame, path = story_frame(run, "", None), tmp_path / "a.story.jsonl"
     for step in range(500):
         append_frame(path, {**frame, "step": step})
     steps = [line["step"] for line in read_metrics(path)]

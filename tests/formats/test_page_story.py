@@ -37,7 +37,7 @@ LETTERS = "Dear Anna, do not tell him that I was at the bank on Monday. Yours, J
 def frames() -> tuple[Checkpoint, list[dict]]:
     """A model, and frames of its training: at step 0, and as if at step 10."""
     run = new_run(*RUN)
-    first = story_frame(run, "a sample", {})
+    first = story_frame(run, "a sample", None)
     second = {**copy.deepcopy(first), "step": 10, "train_loss": 3.0, "val_loss": 3.1, "sample": "another"}
     second["sample_surprise"] = [1.0] * 7
     return Checkpoint(run.model.eval(), run.tokenizer, {"corpus": "synthetic"}), [first, second]
