@@ -144,7 +144,7 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
     settings, state, dist = run.settings, run.state, run.dist
     if dist.size > 1:  # PyTorch fixes the order in which it sums gradients in the first backward pass: drop that
         compute_gradients(run, network)
-    if state.step == 0:  # what the initial weights do, for the page that tells how the model learned
+    if state.step == 0:  # what the initial weights do
         log_story(run, sample_text(run))
     stopped = dist.stop_signal(stop)  # a signal that came to any of the processes, or 0
     with Meter(run) as meter:  # adds up losses and times, but for what is `paused`
@@ -247,11 +247,11 @@ def autocast(run: Run) -> torch.autocast:
 def evaluate_and_save(run: Run, meter: Meter) -> None:
     """Evaluate, keep the model if it is the best so far, save the training state, and report."""
     with meter.paused(), saved_if_it_fails(run):  # whatever fails here, no step is lost
-        val_loss = evaluate(run)
+        val_loss, sample = evaluate(run), sample_text(run)
+        log_story(run, sample, val_loss)  # for the page that tells how the model learned
         if run.state.note_evaluation(val_loss):  # the lowest so far
             save_best(run)  # the model, to NAME.pth
-        sample = sample_text(run)
-        line = log_metrics(run, val_loss, sample)
+        line = log_metrics(run, val_loss)
         save_state(run)  # what --resume needs, to NAME.last.pth
         print_step(run, line, sample)
 

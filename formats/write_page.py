@@ -30,8 +30,9 @@ from tokenizer import Tokenizer
 
 PARTS = Path(__file__).with_name("page")
 ENGINE = ("layers.js", "model.js", "inspect.js", "sampler.js", "tokenizer.js", "train.js", "train_run.js", "worker.js")
-CHAPTERS = ("guess", "write", "follow", "heads", "break", "maps", "learned", "train_page", "numbers")
-INTERFACE = ("api.js", "draw.js", "chart.js", "book.js", *(f"{name}.js" for name in CHAPTERS), "main.js")
+CHAPTERS = ("guess", "write", "follow", "heads", "break", "learned", "train_page", "numbers")
+INTERFACE = ("draw.js", "plots.js", "api.js", "book.js", *(f"{name}.js" for name in CHAPTERS), "main.js")
+STRICT = '"use strict";\n'  # at the head of every script
 GENERATOR = '<meta name="generator" content="TinyGPT">'
 MAX_POSITIONS = 512  # points on the map of positions
 # What the page shows of a checkpoint's origin.
@@ -135,7 +136,9 @@ def read_metrics(path: Path | None) -> list[dict]:
 def fill_template(data: dict, weights: str) -> str:
     """The page's text: the template filled with style, scripts, their hashes and the data."""
     style = (PARTS / "page.css").read_text("utf-8")
-    engine, interface = ([(PARTS / name).read_text("utf-8") for name in names] for names in (ENGINE, INTERFACE))
+    engine, interface = (
+        [STRICT + (PARTS / file).read_text("utf-8") for file in names] for names in (ENGINE, INTERFACE)
+    )
     # "<" would let a vocabulary end the block of data, or begin a comment.
     plain = json.dumps(data, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
     scripts = " ".join(map(source_hash, (*engine, *interface)))

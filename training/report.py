@@ -70,30 +70,26 @@ def warn_of_odd_tenth(run: Run) -> None:
         print(f"{what} {last:.2f} nats a token, another tenth with {other:.2f}); {advice}", file=sys.stderr)
 
 
-def log_metrics(run: Run, val_loss: float, sample: str) -> dict[str, float]:
-    """Append a line to `NAME.metrics.jsonl`, and return it; the mean of the training losses begins anew.
-
-    sample: what the model writes now, which goes into the story.
-    """
+def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
+    """Append a line to `NAME.metrics.jsonl`, and return it; the mean of the training losses begins anew."""
     state = run.state
     line = metrics_line(run, val_loss)
-    log_story(run, sample, line)
     if run.dist.first:
         append_line(run.files.metrics, json.dumps(line))
     state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
     return line
 
 
-def log_story(run: Run, sample: str, line: dict[str, float] | None = None) -> None:
+def log_story(run: Run, sample: str, val_loss: float | None = None) -> None:
     """Append a frame to `NAME.story.jsonl`, from which the page tells how the model learned.
 
-    line: of the metrics, if there was an evaluation. A network that was changed so far that nothing can look into it
-    trains all the same, without a story.
+    sample: what the model writes now. val_loss: None before the first step. A network that was changed so far that
+    nothing can look into it trains all the same, without a story.
     """
     if not run.dist.first:
         return
     try:
-        frame = story_frame(run, sample, line or {})
+        frame = story_frame(run, sample, val_loss)
     except (AttributeError, TypeError, RuntimeError) as error:
         tqdm.write(f"NOTE: sampling/inspect.py does not fit the network, so the page has no story: {one_line(error)}")
     else:

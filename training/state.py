@@ -100,7 +100,7 @@ class RunPaths:
         nothing. The story of a run that was killed before it saved anything is dropped.
         """
         alone = [path for path in self.all if path.exists()] == [self.story]
-        if alone and lines_until(self.story, 0) == [self.story.read_bytes()]:
+        if alone and b"".join(lines_until(self.story, sys.maxsize)) == self.story.read_bytes():
             self.story.unlink()
         if not self.exist():
             return

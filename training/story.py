@@ -31,18 +31,18 @@ from training.run import Run
 MAX_FRAMES = 120  # in the file; then every second one is dropped, so that it stays below 8 MB however long the run
 
 
-def story_frame(run: Run, sample: str, line: dict[str, float]) -> dict:
-    """What the model does now; line: of the metrics, empty if there was no evaluation."""
-    model, tokenizer = run.model_to_keep.eval(), run.tokenizer
+def story_frame(run: Run, sample: str, val_loss: float | None) -> dict:
+    """What the model does now; sample: what it writes; val_loss: None before the first step."""
+    model, tokenizer, state = run.model_to_keep.eval(), run.tokenizer, run.state
     ids, heads, earlier = fixed_tokens(run), shown_heads(run), last_frame(run.files.story)
     all_maps = attention_maps(model, ids).cpu().numpy()
     below = np.tril_indices(len(ids))
     maps = np.concatenate([all_maps[layer, head][below] for layer, head in heads])
     sample = sample[:MAX_SAMPLE]
     return {
-        "step": run.state.step,
-        "train_loss": line.get("train_loss"),
-        "val_loss": line.get("val_loss"),
+        "step": state.step,
+        "train_loss": state.loss_sum / state.loss_steps if state.loss_steps else None,
+        "val_loss": val_loss,
         "ids": ids,
         "surprise": surprises(model, ids),
         "heads": heads,

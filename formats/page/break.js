@@ -1,17 +1,19 @@
 /* Chapter "Break it": maps are switches; what the model loses without some heads, in numbers and in text. */
-"use strict";
 
-const breaking = {
+book.chapters.push({
   id: "break", off: new Set(), ranks: new Map(),
 
   setup() {
-    this.grid = new HeadGrid(byId("switches"), (index) => this.toggle(index));
+    this.grid = new HeadGrid(byId("switches"), (index) => {
+      if (!this.off.delete(index)) this.off.add(index);
+      this.token();
+    });
     byId("all-on").addEventListener("click", () => {
       this.off.clear();
-      this.token().catch(alertUser);
+      this.token();
     });
-    byId("rank").addEventListener("click", () => this.rank().catch(alertUser));
-    byId("compare").addEventListener("click", () => this.compare().catch(alertUser));
+    byId("rank").addEventListener("click", () => this.rank());
+    byId("compare").addEventListener("click", () => this.compare());
   },
 
   model() {
@@ -24,36 +26,25 @@ const breaking = {
     byId("rank-state").textContent = "";
   },
 
-  toggle(index) {
-    if (!this.off.delete(index)) this.off.add(index);
-    this.token().catch(alertUser);
-  },
-
   /** What a switch says: off, what its head costs, or nothing. */
   label(index) {
-    const cost = this.ranks.get(index);
-    return `${this.off.has(index) ? "off " : ""}${cost === undefined ? "" : signed(cost)}`.trim() || "on";
+    const cost = this.ranks.has(index) ? signed(this.ranks.get(index)) : "";
+    return `${this.off.has(index) ? "off " : ""}${cost}`.trim() || "on";
   },
 
   async token() {
-    const off = [...this.off], isNew = book.watch(), { position: t, here } = book, run = this.run = {};
-    view.follow(book);
+    const { position: t, here } = book, off = [...this.off], run = this.run = {}, isNew = book.watch();
     this.grid.paint((index) => !this.off.has(index), (index) => this.label(index));
-    const { without } = off.length ? await book.ask("token", { t, id: here.target, off }) : here;
-    const losses = book.ids.length > 1 ? await book.ask("losses", { off }) : {};
+    const { without, lossWithout } = off.length ? await book.ask("token", { t, id: here.target, off }) : here;
     if (!isNew() || run !== this.run) return;
-    this.describe(losses);
     const whole = softmax(here.logits), broken = softmax(without);
-    const row = ({ id }) => barRow([tokenCode(id, id === here.target ? "really" : "")], [whole[id], broken[id]]);
-    byId("next").replaceChildren(...likeliest(here.logits, 8).map(row));
-  },
-
-  describe({ loss, lossWithout }) {
-    const count = this.off.size, heads = `${count} head${count > 1 ? "s" : ""}`;
-    byId("loss-line").textContent = loss === undefined ? "A loss needs two tokens."
-      : `Loss of this window: ${loss.toFixed(3)} nats per token`
-        + (count ? `; without ${heads} ${lossWithout.toFixed(3)} (${signed(lossWithout - loss)})` : " with all heads.");
-    byId("broken-title").textContent = count ? `without ${heads}` : "without the heads switched off (none yet)";
+    byId("next").replaceChildren(...likeliest(here.logits, 8).map(({ id }) =>
+      barRow(tokenCode(id, id === here.target ? "really" : ""), bar(whole[id]), bar(broken[id], undefined, "bar1"))));
+    const heads = `${off.length} head${off.length > 1 ? "s" : ""}`;
+    byId("broken-title").textContent = off.length ? `without ${heads}` : "without the heads switched off (none yet)";
+    byId("loss-line").textContent = book.ids.length < 2 ? "A loss needs two tokens."
+      : `Loss of this window: ${here.loss.toFixed(3)} nats per token${off.length ? `; without ${heads} `
+        + `${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})` : " with all heads."}`;
   },
 
   /** Leave out one head after the other: what each costs stands on its map. */
@@ -74,13 +65,10 @@ const breaking = {
     const { seed, stride, ...sampling } = writing.options(), ids = book.text.slice(0, book.given);
     const write = (box, off) => {
       const stream = book.tokenizer.stream();
-      const span = (text, kind) => html("span", { class: kind }, escapeInvisible(text));
-      box.replaceChildren(span(book.tokenizer.decode(ids), "given"));
-      return book.ask("generate", { ids, maxNewTokens: 150, seed, stride, sampling, off }, (fresh) => {
-        box.append(...fresh.ids.map((id, i) => span(stream(id), surpriseClass(fresh.surprises[i]))));
-      });
+      box.replaceChildren(html("span", { class: "given" }, ids.map(stream).map(escapeInvisible)));
+      return book.ask("generate", { ids, maxNewTokens: 150, seed, stride, sampling, off },
+        (fresh) => box.append(...tinted(fresh.ids, fresh.surprises, stream)));
     };
     await Promise.all([write(byId("text-whole"), []), write(byId("text-broken"), [...this.off])]);
   },
-};
-book.add(breaking);
+});

@@ -1,51 +1,57 @@
-/* Small helpers that draw: elements, bars, maps and scales. Text is always inserted as text, never as HTML. */
-"use strict";
+/* Small helpers that draw: elements, bars, tables, maps and scales. Text is always inserted as text, never as HTML. */
 
-/** The element of the page with this id. */
-function byId(id) {
-  return document.getElementById(id);
-}
+const SHAPES = ["circle", "line", "polyline", "text"]; // elements of an SVG plot
 
-/** Give an element attributes and children. A child that is not an element becomes text. */
-function fill(element, attributes, children) {
+const byId = (id) => document.getElementById(id);
+
+/** A new element with attributes, of which on… are listeners, and children: elements, texts, and lists of them. */
+function html(tag, attributes = {}, ...children) {
+  const space = SHAPES.includes(tag) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
+  const element = document.createElementNS(space, tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== false && value !== undefined) element.setAttribute(name, value === true ? "" : value);
+    else element.setAttribute(name, value);
   }
-  element.append(...children);
+  element.append(...children.flat());
   return element;
 }
 
-/** A new HTML element. */
-function html(tag, attributes = {}, ...children) {
-  return fill(document.createElement(tag), attributes, children);
-}
-
-/** A new SVG element. */
-function svg(tag, attributes = {}, ...children) {
-  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-}
-
-/** A share as a percentage: 12.3%. */
 function percent(share) {
   if (share === 0) return "0";
   return share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 }
 
-/** A bar for each share (0 to 1), one over the other, with numbers. */
-function bars(shares, className = "") {
-  const lines = shares.map((share, index) => {
-    const bar = html("span", { class: `bar bar${index}` });
-    bar.style.width = `${100 * share}%`;
-    const track = html("span", { class: "track" }, bar), number = html("span", { class: "number" }, percent(share));
-    return html("span", { class: "bar-line" }, track, number);
-  });
-  return html("span", { class: `bar-box ${className}` }, ...lines);
+const signed = (value, digits = 3) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+
+/** A bar over a share (0 to 1) of its track, from `start` on, and a text beside it. */
+function bar(share, text = percent(share), kind = "", start = 0) {
+  const inner = html("span", { class: `bar ${kind}` });
+  inner.style.width = `${100 * share}%`;
+  inner.style.marginLeft = `${100 * start}%`;
+  return html("span", { class: "bar-line" }, html("span", { class: "track" }, inner),
+    html("span", { class: "number" }, text));
 }
 
-/** A token as it stands in tables. */
-function tokenCode(id, className = "") {
-  return html("code", { class: `tok ${className}` }, showToken(book.tokenizer, id));
+/** A line of a bar chart: a token or a name, and bars, one over the other. */
+function barRow(name, ...bars) {
+  return html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, name), html("span", {}, bars));
+}
+
+/** A table: what stands over its columns, then rows of cells, the first of which names its row. */
+function table(columns, rows) {
+  const head = html("tr", {}, columns.map((name) => html("th", { scope: "col" }, name)));
+  const body = rows.map(([name, ...cells]) => html("tr", {}, html("th", { scope: "row" }, name),
+    cells.map((cell) => html("td", {}, cell))));
+  return html("table", {}, html("thead", {}, head), html("tbody", {}, body));
+}
+
+const tokenCode = (id, kind = "") => html("code", { class: `tok ${kind}` }, showToken(book.tokenizer, id));
+
+/** Token t of the window with its number in the text: a click chooses it. */
+function placedToken(t) {
+  const index = book.start + t;
+  return html("span", { "data-index": index }, tokenCode(book.ids[t], t === book.position ? "chosen" : ""),
+    ` ${index + 1}`);
 }
 
 /** How surprising a token was, as a class of the style sheet: s0 (expected) to s5, by its probability. */
@@ -54,30 +60,12 @@ function surpriseClass(nats) {
   return nats === undefined ? "" : `s${bounds.filter((bound) => nats > bound).length}`;
 }
 
-/** A line of a bar chart: a token or a name, and a bar for each share. */
-function barRow(name, shares) {
-  return html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, ...name), bars(shares));
-}
-
-/** A bar for an amount, up to `largest`, with the number. */
-function amountBar(value, largest) {
-  const bar = bars([Math.min(1, value / largest)]);
-  bar.querySelector(".number").textContent = value.toFixed(2);
-  return bar;
-}
-
-/** A number with its sign. */
-function signed(value) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
-}
-
-/** A bar to the right for a positive value, to the left for a negative one, with the number. */
-function signedBar(value, largest) {
-  const bar = html("span", { class: `bar ${value < 0 ? "bar1" : ""}` }), share = (50 * Math.abs(value)) / largest;
-  bar.style.width = `${share}%`;
-  bar.style.marginLeft = `${value < 0 ? 50 - share : 50}%`;
-  return html("span", { class: "bar-line" }, html("span", { class: "track" }, bar),
-    html("span", { class: "number" }, signed(value).slice(0, -1)));
+/** A text in the tints of its surprises, as far as they are known: an element for each token. */
+function tinted(ids, surprises, stream = book.tokenizer.stream()) {
+  return ids.map((id, i) => {
+    const text = escapeInvisible(stream(id)), line = text.includes("\n") ? "line" : "";
+    return html("span", { class: `${surpriseClass(surprises[i])} ${line}` }, text);
+  });
 }
 
 /** A vector as bars: up and blue above zero, down and brown below. */
@@ -94,55 +82,43 @@ function vectorBars(vector) {
   return canvas;
 }
 
-/** Token t of the window with its number in the text: a click chooses it. */
-function placedToken(t) {
-  const index = book.start + t;
-  return html("span", { class: "placed", "data-index": index },
-    tokenCode(book.ids[t], t === book.position ? "chosen" : ""), ` ${index + 1}`);
-}
-
-/** The red, green and blue of a colour of the style sheet, by its name, such as "--map". */
-function colour(name) {
-  const value = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  return [1, 3, 5].map((start) => parseInt(value.slice(start, start + 2), 16));
-}
-
 /** Paint weights (T, T) on a canvas, a pixel each, or `size` rows and columns of them from `start` on.
  *
  * What the mask hides has a colour of its own, and one more in the row that is chosen. Small weights matter too, so a
  * shade stands for the square root of a weight.
  */
 function paintMap(canvas, weights, T, { start = 0, size = T, chosen = -1 } = {}) {
-  const [low, high, hidden, marked] = ["--map-low", "--map-high", "--map-hidden", "--map-row"].map(colour);
+  const style = getComputedStyle(document.documentElement), context = canvas.getContext("2d");
+  const [low, high, hidden, marked] = ["--map-low", "--map-high", "--map-hidden", "--map-row"].map((name) =>
+    [1, 3, 5, 7].map((place) => parseInt(`${style.getPropertyValue(name).trim()}ff`.slice(place, place + 2), 16)));
   canvas.width = canvas.height = size;
-  const context = canvas.getContext("2d"), image = context.createImageData(size, size);
+  const image = context.createImageData(size, size);
   for (let i = 0; i < size * size; i++) {
     const row = start + Math.floor(i / size), column = start + (i % size), masked = row === chosen ? marked : hidden;
     const shade = Math.sqrt(weights[row * T + column]);
-    for (let c = 0; c < 3; c++) {
-      image.data[4 * i + c] = column > row ? masked[c] : low[c] + (high[c] - low[c]) * shade;
-    }
-    image.data[4 * i + 3] = 255;
+    for (let c = 0; c < 4; c++) image.data[4 * i + c] = column > row ? masked[c] : low[c] + (high[c] - low[c]) * shade;
   }
   context.putImageData(image, 0, 0);
 }
 
-/** Numbers for the marks of an axis from low to high: about `count` of them, 1, 2 or 5 times a power of ten apart. */
-function marks(low, high, count = 5) {
-  const rough = (high - low || 1) / count, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((candidate) => candidate >= rough);
-  const numbers = [];
-  for (let n = Math.ceil(low / step); n * step <= high; n++) numbers.push(Number((n * step).toPrecision(10)));
-  return numbers;
+/** Let a button play and pause: next() every `wait` ms, until it says that this was the last step. */
+function makePlayer(button, wait, next) {
+  let timer;
+  button.addEventListener("click", function toggle() {
+    clearInterval(timer);
+    button.textContent = timer ? "Play" : "Pause";
+    const tick = () => { if (next()) toggle(); };
+    timer = timer ? undefined : setInterval(tick, wait);
+    if (timer) tick();
+  });
 }
 
 /** The smallest and the largest of some values, with a margin (a share of the distance). */
-function extent(values, margin = 0) {
+function extent(values, margin) {
   const low = Math.min(...values), high = Math.max(...values), extra = (high - low || 1) * margin;
   return [low - extra, high + extra];
 }
 
-/** A function from [low, high] to [from, to]. */
 function scale([low, high], from, to) {
-  return (value) => from + ((value - low) / (high - low || 1)) * (to - from);
+  return (value) => from + ((value - low) / (high - low)) * (to - from);
 }

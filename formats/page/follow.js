@@ -1,19 +1,8 @@
 /* Chapter "Follow one token": its way through a layer, with the numbers that are really computed. */
-"use strict";
 
 const MAX_ROWS = 4; // tokens in the tables of keys and values: those that get most attention
 
-/** The first numbers of a vector. */
-function beginning(vector) {
-  return `${Array.from(vector.slice(0, 4), (value) => value.toFixed(2)).join(", ")}, …`;
-}
-
-/** A table: names of columns, then rows of cells, each a list of what stands in it. */
-function smallTable(columns, rows) {
-  const head = html("tr", {}, ...columns.map((name) => html("th", { scope: "col" }, name)));
-  return html("table", {}, html("thead", {}, head),
-    html("tbody", {}, ...rows.map((cells) => html("tr", {}, ...cells.map((cell) => html("td", {}, ...cell))))));
-}
+const beginning = (vector) => `${Array.from(vector.slice(0, 4), (value) => value.toFixed(2)).join(", ")}, …`;
 
 const following = {
   id: "follow", step: 0, cards: [],
@@ -21,11 +10,11 @@ const following = {
   setup() {
     byId("follow-back").addEventListener("click", () => this.show(this.step - 1));
     byId("follow-next").addEventListener("click", () => this.show((this.step + 1) % this.cards.length));
-    byId("follow-play").addEventListener("click", () => this.play());
-    byId("follow-pick").addEventListener("change", ({ target }) => {
-      const { num_heads: heads } = book.config, index = Number(target.value);
-      book.chooseHead(Math.floor(index / heads), index % heads).catch(alertUser);
+    makePlayer(byId("follow-play"), 3000, () => {
+      this.show((this.step + 1) % this.cards.length);
+      return this.step === this.cards.length - 1;
     });
+    byId("follow-pick").addEventListener("change", ({ target }) => book.chooseHead(Number(target.value)));
     byId("follow-steps").addEventListener("click", ({ target }) => {
       const place = this.cards.indexOf(target.closest("li"));
       if (place >= 0) this.show(place);
@@ -35,9 +24,9 @@ const following = {
   /** The way through the network: a box for each part on the line of the stream. A press on a layer opens it. */
   model() {
     this.layers = Array.from({ length: book.config.num_layers }, (_, layer) => {
-      const open = () => book.chooseHead(layer, book.head).catch(alertUser), label = `Layer ${layer + 1}`;
-      return html("button", { type: "button", class: "layer", "aria-label": label, onclick: open },
-        html("b", {}, String(layer + 1)), html("span", {}, "attention"), html("span", {}, "MLP"));
+      const onclick = () => book.chooseHead(layer * book.config.num_heads + book.head), number = layer + 1;
+      return html("button", { type: "button", class: "layer", "aria-label": `Layer ${number}`, onclick },
+        html("b", {}, number), html("span", {}, "attention"), html("span", {}, "MLP"));
     });
     byId("follow-way").replaceChildren(html("span", {}, "look up"), ...this.layers, html("span", {}, "score"));
   },
@@ -53,7 +42,7 @@ const following = {
     if (!isNew()) return;
     byId("follow-pick").value = layer * book.config.num_heads + head;
     this.cards = this.steps(numbers).map(([title, text, picture, formula, code]) => html("li", { class: "card" },
-      html("h3", {}, title), html("p", {}, ...text), ...picture,
+      html("h3", {}, title), html("p", {}, text), picture,
       html("p", { class: "formula" }, formula, html("br"), html("code", {}, code))));
     byId("follow-steps").replaceChildren(...this.cards);
     this.mark();
@@ -65,49 +54,44 @@ const following = {
     const { embed_dim: C, num_heads: nh, num_layers: L, vocab_size: V } = book.config, hs = C / nh;
     const shares = softmax(f.logits), answering = f.hidden.filter((value) => value > 0.1).length;
     const most = Array.from(f.weights.keys()).sort((a, b) => f.weights[b] - f.weights[a]).slice(0, MAX_ROWS);
-    const table = (columns, cells) =>
-      smallTable(["token", ...columns], most.map((j) => [[placedToken(j)], ...cells(j)]));
+    const looks = (columns, cells) => table(["token", ...columns], most.map((j) => [placedToken(j), ...cells(j)]));
     const guesses = likeliest(f.logits, MAX_ROWS).map(({ id }) => id);
     const next = guesses.includes(target) ? guesses : [...guesses.slice(1), target];
     const before = layer ? `Layers 1 to ${layer} have added to it; before layer ${l}` : "Before layer 1";
     return [
       ["Look the token up", [tokenCode(ids[t], "chosen"), ` is row ${ids[t]} in a table of ${V} rows. The row has `
-        + `${C} numbers: ${beginning(f.token)}`], [vectorBars(f.token)], "x = E[id]", "token_embedding"],
-      ["Add where it stands", [`It is token ${t + 1} of the window: row ${t + 1} of a second table is added. Without `
-        + "it, the order of the tokens would not matter."],
-      [vectorBars(f.place)], "x = E[id] + P[t]", "position_embedding"],
-      ["The stream", [`This row of numbers is all that the token knows. ${before} it holds `
-        + beginning(f.x)],
-        [vectorBars(f.x)], "x: one row for each token", "for block in self.blocks"],
-      ["Ask: the query", [`Layer ${l} brings the row to mean 0 and variance 1. This head makes ${hs} numbers of it, `
-        + "the query: what am I looking for?"], [vectorBars(f.q)], "q = Wq · LayerNorm(x) + b", "attention.project"],
-      ["Compare with the keys", ["Every token up to here made a key in the same way: what can I be found by? Query "
-        + "times key is the score."],
-      [table(["key", "score"], (j) => [[vectorBars(f.keys[j])], [f.scores[j].toFixed(2)]])],
+        + `${C} numbers: ${beginning(f.token)}`], vectorBars(f.token), "x = E[id]", "token_embedding"],
+      ["Add where it stands", `It is token ${t + 1} of the window: row ${t + 1} of a second table is added. Without `
+        + "it, the order of the tokens would not matter.", vectorBars(f.place), "x = E[id] + P[t]",
+      "position_embedding"],
+      ["The stream", `This row of numbers is all that the token knows. ${before} it holds ${beginning(f.x)}`,
+        vectorBars(f.x), "x: one row for each token", "for block in self.blocks"],
+      ["Ask: the query", `Layer ${l} brings the row to mean 0 and variance 1. This head makes ${hs} numbers of it, `
+        + "the query: what am I looking for?", vectorBars(f.q), "q = Wq · LayerNorm(x) + b", "attention.project"],
+      ["Compare with the keys", "Every token up to here made a key in the same way: what can I be found by? Query "
+        + "times key is the score.", looks(["key", "score"], (j) => [vectorBars(f.keys[j]), f.scores[j].toFixed(2)]),
       `scores = q kᵀ / √${hs} + mask`, "attention.attend"],
-      ["Softmax: where to look", [`Exp of each score, divided by their sum: shares of 100% over ${t + 1} tokens. The `
-        + "lines under the strip's tokens show all of them. The mask hides later tokens."],
-      [table(["share"], (j) => [[bars([f.weights[j]])]])],
-      "weights = softmax(scores)", "attention.attend"],
-      ["Fetch: the values", ["Every token also made a value: what do I hand over? Each value, times its share, is "
-        + "added up. Only here does a token learn of others."],
-      [table(["value", "share"], (j) => [[vectorBars(f.values[j])], [percent(f.weights[j])]]), vectorBars(f.mix)],
+      ["Softmax: where to look", `Exp of each score, divided by their sum: shares of 100% over ${t + 1} tokens. The `
+        + "lines under the strip's tokens show all of them. The mask hides later tokens.",
+      looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.attend"],
+      ["Fetch: the values", "Every token also made a value: what do I hand over? Each value, times its share, is added "
+        + "up. Only here does a token learn of others.",
+      [looks(["value", "share"], (j) => [vectorBars(f.values[j]), percent(f.weights[j])]), vectorBars(f.mix)],
       "h = weights · v", "attention.attend"],
-      ["Write it back", [`The ${nh > 1 ? `${nh} heads side by side go` : "head goes"} through a matrix, and the result `
-        + `is added to the stream. Now it holds ${beginning(f.attended)}`], [vectorBars(f.attended)],
+      ["Write it back", `The ${nh > 1 ? `${nh} heads side by side go` : "head goes"} through a matrix, and the result `
+        + `is added to the stream. Now it holds ${beginning(f.attended)}`, vectorBars(f.attended),
       "x = x + Wo · heads + b", "attention.out_proj"],
-      ["Think: the MLP", [`${4 * C} neurons read the row, and no other token. ${answering} of them answer with more `
-        + "than 0.1."], [vectorBars(f.hidden)], "h = GELU(Wup · LayerNorm(x) + b)", "mlp.up, mlp.gelu"],
-      ["Write it back", [`Their answers are added too. Layer ${l} of ${L} is done. The stream holds `
-        + beginning(f.after)], [vectorBars(f.after)], "x = x + Wdown · h + b", "mlp.down"],
-      ["Score every token", [`After layer ${L} the row is compared with ${V} rows, one for each token. Softmax makes `
-        + "the guess out of these logits."],
-      [smallTable(["token", "logit", "probability"], next.map((id) => [[tokenCode(id, id === target ? "really" : "")],
-        [f.logits[id].toFixed(2)], [bars([shares[id]])]]))], "p = softmax(H · LayerNorm(x))", "final_norm, head"],
+      ["Think: the MLP", `${4 * C} neurons read the row, and no other token. ${answering} of them answer with more `
+        + "than 0.1.", vectorBars(f.hidden), "h = GELU(Wup · LayerNorm(x) + b)", "mlp.up, mlp.gelu"],
+      ["Write it back", `Their answers are added too. Layer ${l} of ${L} is done. The stream holds `
+        + beginning(f.after), vectorBars(f.after), "x = x + Wdown · h + b", "mlp.down"],
+      ["Score every token", `After layer ${L} the row is compared with ${V} rows, one for each token. Softmax makes `
+        + "the guess out of these logits.", table(["token", "logit", "probability"], next.map((id) =>
+        [tokenCode(id, id === target ? "really" : ""), f.logits[id].toFixed(2), bar(shares[id])])),
+      "p = softmax(H · LayerNorm(x))", "final_norm, head"],
     ];
   },
 
-  /** Mark the step, and the part of the network in which it happens. */
   mark() {
     this.cards.forEach((card, n) => card.classList.toggle("now", n === this.step));
     this.layers.forEach((box, layer) => box.setAttribute("aria-pressed", layer === book.layer));
@@ -125,16 +109,5 @@ const following = {
     const film = byId("follow-steps"), card = this.cards[this.step];
     film.scrollLeft = card.offsetLeft - (film.clientWidth - card.clientWidth) / 2;
   },
-
-  /** Step by step, three seconds each, until the end or until it is pressed again. */
-  play() {
-    const playing = this.timer === undefined;
-    clearInterval(this.timer);
-    this.timer = undefined;
-    byId("follow-play").textContent = playing ? "Pause" : "Play";
-    if (!playing) return;
-    this.show(this.step === this.cards.length - 1 ? 0 : this.step);
-    this.timer = setInterval(() => (this.step < this.cards.length - 1 ? this.show(this.step + 1) : this.play()), 3000);
-  },
 };
-book.add(following);
+book.chapters.push(following);

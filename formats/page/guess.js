@@ -1,5 +1,4 @@
 /* Chapter "Guess": you against the model, token by token (Shannon 1951, Prediction and entropy of printed English). */
-"use strict";
 
 const ROUND = 20, MIN_CONTEXT = 8; // guesses, and tokens before the first
 
@@ -9,18 +8,19 @@ const guessing = {
   setup() {
     byId("guess-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.bet().catch(alertUser);
+      this.bet();
     });
     byId("guess-new").addEventListener("click", () => this.open());
     byId("guess-line").addEventListener("click", () => this.fill("⏎"));
     byId("guess-input").addEventListener("input", ({ target }) => this.fill(target.value));
     byId("guess-paste").addEventListener("input", () => this.open());
-    byId("guess-take").addEventListener("click", () => {
-      writing.write(this.ids.slice(0, this.at), undefined, 0).catch(alertUser);
-    });
+    byId("guess-take").addEventListener("click", () => writing.write(this.ids.slice(0, this.at), undefined, 0));
     const { excerpt } = page.model;
     byId("guess-name").textContent = excerpt ? `From ${excerpt.source}` : "Your text";
-    for (const id of ["guess-paste", "guess-paste-label"]) byId(id).hidden = Boolean(excerpt);
+    const shares = [0.2, 0.5, 0.8, 0.97].map((share) => html("option", { value: share }, percent(share)));
+    byId("guess-sure").append(...shares);
+    byId("guess-sure").value = 0.5;
+    byId("guess-own").hidden = Boolean(excerpt);
   },
 
   model() { // a network that was trained here may have seen the excerpt
@@ -45,14 +45,15 @@ const guessing = {
     for (const id of ids) this.counts[id]++;
     byId("guess-form").querySelector("button.main").disabled = this.at < MIN_CONTEXT;
     byId("guess-take").hidden = true;
+    this.stream = book.tokenizer.stream();
     byId("guess-text").replaceChildren();
-    this.append(this.ids.slice(0, Math.max(0, this.at)), "");
+    this.append(this.ids.slice(0, Math.max(0, this.at)), []);
     this.score();
   },
 
-  append(ids, kind) {
+  append(ids, surprises) {
     const box = byId("guess-text");
-    box.append(html("span", { class: kind }, escapeInvisible(book.tokenizer.decode(ids))));
+    box.append(...tinted(ids, surprises, this.stream));
     box.scrollTop = box.scrollHeight;
   },
 
@@ -65,7 +66,7 @@ const guessing = {
 
   async bet() {
     const input = byId("guess-input"), text = input.value.replaceAll("␣", " ").replaceAll("⏎", "\n");
-    const sure = Number(document.querySelector("input[name=sure]:checked").value), truth = this.ids[this.at];
+    const sure = Number(byId("guess-sure").value), truth = this.ids[this.at];
     if (!text || this.you.length >= ROUND) return;
     const at = this.at++; // one bet for each token, even if the button is pressed twice
     const { logits } = await book.ask("token", { ids: this.ids, t: at - 1 });
@@ -74,9 +75,8 @@ const guessing = {
     this.you.push(yours);
     this.theirs.push(models);
     input.value = "";
-    this.append([truth], surpriseClass(yours));
-    const verdict = guess === truth ? ", right! " : ". ";
-    byId("guess-result").replaceChildren("It was ", tokenCode(truth, "really"), verdict,
+    this.append([truth], [yours]);
+    byId("guess-result").replaceChildren("It was ", tokenCode(truth, "really"), guess === truth ? ", right! " : ". ",
       `Your surprise: ${yours.toFixed(2)} nats. The model gave it ${percent(shares[truth])}: `,
       `${models.toFixed(2)} nats; its first guess was `, tokenCode(best), ". ");
     this.score();
@@ -84,19 +84,15 @@ const guessing = {
 
   /** The mean surprise of both so far, as bars up to that of blind guessing. */
   score() {
-    const blind = Math.log(book.config.vocab_size), mean = (nats) => nats.reduce((sum, n) => sum + n, 0) / nats.length;
-    const line = ([name, nats]) => html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, name),
-      amountBar(nats, blind));
-    const rounds = this.you.length;
-    const losses = rounds ? [["you", mean(this.you)], ["the model", mean(this.theirs)]] : [];
-    const { val_loss: val } = page.model.origin;
-    const known = typeof val === "number" && !book.trained ? [["its validation loss", val]] : [];
+    const rounds = this.you.length, blind = Math.log(book.config.vocab_size), { val_loss: val } = page.model.origin;
+    const [you, model] = [this.you, this.theirs].map((nats) => nats.reduce((sum, n) => sum + n, 0) / rounds);
+    const losses = [...(rounds ? [["you", you], ["the model", model]] : []),
+      ...(typeof val === "number" && !book.trained ? [["its validation loss", val]] : []), ["blind guessing", blind]];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),
-      ...[...losses, ...known, ["blind guessing", blind]].map(line));
+      ...losses.map(([name, nats]) => barRow(name, bar(Math.min(1, nats / blind), nats.toFixed(2)))));
     if (rounds < ROUND) return;
-    const won = losses[0][1] < losses[1][1];
-    byId("guess-result").append(won ? "You beat the model!" : "The model was less surprised.");
+    byId("guess-result").append(you < model ? "You beat the model!" : "The model was less surprised.");
     byId("guess-take").hidden = false;
   },
 };
-book.add(guessing);
+book.chapters.push(guessing);

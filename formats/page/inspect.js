@@ -1,25 +1,16 @@
 /* What happens inside for one text: sampling/inspect.py, and what the chapters need beyond it. Runs in the worker. */
-"use strict";
 
 /** Row t of a matrix that lies in one array, row after row. */
-function rowOf(matrix, t, width) {
-  return matrix.subarray(t * width, (t + 1) * width);
-}
+const rowOf = (matrix, t, width) => matrix.subarray(t * width, (t + 1) * width);
 
-/** The sum of products of two vectors. */
-function product(a, b) {
-  return a.reduce((sum, value, i) => sum + value * b[i], 0);
-}
+const product = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 
-/** −ln p of each of the ids (T), by the logits (T, V) before it; the first has none before it: NaN. */
-function surprises(logits, ids, vocabSize) {
+/** surprises: −ln p of each of the ids (T), by the logits (T, V) before it; the first has none before it: NaN. loss:
+ * their mean. */
+function surprisesOf(logits, ids, vocabSize) {
   const nats = (t) => -Math.log(softmax(rowOf(logits, t - 1, vocabSize))[ids[t]]);
-  return Float64Array.from(ids, (_, t) => (t ? nats(t) : NaN));
-}
-
-/** The loss of a text: the mean of its surprises. */
-function lossOf(logits, ids, vocabSize) {
-  return surprises(logits, ids, vocabSize).subarray(1).reduce((sum, nats) => sum + nats, 0) / (ids.length - 1);
+  const surprises = Float64Array.from(ids, (_, t) => (t ? nats(t) : NaN));
+  return { surprises, loss: surprises.subarray(1).reduce((sum, one) => sum + one, 0) / (ids.length - 1) };
 }
 
 /** What a head may be in the habit of looking at: name -> whether token t looks at token j. `of` has the ids, and for
@@ -81,8 +72,8 @@ function followToken(model, { ids, trace, logits }, t, layer, head) {
   const hs = C / nh, T = t + 1, from = head * hs;
   const w = model.layers[layer], before = trace.residual[layer].subarray(0, T * C);
   const normed = new Float32Array(T * C), qkv = new Float32Array(3 * T * C);
-  layerNorm(normed, before, w.norm1, w.norm1Bias, T, C);
-  linear(qkv, normed, w.qkv, w.qkvBias, T, 3 * C, C);
+  layerNorm(normed, before, w["attention_norm.weight"], w["attention_norm.bias"], T, C);
+  linear(qkv, normed, w["attention.in_proj_weight"], w["attention.in_proj_bias"], T, 3 * C, C);
   const part = (row, third) => qkv.slice((3 * row + third) * C + from, (3 * row + third) * C + from + hs);
   const q = part(t, 0), seen = ids.slice(0, T);
   const keys = seen.map((_, j) => part(j, 1)), values = seen.map((_, j) => part(j, 2));
@@ -91,8 +82,8 @@ function followToken(model, { ids, trace, logits }, t, layer, head) {
   const mix = q.map((_, i) => values.reduce((sum, value, j) => sum + weights[j] * value[i], 0));
   const attended = rowOf(trace.middle[layer], t, C).slice(), second = new Float32Array(C);
   const hidden = new Float32Array(4 * C);
-  layerNorm(second, attended, w.norm2, w.norm2Bias, 1, C);
-  linear(hidden, second, w.up, w.upBias, 1, 4 * C, C);
+  layerNorm(second, attended, w["mlp_norm.weight"], w["mlp_norm.bias"], 1, C);
+  linear(hidden, second, w["mlp.up.weight"], w["mlp.up.bias"], 1, 4 * C, C);
   gelu(hidden, 4 * C, kind);
   return {
     token: rowOf(model.weights["token_embedding.weight"], ids[t], C).slice(),

@@ -2,7 +2,6 @@
 
    A matrix (rows, columns) is one Float32Array, row after row. T counts tokens, C is the width of the stream.
 */
-"use strict";
 
 /** out (T, rows) = x (T, columns) · matrixᵀ + bias, with matrix (rows, columns), as PyTorch's nn.Linear keeps it. */
 function linear(out, x, matrix, bias, T, rows, columns) {

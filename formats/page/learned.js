@@ -1,23 +1,11 @@
 /* Chapter "How it learned": from step 0 to the end, through the frames that the training run has kept. */
-"use strict";
 
 /** The attention weights (T, T) of each map of a frame, whose bytes hold the rows up to the diagonal. */
 function storyMaps({ ids, heads, maps }) {
   const T = ids.length, bytes = fromBase64(maps);
   let at = 0;
-  return heads.map(() => {
-    const weights = new Float32Array(T * T);
-    for (let row = 0; row < T; row++) {
-      for (let column = 0; column <= row; column++) weights[row * T + column] = bytes[at++] / 255;
-    }
-    return weights;
-  });
-}
-
-/** A text in the tints of its surprises; of the first `surprises.length` fewer tokens none is known. */
-function tinted(tokenizer, ids, surprises) {
-  const unknown = ids.length - surprises.length, add = tokenizer.stream();
-  return ids.map((id, t) => html("span", { class: surpriseClass(surprises[t - unknown]) }, escapeInvisible(add(id))));
+  const weight = (_, i) => (i % T <= Math.floor(i / T) ? bytes[at++] / 255 : 0);
+  return heads.map(() => Float32Array.from({ length: T * T }, weight));
 }
 
 /** A share of `now`, compared with that of `first`, if that is another frame. */
@@ -55,8 +43,7 @@ const learned = {
     this.frames = story.map((frame) => ({ ...frame, weights: storyMaps(frame) }));
     const all = (name) => (story.length ? story : [maps]).flatMap((frame) => unitSized(frame[name].points));
     this.bounds = { tokens: all("tokens"), positions: all("positions") };
-    byId("story").hidden = !story.length;
-    byId("no-story").hidden = Boolean(story.length);
+    byId("learned").classList.toggle("untold", !story.length);
     const kinds = [...new Set(maps.tokens.ids.map((id) => kindOf(this.tokenizer.decode([id]))))].sort();
     byId("token-legend").append(...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
     const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
@@ -65,24 +52,14 @@ const learned = {
     const slider = byId("story-step"), last = story.length - 1;
     slider.max = last;
     slider.addEventListener("input", () => this.show(Number(slider.value)));
-    byId("story-play").addEventListener("click", () => this.play(!this.timer));
-    byId("story-legend").append(...chartKeys([["validation loss", "val"], ["these tokens", "train"]]));
-    new ResizeObserver(() => this.drawLoss()).observe(byId("story-loss"));
+    makePlayer(byId("story-play"), 500, () => {
+      this.show((this.at + 1) % this.frames.length);
+      return this.at === last;
+    });
+    this.chart = new LossChart(byId("story-loss"));
     return this.show(last);
   },
 
-  /** Go through the frames, from the beginning if this is the end. */
-  play(on) {
-    clearInterval(this.timer);
-    this.timer = on && setInterval(() => {
-      this.show(this.at + 1);
-      if (this.at === this.frames.length - 1) this.play(false);
-    }, 500);
-    byId("story-play").textContent = on ? "Pause" : "Play";
-    if (on && this.at === this.frames.length - 1) this.show(0);
-  },
-
-  /** Everything as it was at a frame. */
   show(at) {
     this.at = at;
     const frame = this.frames[at], { step, ids, surprise, heads, weights, sample } = frame;
@@ -91,28 +68,24 @@ const learned = {
     const validation = frame.val_loss === null ? "" : `; validation loss ${frame.val_loss.toFixed(3)}`;
     byId("story-line").textContent = `Step ${step}: loss of these ${ids.length} tokens `
       + `${this.loss(frame).toFixed(3)} nats${validation}`;
-    byId("story-text").replaceChildren(...tinted(this.tokenizer, ids, surprise));
+    byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise], this.tokenizer.stream()));
     const written = this.tokenizer.encode(sample), known = written.length === frame.sample_surprise.length;
-    byId("story-sample").replaceChildren(...tinted(this.tokenizer, written, known ? frame.sample_surprise : []));
+    const tints = known ? frame.sample_surprise : [];
+    byId("story-sample").replaceChildren(...tinted(written, tints, this.tokenizer.stream()));
     byId("story-maps").replaceChildren(...heads.map(([layer, head], index) => {
       const label = `layer ${layer + 1}, head ${head + 1}`;
       const canvas = html("canvas", { role: "img", "aria-label": label });
       paintMap(canvas, weights[index], ids.length);
       return html("div", { title: label }, canvas, html("small", {}, `${layer + 1}.${head + 1}`));
     }));
-    this.drawLoss();
+    const evaluated = this.frames.filter(({ val_loss: loss }) => loss !== null);
+    this.chart.show([["val", "validation", evaluated.map((one) => [one.step, one.val_loss])],
+      ["train", "these tokens", this.frames.map((one) => [one.step, this.loss(one)])]], [], step);
     this.drawMaps(frame);
   },
 
   loss({ surprise }) {
     return surprise.reduce((sum, nats) => sum + nats, 0) / (surprise.length || 1);
-  },
-
-  drawLoss() {
-    const own = this.frames.map((frame) => [frame.step, this.loss(frame)]);
-    const validation = this.frames.map((frame) => [frame.step, frame.val_loss]).filter(([, loss]) => loss !== null);
-    const lines = [["train", own], ["val", validation]];
-    drawChart(byId("story-loss"), lines, [], "steps", this.frames[this.at].step);
   },
 
   /** The embeddings; the notes compare with step 0. */
@@ -121,10 +94,9 @@ const learned = {
     drawTokenMap(byId("token-map"), tokens, this.tokenizer, this.bounds.tokens);
     drawPositionMap(byId("position-map"), positions, maxSeq, this.bounds.positions);
     const some = tokens.ids.length < V - 2 ? ` Shown are the first ${tokens.ids.length} readable tokens.` : "";
-    const text = tokenText(tokens, first?.tokens, this.tokenizer);
-    byId("token-note").textContent = `${text} ${describeShares(tokens.shares)}${some}`;
-    const order = positionText(positions, first?.positions);
-    byId("position-note").textContent = `${order} ${describeShares(positions.shares)}`;
+    const axes = ({ shares: [x, y] }) => `The two axes show ${percent(x + y)} of the variance (principal components).`;
+    byId("token-note").textContent = `${tokenText(tokens, first?.tokens, this.tokenizer)} ${axes(tokens)}${some}`;
+    byId("position-note").textContent = `${positionText(positions, first?.positions)} ${axes(positions)}`;
   },
 };
-book.add(learned);
+book.chapters.push(learned);

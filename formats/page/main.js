@@ -1,11 +1,12 @@
 /* The page begins here. */
-"use strict";
 
-/** Say in words what went wrong. */
-function alertUser(error) {
-  byId("alert").textContent = `Something went wrong: ${error.message ?? error}`;
+/** Say in words what went wrong, wherever it was. */
+addEventListener("unhandledrejection", (event) => {
+  event.preventDefault();
+  byId("alert").textContent = `Something went wrong: ${event.reason.message}`;
   byId("alert").hidden = false;
-}
+  if (!window.tinygpt.trusted) byId("status").textContent = "The model was not loaded.";
+});
 
 let saving; // a timer: browsers refuse to change the address too often
 
@@ -13,13 +14,13 @@ let saving; // a timer: browsers refuse to change the address too often
 function keepState() {
   clearTimeout(saving);
   saving = setTimeout(() => {
-    const fields = new URLSearchParams({ ...writing.shared(), token: book.index + 1 });
+    const fields = new URLSearchParams([...writing.shared(), ["token", book.index + 1]]);
     history.replaceState(null, "", `#${book.current}&${fields}`);
   }, 400);
 }
 
 async function main() {
-  const engine = new Engine(page.model, dataOf("weights"));
+  const engine = new Engine(page.model, byId("weights").textContent);
   Object.assign(book, { config: page.model.config, tokenizer: makeTokenizer(page.model.tokenizer) });
   byId("prompt").value = page.model.prompt;
   book.open(engine);
@@ -38,7 +39,4 @@ async function main() {
   if (state.has("token")) await book.moveTo(Number(state.get("token")) - 1 || 0);
 }
 
-main().catch((error) => {
-  byId("status").textContent = "The model was not loaded.";
-  alertUser(error);
-});
+main();

@@ -3,7 +3,6 @@
    Shapes: T time (tokens), C embed_dim, nh num_heads, hs = C / nh, V vocab_size. A matrix (rows, columns) is one
    Float32Array, row after row. Names of weights are those of the checkpoint.
 */
-"use strict";
 
 /** The keys and values of every layer, (maxSeq, C) each, of which the first `length` rows are filled. */
 class KVCache {
@@ -15,20 +14,6 @@ class KVCache {
   }
 }
 
-/** What `forward` notes on its way, if it is asked to, for the chapters that look inside.
- *
- * attention[layer]: (nh, T, T), the weights that each token (row) gives to each token (column).
- * residual[layer]: (T, C), the stream after the embeddings (0) and after each block (1 … num_layers).
- * middle[layer]: (T, C), the stream within a block: attention has been added, the MLP has not.
- */
-class Trace {
-  constructor() {
-    this.attention = [];
-    this.residual = [];
-    this.middle = [];
-  }
-}
-
 class TinyGPT {
   /** config: the fields of TinyGPTConfig (vocab_size, max_seq, …). weights: name -> Float32Array; without "head.weight"
    * the head is the token embedding ("tied"). */
@@ -36,7 +21,8 @@ class TinyGPT {
     this.config = config;
     this.weights = weights;
     this.head = weights["head.weight"] || weights["token_embedding.weight"];
-    this.layers = Array.from({ length: config.num_layers }, (_, layer) => this.layerWeights(layer));
+    this.layers = Array.from({ length: config.num_layers }, (_, layer) => Object.fromEntries( // by the names in a block
+      Object.entries(weights).map(([name, values]) => [name.replace(`blocks.${layer}.`, ""), values])));
     const size = config.max_seq * config.embed_dim;
     this.normed = new Float32Array(size);
     this.qkv = new Float32Array(3 * size);
@@ -46,23 +32,12 @@ class TinyGPT {
     this.scores = new Float32Array(config.max_seq);
   }
 
-  /** The weights of one block by short names. */
-  layerWeights(layer) {
-    const get = (name) => this.weights[`blocks.${layer}.${name}`];
-    return {
-      norm1: get("attention_norm.weight"), norm1Bias: get("attention_norm.bias"),
-      qkv: get("attention.in_proj_weight"), qkvBias: get("attention.in_proj_bias"),
-      out: get("attention.out_proj.weight"), outBias: get("attention.out_proj.bias"),
-      norm2: get("mlp_norm.weight"), norm2Bias: get("mlp_norm.bias"),
-      up: get("mlp.up.weight"), upBias: get("mlp.up.bias"),
-      down: get("mlp.down.weight"), downBias: get("mlp.down.bias"),
-    };
-  }
-
   /** Logits (T, V) after each of the ids (T), or (1, V) after the last one with lastOnly.
    *
-   * The ids come after the tokens in the cache and are added to it. trace: a Trace, with an empty cache only.
-   * off: which heads give nothing, as a Set of layer * numHeads + head.
+   * The ids come after the tokens in the cache and are added to it. off: which heads give nothing, as a Set of layer *
+   * numHeads + head. trace, with an empty cache only, gets added of each layer: attention (nh, T, T), the weights that
+   * each token (row) gives to each; middle (T, C), the stream before the MLP; residual (T, C), the stream after the
+   * layer, and first after the embeddings.
    */
   forward(ids, cache, { lastOnly = false, trace = null, off = null } = {}) {
     const { embed_dim: C, max_seq: maxSeq } = this.config, T = ids.length, start = cache.length;
@@ -91,12 +66,11 @@ class TinyGPT {
     return x;
   }
 
-  /** Add one layer's attention to x (T, C). */
   attend(x, T, layer, cache, trace, off) {
     const { embed_dim: C, num_heads: numHeads } = this.config, w = this.layers[layer], start = cache.length;
     const keys = cache.keys[layer], values = cache.values[layer];
-    layerNorm(this.normed, x, w.norm1, w.norm1Bias, T, C);
-    linear(this.qkv, this.normed, w.qkv, w.qkvBias, T, 3 * C, C);
+    layerNorm(this.normed, x, w["attention_norm.weight"], w["attention_norm.bias"], T, C);
+    linear(this.qkv, this.normed, w["attention.in_proj_weight"], w["attention.in_proj_bias"], T, 3 * C, C);
     for (let t = 0; t < T; t++) {
       keys.set(this.qkv.subarray((3 * t + 1) * C, (3 * t + 2) * C), (start + t) * C);
       values.set(this.qkv.subarray((3 * t + 2) * C, (3 * t + 3) * C), (start + t) * C);
@@ -110,7 +84,7 @@ class TinyGPT {
       }
     }
     if (trace) trace.attention.push(maps);
-    linear(this.branch, this.mixed, w.out, w.outBias, T, C, C);
+    linear(this.branch, this.mixed, w["attention.out_proj.weight"], w["attention.out_proj.bias"], T, C, C);
     for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
   }
 
@@ -127,13 +101,12 @@ class TinyGPT {
     if (!silent) addWeighted(mixed, out, scores, values, from, C, seen, hs);
   }
 
-  /** Add one layer's two-layer perceptron to x (T, C). */
   feedForward(x, T, w) {
     const C = this.config.embed_dim;
-    layerNorm(this.normed, x, w.norm2, w.norm2Bias, T, C);
-    linear(this.hidden, this.normed, w.up, w.upBias, T, 4 * C, C);
+    layerNorm(this.normed, x, w["mlp_norm.weight"], w["mlp_norm.bias"], T, C);
+    linear(this.hidden, this.normed, w["mlp.up.weight"], w["mlp.up.bias"], T, 4 * C, C);
     gelu(this.hidden, T * 4 * C, this.config.gelu);
-    linear(this.branch, this.hidden, w.down, w.downBias, T, C, 4 * C);
+    linear(this.branch, this.hidden, w["mlp.down.weight"], w["mlp.down.bias"], T, C, 4 * C);
     for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
   }
 
@@ -161,17 +134,11 @@ function windowStart(length, given, maxSeq, stride) {
 class SlidingWindow {
   constructor(model, ids, stride, off = null) {
     const { max_seq: maxSeq } = model.config;
-    Object.assign(this, { model, maxSeq, off });
-    this.stride = stride ?? Math.max(1, Math.floor(maxSeq / 2));
-    if (!(Number.isInteger(this.stride) && this.stride >= 1 && this.stride <= maxSeq)) {
-      throw new Error(`stride must be a whole number from 1 to ${maxSeq}, not ${stride}`);
-    }
-    this.ids = [...ids];
+    Object.assign(this, { model, ids: [...ids], stride, maxSeq, off });
     this.start = Math.max(0, ids.length - maxSeq); // where the window begins
     this.cache = new KVCache(model.config);
   }
 
-  /** Logits (V) after the last token. */
   nextLogits() {
     if (this.ids.length - this.start > this.maxSeq) {
       this.start = this.ids.length - this.maxSeq - 1 + this.stride;

@@ -1,5 +1,4 @@
 /* From logits to tokens: the filters and the random numbers of sampler.py, in the same order and precision. */
-"use strict";
 
 /** How the next token is chosen; these values switch everything off. */
 const NO_FILTERS = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 };
@@ -13,7 +12,6 @@ function softmax(logits) {
   return shares.map((share) => share / total);
 }
 
-/** The index of the first of the largest values. */
 function argmax(values) {
   let best = 0;
   for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i;
@@ -25,7 +23,7 @@ function descending(logits) {
   return Uint32Array.from(logits.keys()).sort((a, b) => (logits[b] - logits[a]) || a - b);
 }
 
-// --- Filters: logits (V) -> logits (V), in float32; -Infinity is "rejected" ------------------------------------------
+// The filters: logits (V) -> logits (V), in float32; -Infinity is "rejected".
 
 /** Make the tokens of the Set `seen` less likely: CTRL (Keskar et al. 2019), section 4.1. */
 function penalizeRepetition(logits, seen, penalty) {
@@ -41,7 +39,6 @@ function applyTemperature(logits, temperature) {
   return logits.map((logit) => Math.fround(logit - largest) / by);
 }
 
-/** Keep the k largest. */
 function keepTopK(logits, k) {
   const result = logits.slice();
   for (const id of descending(logits).subarray(k)) result[id] = -Infinity;
@@ -83,8 +80,6 @@ function filterStages(logits, seen, sampling) {
   return stages;
 }
 
-// --- Sampling --------------------------------------------------------------------------------------------------------
-
 /** mt19937 (Matsumoto & Nishimura 1998), seeded and read as torch.Generator does: a seed gives the same numbers. */
 class Mersenne {
   constructor(seed) {
@@ -97,7 +92,6 @@ class Mersenne {
     this.index = 624;
   }
 
-  /** Make the next 624 numbers out of the last 624. */
   twist() {
     const s = this.state;
     for (let i = 0; i < 624; i++) {
@@ -107,7 +101,6 @@ class Mersenne {
     this.index = 0;
   }
 
-  /** 32 random bits. */
   next() {
     if (this.index === 624) this.twist();
     let y = this.state[this.index++];
@@ -138,29 +131,7 @@ function sampleToken(probabilities, uniform) {
 }
 
 /** Logits (V) with -Infinity for the tokens that are never sampled. */
-function suppress(logits, ids) {
-  const result = logits.slice();
-  for (const id of ids) result[id] = -Infinity;
-  return result;
-}
-
-/** What the filters make of the likeliest next tokens (as --explain shows it), by the model's logits (V).
- *
- * Returns {stages: names, rows: [{id, shares: one per stage}], left: how many tokens each stage leaves}. The token
- * `chosen` is always among the rows. The first stage is the model itself; tokens that are never sampled, `suppressed`,
- * are gone from the second on.
- */
-function explainChoice(logits, seen, sampling, suppressed, chosen, candidates = 8) {
-  const stages = filterStages(suppress(logits, suppressed), seen, sampling);
-  const probabilities = [softmax(logits), ...stages.slice(1).map((stage) => softmax(stage.logits))];
-  const top = Array.from(descending(logits).subarray(0, candidates));
-  if (chosen !== undefined && !top.includes(chosen)) top.push(chosen);
-  return {
-    stages: stages.map((stage) => stage.name),
-    rows: top.map((id) => ({ id, shares: probabilities.map((shares) => shares[id]) })),
-    left: probabilities.map((shares) => shares.reduce((count, share) => count + (share > 0), 0)),
-  };
-}
+const suppress = (logits, ids) => logits.map((logit, id) => (ids.includes(id) ? -Infinity : logit));
 
 /** Yield a token, {id, surprise}, `maxNewTokens` times; the window grows by each. surprise: −ln p by the model itself,
  * in nats. suppressed: ids that are never sampled. */

@@ -1,5 +1,4 @@
 /* Text to token ids and back: characters and byte-level BPE, as in tokenizer.py. */
-"use strict";
 
 const REPLACEMENT = "\ufffd"; // for bytes that are not a character, and for unknown characters
 
@@ -62,7 +61,6 @@ class BPETokenizer {
     return cutOut(whole, LONG_WORD).flatMap((piece) => piece.match(WORD) ?? []).flatMap((word) => this.merge(word));
   }
 
-  /** The ids of one word. */
   merge(word) {
     const parts = Array.from(new TextEncoder().encode(word), (byte) => this.symbols[byte]);
     for (;;) {
@@ -90,10 +88,6 @@ class BPETokenizer {
   bytes(id) {
     return this.specialIds.includes(id) ? [] : Array.from(this.tokens[id], (symbol) => this.byteOf.get(symbol));
   }
-
-  unknown() {
-    return [];
-  }
 }
 
 /** A text in pieces: the matches of a pattern and what lies between them. */
@@ -108,14 +102,10 @@ function cutOut(text, pattern) {
 }
 
 /** The tokenizer that formats/write_page.py described. */
-function makeTokenizer(plain) {
-  return plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain);
-}
+const makeTokenizer = (plain) => (plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain));
 
 /** The ids that are never sampled: all special ones, unless one ends the text. */
-function suppressedIds({ specialIds, endId }) {
-  return specialIds.filter((id) => id !== endId);
-}
+const suppressedIds = ({ specialIds, endId }) => specialIds.filter((id) => id !== endId);
 
 // Characters that show nothing, or turn the direction of what follows.
 const INVISIBLE = /[\p{Cc}\p{Cn}\p{Co}\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/gu;

@@ -4,7 +4,6 @@
    {x, d}: numbers, and room for how much the loss changes with each of them, its gradient. Going back, each step adds
    to the gradients of what it was made of. A weight's gradient has its name and shape.
 */
-"use strict";
 
 /** out (M, n) += a (M, K) · b (K, n). */
 function addProduct(out, a, b, M, K, n) {

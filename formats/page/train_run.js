@@ -1,5 +1,4 @@
 /* A training run in the worker: from a text to a network, and what the page sees meanwhile. */
-"use strict";
 
 const SHAPE = { max_seq: 32, embed_dim: 48, num_heads: 4, num_layers: 1, bias: true, gelu: "exact",
   tie_embeddings: false };
@@ -59,7 +58,8 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
     const last = step === steps || stopped();
     if (last || performance.now() - mark > 1000) {
       const heldOut = trainer.loss(...test);
-      const window = new SlidingWindow(trainer.model, [plain.startId]), sampling = { ...NO_FILTERS, temperature: 0.8 };
+      const window = new SlidingWindow(trainer.model, [plain.startId], T / 2);
+      const sampling = { ...NO_FILTERS, temperature: 0.8 };
       const sample = [...generateTokens(window, 100, seed, sampling, plain.specialIds)].map(({ id }) => id);
       const recent = losses.slice(reported);
       const loss = recent.reduce((sum, one) => sum + one, 0) / recent.length;

@@ -1,21 +1,13 @@
 /* The model's side of the page: it runs in a worker, so that the page never freezes. */
-"use strict";
 
-/** The 32-bit value of every 16-bit floating-point number (IEEE 754 binary16). */
-function float16Values() {
-  return Float32Array.from({ length: 2 ** 16 }, (_, bits) => {
-    const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
-    if (exponent === 0) return sign * fraction * 2 ** -24;
-    return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-  });
+/** The value of a 16-bit floating-point number (IEEE 754 binary16). */
+function float16(bits) {
+  const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  return exponent ? sign * (1 + fraction / 1024) * 2 ** (exponent - 15) : sign * fraction * 2 ** -24;
 }
 
-/** The bytes of base64 text. */
 function fromBase64(text) {
-  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
-  const characters = atob(text), bytes = new Uint8Array(characters.length);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
-  return bytes;
+  return Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }
 
 /** The weights by name; layout: [[name, how many numbers, rows], …] in the order in which they lie in the file.
@@ -23,18 +15,16 @@ function fromBase64(text) {
  * In int8, each row of a matrix has a scale among the float32 numbers, which all come before the int8 ones.
  */
 function readWeights(base64, precision, layout) {
-  const { buffer } = fromBase64(base64), values = precision === "float16" && float16Values();
-  const scaled = layout.reduce((sum, [, count, rows]) => sum + (rows || count), 0);
-  const all = values ? Float32Array.from(new Uint16Array(buffer), (bits) => values[bits])
+  const { buffer } = fromBase64(base64), scaled = layout.reduce((sum, [, count, rows]) => sum + (rows || count), 0);
+  const all = precision === "float16" ? Float32Array.from(new Uint16Array(buffer), float16)
     : new Float32Array(buffer, 0, scaled);
-  const weights = {}, levels = new Int8Array(buffer, values ? 0 : 4 * scaled);
+  const weights = {}, levels = precision === "int8" && new Int8Array(buffer, 4 * scaled);
   let start = 0, from = 0;
   for (const [name, count, rows] of layout) {
     const numbers = all.subarray(start, start += rows || count);
     weights[name] = rows ? new Float32Array(count) : numbers;
-    for (let row = 0, i = 0; row < rows; row++) {
-      for (const end = (row + 1) * (count / rows); i < end; i++) weights[name][i] = levels[from++] * numbers[row];
-    }
+    const width = count / rows;
+    for (let i = 0; rows && i < count; i++) weights[name][i] = levels[from++] * numbers[Math.floor(i / width)];
   }
   return weights;
 }
@@ -60,15 +50,13 @@ function checkModel(model, { ids, positions, logits, tolerance }) {
 
 /** What the page can ask of the model. Each method's answer goes back to it. ids: a window, as it is fed. */
 class ModelServer {
-  constructor() {
-    this.stopped = new Set();
-  }
+  stopped = new Set();
 
   load({ model, weights }) {
     const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
     checkModel(network, model.check);
     this.own = { network, tokenizer: model.tokenizer };
-    return this.use({});
+    this.use({});
   }
 
   /** From now on another model answers, {config, weights, tokenizer}; without weights the page's own one. */
@@ -77,24 +65,24 @@ class ModelServer {
     this.tokenizer = makeTokenizer(tokenizer ?? this.own.tokenizer);
     this.suppressed = suppressedIds(this.tokenizer);
     this.readings = [];
-    return true;
   }
 
-  /** A reading of the ids, {ids, logits, trace}, without the heads in `off`. The last two are remembered: many
-   * questions are about the same window. */
+  /** A reading of the ids, {ids, logits, trace, surprises, loss}, without the heads in `off`. The last two are
+   * remembered: many questions are about the same window. */
   reading(ids, off = []) {
     const key = `${ids} ${off}`, known = this.readings.find((reading) => reading.key === key);
     if (known) return known;
-    const trace = new Trace();
+    const trace = { attention: [], residual: [], middle: [] };
     const logits = this.model.forward(ids, new KVCache(this.model.config), { trace, off: new Set(off) });
-    const reading = { key, ids, trace, logits };
+    const reading = { key, ids, trace, logits, ...surprisesOf(logits, ids, this.model.config.vocab_size) };
     this.readings = [reading, ...this.readings.slice(0, 1)];
     return reading;
   }
 
   /** Logits after each of the ids: T arrays of V numbers. */
   logits({ ids }) {
-    return ids.map((_, t) => Array.from(rowOf(this.reading(ids).logits, t, this.model.config.vocab_size)));
+    const { logits } = this.reading(ids);
+    return ids.map((_, t) => Array.from(rowOf(logits, t, this.model.config.vocab_size)));
   }
 
   /** Make tokens, sending {ids, surprises} to the page some thirty times a second; the answer is all of their ids. */
@@ -121,37 +109,27 @@ class ModelServer {
     this.stopped.add(job);
   }
 
-  /** How surprising each of the ids was, the attention (nh, T, T) of each layer, and the habit of each head. */
-  read({ ids }) {
-    const { logits, trace } = this.reading(ids), { vocab_size: V, num_heads: nh } = this.model.config;
-    const texts = ids.map((id) => this.tokenizer.decode([id]));
-    const habits = headHabits(trace, ids, nh, texts);
-    return { surprises: surprises(logits, ids, V), attention: trace.attention, habits };
-  }
-
-  /** The loss of the ids with all heads, and without those in `off`. */
-  losses({ ids, off = [] }) {
-    const { vocab_size: V } = this.model.config, loss = lossOf(this.reading(ids).logits, ids, V);
-    return { loss, lossWithout: off.length ? lossOf(this.reading(ids, off).logits, ids, V) : loss };
-  }
-
-  /** Attention (layers, nh, T, T) of the ids, and `losses`. */
+  /** The attention (nh, T, T) of each layer, the habit of each head, how surprising each of the ids was, and their
+   * loss; lossWithout: without the heads in `off`. */
   look({ ids, off }) {
-    return { attention: this.reading(ids).trace.attention, ...this.losses({ ids, off }) };
+    const { trace, surprises, loss } = this.reading(ids), texts = ids.map((id) => this.tokenizer.decode([id]));
+    const habits = headHabits(trace, ids, this.model.config.num_heads, texts);
+    return { attention: trace.attention, habits, surprises, loss, lossWithout: this.reading(ids, off).loss };
   }
 
-  /** What happens at token t. logits (V): the model's; without (V): those without the heads in `off`. target: the next
-   * token's id, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the target's share there.
-   * parts: what adds to the target's logit. */
+  /** What happens at token t. logits (V) and loss: the model's; without (V) and lossWithout: those without the heads in
+   * `off`. target: the next token's id, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the
+   * target's share there. parts: what adds to the target's logit. */
   token({ ids, t, id, off = [], count = 4 }) {
     const { vocab_size: V, embed_dim: C } = this.model.config, reading = this.reading(ids);
+    const silenced = this.reading(ids, off), without = rowOf(silenced.logits, t, V).slice();
     const logits = rowOf(reading.logits, t, V).slice(), target = id ?? argmax(logits);
     const lens = reading.trace.residual.map((x) => {
       const early = this.model.predict(rowOf(x, t, C).slice(), 1);
       return { top: likeliest(early, count), share: softmax(early)[target] };
     });
-    const without = off.length ? rowOf(this.reading(ids, off).logits, t, V).slice() : logits;
-    return { logits, without, target, lens, parts: contributions(this.model, reading, t, target) };
+    const parts = contributions(this.model, reading, t, target), { loss } = reading;
+    return { logits, loss, without, lossWithout: silenced.loss, target, lens, parts };
   }
 
   /** All of the logit lens: (layers + 1) x (T, V) logits of the ids. */
@@ -159,7 +137,6 @@ class ModelServer {
     return this.reading(ids).trace.residual.map((x) => this.model.predict(x.slice(), ids.length));
   }
 
-  /** See followToken. */
   follow({ ids, position, layer, head }) {
     const { num_layers: layers, num_heads: heads } = this.model.config;
     const bounds = [["position", position, ids.length], ["layer", layer, layers], ["head", head, heads]];
@@ -169,18 +146,15 @@ class ModelServer {
     return followToken(this.model, this.reading(ids), position, layer, head);
   }
 
-  /** See trainNetwork. */
   train(request, job, send) {
     return trainNetwork(request, send, () => this.stopped.delete(job));
   }
 
   /** The loss of the ids without each head: [{layer, head, loss, change}], the most needed head first. */
   async rankHeads({ ids }, job, send) {
-    const { vocab_size: V, num_layers: layers, num_heads: heads } = this.model.config, ranks = [];
-    const loss = lossOf(this.reading(ids).logits, ids, V);
+    const { num_layers: layers, num_heads: heads } = this.model.config, { loss } = this.reading(ids), ranks = [];
     for (let index = 0; index < layers * heads; index++) {
-      const logits = this.model.forward(ids, new KVCache(this.model.config), { off: new Set([index]) });
-      const without = lossOf(logits, ids, V);
+      const { loss: without } = this.reading(ids, [index]);
       ranks.push({ layer: Math.floor(index / heads), head: index % heads, loss: without, change: without - loss });
       send(index + 1);
       await letMessagesIn();
@@ -189,15 +163,14 @@ class ModelServer {
   }
 }
 
+const gap = new MessageChannel();
+gap.port1.start();
+
 /** Resolve once messages that have arrived were handled. (setTimeout would wait at least 4 ms.) */
 function letMessagesIn() {
   return new Promise((resolve) => {
-    const channel = new MessageChannel();
-    channel.port1.onmessage = () => {
-      channel.port1.close();
-      resolve();
-    };
-    channel.port2.postMessage(null);
+    gap.port1.addEventListener("message", resolve, { once: true });
+    gap.port2.postMessage(null);
   });
 }
 
@@ -205,17 +178,15 @@ function letMessagesIn() {
  *
  * Until `load` has checked the model, there is none to ask; to train another one needs none.
  */
-function serve(scope) {
+if (typeof document === "undefined") {
   const server = new ModelServer();
-  scope.onmessage = async ({ data: { job, question, request } }) => {
+  self.onmessage = async ({ data: { job, question, request } }) => {
     try {
       if (!["load", "train", "stop"].includes(question) && !server.model) throw new Error(UNTRUSTED);
-      const answer = await server[question](request, job, (part) => scope.postMessage({ job, part }));
-      scope.postMessage({ job, answer });
+      const answer = await server[question](request, job, (part) => self.postMessage({ job, part }));
+      self.postMessage({ job, answer });
     } catch (error) {
-      scope.postMessage({ job, error: error.message });
+      self.postMessage({ job, error: error.message });
     }
   };
 }
-
-if (typeof document === "undefined" && typeof self !== "undefined") serve(self);

@@ -14,6 +14,7 @@ from formats.embedding_map import aligned, principal_components
 from formats.story import MAX_MAPS, MAX_SHOWN, STORY_TOKENS, read_story
 from helpers import new_run, read_metrics, written
 from sampling.inspect import attention_maps
+from support.plain import MAX_LINE
 from tiny_decoder import CausalSelfAttention
 from training.report import log_story
 from training.story import MAX_FRAMES, append_frame, fixed_tokens, shown_heads, story_frame
@@ -90,8 +91,8 @@ def test_a_large_network_shows_some_heads_and_a_line_stays_small():
     run = new_run(*RUN, "--num-layers", 30, "--num-heads", 4, "--max-seq", 600)
     assert [head for _, head in shown_heads(run)] == [0] * MAX_MAPS
     assert shown_heads(run)[0] == (0, 0) and shown_heads(run)[-1] == (29, 0)
-    line = json.dumps(story_frame(run, "\U0001f600" * 5000, {"train_loss": 1 / 3, "val_loss": 1 / 7}))
-    assert len(line) <= 60_000
+    line = json.dumps(story_frame(run, "\U0001f600" * 5000, 1 / 7))
+    assert len(line) <= MAX_LINE
     run = new_run(*RUN, "--num-layers", 12, "--num-heads", 8, "--max-seq", 600)
     assert shown_heads(run) == [(layer, head) for layer in range(12) for head in range(2)]
 
@@ -112,7 +113,7 @@ def test_a_persons_own_text_does_not_go_into_the_story(tmp_path):
 
 def test_a_long_story_is_thinned_and_keeps_its_beginning(tmp_path):
     run = new_run(*RUN)
-    frame, path = story_frame(run, "", {}), tmp_path / "a.story.jsonl"
+    frame, path = story_frame(run, "", None), tmp_path / "a.story.jsonl"
     for step in range(500):
         append_frame(path, {**frame, "step": step})
     steps = [line["step"] for line in read_metrics(path)]

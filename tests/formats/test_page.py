@@ -444,13 +444,13 @@ def test_every_chapter_gives_one_token_one_probability(book):
         page.locator("#text span").nth(index).click()
         settled(page)
         probability = pytest.approx(expected[index], abs=2e-5)
-        assert math.exp(-page.evaluate("i => writing.surprises[i]", index + 1)) == probability
+        assert math.exp(-page.evaluate("i => book.surprises[i]", index + 1)) == probability
         assert page.evaluate("softmax(book.here.logits)[book.text[book.index + 1]]") == probability
         assert page.evaluate("book.here.lens.at(-1).share") == probability
         assert page.evaluate("book.ids[book.position] === book.text[book.index] && book.start + book.position") == index
         shown = {
             page.inner_text(place)
-            for place in ("#why tr.drawn .number >> nth=0", "#lens tbody tr:last-child td.number")
+            for place in ("#why tr:has(.really) .number >> nth=0", "#lens tbody tr:last-child td:last-child")
         }
         assert len(shown) == 1 and f"gave {shown.pop()}" in page.inner_text("#cursor")
 
@@ -516,7 +516,7 @@ def test_the_parts_add_up_to_the_logit_and_habits_are_found(book):
 def test_a_bet_costs_its_surprise(book):
     """Twenty bets of 80%: the model's nats are PyTorch's, yours those of the bet."""
     page, loaded = book
-    page.check("input[name=sure][value='0.8']")
+    page.select_option("#guess-sure", "0.8")
     places = page.evaluate("[guessing.ids, guessing.at]")
     ids, at = places
     right = 0
@@ -548,7 +548,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page.fill("#topK", "3")
     heads = page.locator("#why thead th").all_inner_texts()
     assert heads == ["Token", "the model says", "after temperature", "after top-k"]
-    assert page.locator("#why .counts td").all_inner_texts()[-1] == "3"
+    assert page.locator("#why tr:last-child td").all_inner_texts()[-1] == "3"
     page.evaluate("book.moveTo(5)")
     page.focus("#strip")
     page.keyboard.press("ArrowRight")

@@ -37,7 +37,7 @@ LETTERS = "Dear Anna, do not tell him that I was at the bank on Monday. Yours, J
 def frames() -> tuple[Checkpoint, list[dict]]:
     """A model, and frames of its training: at step 0, and as if at step 10."""
     run = new_run(*RUN)
-    first = story_frame(run, "a sample", {})
+    first = story_frame(run, "a sample", None)
     second = {**copy.deepcopy(first), "step": 10, "train_loss": 3.0, "val_loss": 3.1, "sample": "another"}
     second["sample_surprise"] = [1.0] * 7
     return Checkpoint(run.model.eval(), run.tokenizer, {"corpus": "synthetic"}), [first, second]
@@ -194,7 +194,7 @@ def test_the_position_map_never_claims_an_order_that_the_initial_weights_had(ope
     page = open_page(loaded, beside=write_story([on_an_arc(first), on_an_arc(second)]))
     assert had in page.inner_text("#position-note") and learned not in page.inner_text("#position-note")
     page = open_page(loaded)
-    assert learned not in page.inner_text("#position-note") and page.is_hidden("#story")
+    assert learned not in page.inner_text("#position-note") and page.is_hidden("#story-step")
     assert "vowels" in page.inner_text("#token-note")
     assert "vowel" not in open_page(checkpoint("пример текста ")).inner_text("#token-note")
 

@@ -149,7 +149,8 @@ def test_the_order_is_write_fsync_rename_fsync_folder(earlier, tmp_path):
     last = ["open", "write", "fsync", "replace", "replace", "fsync folder"]  # the old state becomes the previous one
     line = ["open", "write", "fsync"]  # of the story at step 0; of story and metrics at each evaluation
     first = ["open", "write", "fsync", "replace", "fsync folder"]
-    assert one_write == [*line, *best, *line, *line, *first, *best, *line, *line, *last, *best, *line, *line, *last]
+    evaluation = [*line, *best, *line]
+    assert one_write == [*line, *evaluation, *first, *evaluation, *last, *evaluation, *last]
 
 
 def test_a_damaged_state_gives_way_to_the_one_before_with_a_loud_line(uninterrupted, tmp_path):
