@@ -2,20 +2,15 @@
 docs/measured/, and what Muon's orthogonalizing does to the singular values of an update.
 """
 
-from support.start import ROOT
-
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from benchmarks.nanogpt import NANOGPT_BEST
-from benchmarks.tools import read_metrics
+from benchmarks.tools import MEASURED, read_metrics
 from optimizers import orthogonalize
 from support.command import optional_package
 
-MEASURED = Path(ROOT, "docs", "measured")
-IMAGES = Path(ROOT, "docs", "images")
+IMAGES = MEASURED.parent / "images"
 # preset -> what the picture calls it, colour (of Okabe and Ito, which the colour-blind can tell apart)
 CURVES = {
     "tiny": ("tiny", "#d55e00"),

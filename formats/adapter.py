@@ -17,7 +17,7 @@ from formats.checkpoint import (
     write_checkpoint,
 )
 from formats.growth import get_rows, grow_model, grown_tokenizer, own_rows, set_rows, tables
-from lora import TARGETS, LoRAConfig, adapted_places, add_adapters
+from lora import LoRAConfig, adapted_places, add_adapters
 from support.command import UserError, user_errors
 from support.plain import check_fields
 from tiny_decoder import TinyGPT
@@ -40,24 +40,10 @@ def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
     return weights
 
 
-def adapter_shapes(model: TinyGPT, config: LoRAConfig) -> dict[str, torch.Size]:
-    """The shapes of what `adapter_weights` gives once an unadapted model has these adapters."""
-    shapes = {}
-    for number in range(model.config.num_layers):
-        for name in (f"blocks.{number}.{TARGETS[target]}" for target in config.targets):
-            out_features, in_features = model.get_parameter(name).shape
-            shapes[f"{name}.A"] = torch.Size([config.rank, in_features])
-            shapes[f"{name}.B"] = torch.Size([out_features, config.rank])
-    return shapes
-
-
 def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> None:
-    """Add adapters with these tensors, named as by `adapter_weights`.
-
-    Raises ValueError, with the model as it was, if they do not fit.
-    """
-    check_tensors(weights, adapter_shapes(model, config))
+    """Add adapters with these tensors, named as by `adapter_weights`. Raises ValueError if they do not fit."""
     add_adapters(model, config)
+    check_tensors(weights, {name: tensor.shape for name, tensor in adapter_weights(model).items()})
     for name, _, _, adapter in adapted_places(model):
         adapter.load_state_dict({part: weights[f"{name}.{part}"] for part in ("A", "B")})
 
@@ -84,8 +70,7 @@ def save_adapter(
 def apply_adapter(base: Checkpoint, path: Path) -> dict:
     """Adapt a loaded base with the adapter in a file, its vocabulary too; returns the adapter's origin.
 
-    Raises UserError, with the base as it was, if the file is damaged, no adapter, or for another base; OSError if it
-    cannot be read.
+    Raises UserError if the file is damaged, no adapter, or for another base; OSError if it cannot be read.
     """
     header, tensors = read_checkpoint(path, ADAPTER)
     weights = model_weights(base.model)
@@ -98,10 +83,11 @@ def apply_adapter(base: Checkpoint, path: Path) -> dict:
         tokenizer = tokenizer_from_plain(tokenizer.to_plain())  # checked
         rows = own_rows(tokenizer, new)
         shapes = {f"{name}.rows": torch.Size([len(rows), model.config.embed_dim]) for name in tables(model) if rows}
-        check_tensors(tensors, adapter_shapes(model, config) | shapes)
-        adapt(model, config, {name: tensor for name, tensor in tensors.items() if name not in shapes})
+        added = {name: tensors.pop(name, None) for name in shapes}
+        check_tensors(added, shapes)
+        adapt(model, config, tensors)
     grow_model(model, new, len(tokenizer.special_ids))
-    set_rows(model, rows, tensors)
+    set_rows(model, rows, added)
     base.tokenizer = tokenizer
     return header["origin"]
 
@@ -109,6 +95,4 @@ def apply_adapter(base: Checkpoint, path: Path) -> dict:
 def config_from_plain(fields: dict) -> LoRAConfig:
     """The config with these fields. Raises ValueError if one is unknown, missing or out of range."""
     check_fields(fields, {"rank": int, "alpha": (int, float), "targets": list})
-    if len(fields) > 3:
-        raise ValueError("its config has entries that this version does not know")
     return LoRAConfig(fields["rank"], fields["alpha"], tuple(fields["targets"]))

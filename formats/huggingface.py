@@ -40,7 +40,6 @@ FIXED = {
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
 }
 
 # --- Out ---------------------------------------------------------------------------------------------------------

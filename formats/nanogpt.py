@@ -26,7 +26,7 @@ def load_nanogpt(path: Path, text: Path | None, bpe: Path | None) -> Checkpoint:
     """The model in a checkpoint of nanoGPT; text: what it was trained on, characters as tokens; bpe: or a
     `tokenizer.json`.
 
-    Raises UserError if a file is missing, damaged or does not fit; OSError if it cannot be read.
+    Raises UserError if a file is damaged or does not fit; OSError if it cannot be read.
     """
     if (text is None) == (bpe is None):
         raise UserError("nanoGPT's file has no vocabulary: give its text (--data) or a tokenizer.json (--tokenizer)")
@@ -46,9 +46,7 @@ def load_nanogpt(path: Path, text: Path | None, bpe: Path | None) -> Checkpoint:
 
 
 def characters_of(path: Path) -> tuple[CharTokenizer, int]:
-    """The characters of a text, and the id of the rarest. Raises UserError if there is no text."""
-    if not path.is_file():
-        raise UserError(f"--data {path}: no such file")
+    """The characters of a text, and the id of the rarest. Raises UserError if it is not a text."""
     with user_errors(f"--data {path}: "):
         text = path.read_text(encoding="utf-8")
         tokenizer = CharTokenizer.from_text(text)

@@ -24,10 +24,9 @@ PUBLIC_CORPORA = ("tinyshakespeare", "gutenberg", "synthetic")  # whose text may
 def read_story(path: Path | None, config: TinyGPTConfig) -> list[dict]:
     """The frames of a story that fit the model, thinned to MAX_SHOWN, the first and the last among them; none if there
     is no such file."""
-    frames = {frame["step"]: frame for frame in read_lines(path, lambda frame: checked_frame(frame, config))}
-    ordered = [frames[step] for step in sorted(frames)]
-    count = min(len(ordered), MAX_SHOWN)
-    return [ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)]
+    frames = read_lines(path, lambda frame: checked_frame(frame, config))
+    count = min(len(frames), MAX_SHOWN)
+    return [frames[round(i * (len(frames) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def checked_frame(frame: object, config: TinyGPTConfig) -> dict:

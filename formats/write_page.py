@@ -117,11 +117,8 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor]) -> dict:
 
 def plain_tokenizer(tokenizer: Tokenizer) -> dict:
     """What page/tokenizer.js makes a tokenizer from."""
-    plain = {"kind": tokenizer.kind, "startId": tokenizer.start_id, "endId": tokenizer.eos_id}
-    plain["specialIds"] = list(tokenizer.special_ids)
-    if tokenizer.kind == "char":
-        return {**plain, "characters": tokenizer.characters}
-    return {**plain, "tokens": tokenizer.tokens, "merges": tokenizer.merges}
+    ids = {"startId": tokenizer.start_id, "endId": tokenizer.eos_id, "specialIds": list(tokenizer.special_ids)}
+    return tokenizer.to_plain() | ids
 
 
 def read_metrics(path: Path | None) -> list[dict]:

@@ -25,10 +25,7 @@ TOLERANCE = 1e-4  # how far a logit may be from the model's, as a share of the l
 
 
 class DifferentNetwork(RuntimeError):
-    """The loops do not compute what this model computes."""
-
-    def __init__(self, reason: str):
-        super().__init__(f"they do not compute this network: {reason}")
+    """The loops do not compute what this model computes; the message says by what they differ."""
 
 
 class Weights(NamedTuple):
@@ -62,7 +59,7 @@ def read_weights(model: TinyGPT, weights: str) -> Weights:
 
     def read(name: str, *shape: int) -> Tensor:
         if name not in state or state[name].shape != shape:
-            raise DifferentNetwork(f"it has no parameter {name} of the shape {shape}")
+            raise DifferentNetwork(f"this network has no parameter {name} of the shape {shape}")
         return state[name]
 
     def stacked(names: list[str], *shape: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +114,7 @@ class CompiledStep:
             value_range = expected.max() - expected.min()
             # Damaged weights are not another formula: sampling reports logits that are not finite.
             if expected.isfinite().all() and not error <= max(TOLERANCE * value_range, 1e-6):
-                raise DifferentNetwork(f"its logits differ by {error / value_range:.2%} of their range")
+                raise DifferentNetwork(f"this network's logits differ by {error / value_range:.2%} of their range")
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1), one token per row, are added to the cache -> the logits (B, V) after them."""

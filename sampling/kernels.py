@@ -205,10 +205,9 @@ def choose(x, seen, uniform, temperature, top_k, top_p, min_p, penalty):
         return np.argmax(x)
     if temperature != 1:
         x = (x - x.max()) / float32(temperature)
-    if 0 < top_k < x.shape[0]:
-        keep_largest(x, int(top_k), top_p)
-    elif top_p < 1:
-        keep_largest(x, x.shape[0], top_p)
+    kept = int(top_k) if 0 < top_k < x.shape[0] else x.shape[0]
+    if kept < x.shape[0] or top_p < 1:
+        keep_largest(x, kept, top_p)
     if min_p > 0:
         x[x < x.max() + float32(math.log(min_p))] = -np.inf
     return sample(x, uniform)

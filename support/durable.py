@@ -82,6 +82,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file; it is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()

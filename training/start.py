@@ -97,6 +97,7 @@ def fine_tune(settings: Namespace, given: set[str]) -> Start:
 def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistContext) -> Start:
     """The run whose training state lies beside --out, as it was after its last saved step."""
     header, tensors, path = dist.from_first(files.read_newest() if dist.first else None)
+    state = TrainState.from_plain(header["training"])
     try:
         saved = checks.saved_settings(header["settings"])
         weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
@@ -105,13 +106,12 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
             raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")
         if adapters := lora_config(saved):
             adapt(loaded.model, adapters, with_prefix(tensors, "adapter/"))
-            new = TrainState.from_plain(header["training"]).new_characters
-            train_rows(loaded.model, own_rows(loaded.tokenizer, min(new, loaded.tokenizer.vocab_size)))
+            new = min(state.new_characters, loaded.tokenizer.vocab_size)
+            train_rows(loaded.model, own_rows(loaded.tokenizer, new))
     except (ValueError, UserError) as error:
         raise UserError(f"{path} cannot be used: {error}") from None
     settings = checks.settings_to_resume(saved, settings, given, path)
     checks.refuse_unused(settings, given)
-    state = TrainState.from_plain(header["training"])
     if "minutes" in given:
         state.planned = False
     last = min(settings.steps, settings.stop_at or settings.steps)
@@ -133,9 +133,8 @@ def begin(run: Run, start: Start) -> None:
     settings.dtype = str(run.dtype).removeprefix("torch.")
     if start.saved_in:
         restore(run, start)
-    else:
-        if dist.first:
-            run.files.keep_earlier_run()
+    elif dist.first:
+        run.files.keep_earlier_run()
     state.threads, state.processes = torch.get_num_threads(), dist.size
     state.launch, state.corpus_sha256 = dist.launch, run.corpus.sha256
 

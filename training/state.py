@@ -18,8 +18,6 @@ from support.durable import locked, remove_leftovers, sync_folder, write_atomica
 from support.plain import check_fields, parse_json
 from training.distributed import DistContext
 
-MAX_NAME = 200  # bytes of NAME: file systems take 255, and what is written beside it is longer
-
 
 @dataclass
 class TrainState:
@@ -85,8 +83,6 @@ class RunPaths:
         """Raise UserError, before any file is made, if --out cannot name a run."""
         if self.best.suffix != ".pth" or self.best.stem.endswith((".last", ".previous")) or self.best.is_dir():
             raise UserError(f"--out {self.best} must name a file in .pth, and not in .last.pth or .previous.pth")
-        if len(os.fsencode(self.best.stem)) > MAX_NAME:
-            raise UserError(f"--out {self.best}: the name is too long: at most {MAX_NAME} bytes before .pth")
 
     def exist(self) -> bool:
         """Whether there is any of them."""
@@ -127,13 +123,12 @@ class RunPaths:
         try:
             return *read_state(self.last), self.last
         except UserError as error:
-            try:
+            with contextlib.suppress(UserError, OSError):
                 header, tensors = read_state(self.previous)
-            except (UserError, OSError):
-                raise error from None
-            step = header["training"]["step"]
-            print(f"WARNING: {error}; continuing from {self.previous}, step {step}", file=sys.stderr)
-            return header, tensors, self.previous
+                step = header["training"]["step"]
+                print(f"WARNING: {error}; continuing from {self.previous}, step {step}", file=sys.stderr)
+                return header, tensors, self.previous
+            raise
 
     def trim_metrics(self, step: int) -> None:
         """Drop the lines of metrics and story that a killed run wrote after its last saved step, and torn ones."""
@@ -175,9 +170,6 @@ def open_files(out: str, dist: DistContext) -> Iterator[RunPaths]:
         yield files
         return
     files.best.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(os.path.realpath(files.best)).parent  # of a link
-    if target.exists() and not os.access(target, os.W_OK):
-        raise OSError(f"--out {out}: {target} cannot be written; choose another --out")
     with locked(files.lock, f"--out {out}: another process trains into it; wait for it, or choose another --out"):
         for path in files.all:
             remove_leftovers(path, older_than=0.0)

@@ -188,7 +188,7 @@ def test_changed_network_is_noticed(monkeypatch, capsys, change):
         return
     assert step is None and errors.count("\n") == 1 and "PyTorch" in errors
     for flags in [("compiled", "float32"), ("auto", "int8")]:
-        with pytest.raises(UserError, match="do not compute this network: .*; leave .* out"):
+        with pytest.raises(UserError, match="cannot be used: this network.*; leave .* out"):
             engine.pick_engine(*flags, model, 5)
 
 

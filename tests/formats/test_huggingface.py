@@ -177,7 +177,6 @@ FOREIGN = (
     ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
     ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ({"scale_attn_weights": False}, "scale_attn_weights"),
-    ({"add_cross_attention": True}, "add_cross_attention"),
     ({"n_inner": 50}, "n_inner"),
     ({"n_positions": 10**9}, "max_seq"),
     ({"n_layer": 900}, "blocks."),
