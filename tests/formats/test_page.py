@@ -517,8 +517,7 @@ def test_a_bet_costs_its_surprise(book):
     """Twenty bets of 80%: the model's nats are PyTorch's, yours those of the bet."""
     page, loaded = book
     page.select_option("#guess-sure", "0.8")
-    places = page.evaluate("[guessing.ids, guessing.at]")
-    ids, at = places
+    ids, at = page.evaluate("[guessing.ids, guessing.at]")
     right = 0
     for number in range(20):
         truth = loaded.tokenizer.decode([ids[at + number]])
