@@ -2,21 +2,18 @@
 docs/measured/, and what Muon's orthogonalizing does to the singular values of an update.
 """
 
+import json
+
 import torch
 from torch import Tensor
 
+from benchmarks.frontier import FILE, NANOGPT
 from benchmarks.nanogpt import NANOGPT_BEST
-from benchmarks.tools import MEASURED, read_metrics
+from benchmarks.tools import MEASURED
 from optimizers import orthogonalize
 from support.command import optional_package
 
 IMAGES = MEASURED.parent / "images"
-# preset -> what the picture calls it, colour (of Okabe and Ito, which the colour-blind can tell apart)
-CURVES = {
-    "tiny": ("tiny", "#d55e00"),
-    "small": ("small", "#0072b2"),
-    "reference-cpu": ("nanoGPT's recipe for CPUs", "#555555"),
-}
 
 
 def bench_plots() -> None:
@@ -31,17 +28,21 @@ def bench_plots() -> None:
 
 
 def draw_loss(figure) -> None:
-    """The validation loss of each preset over seconds of training."""
+    """Every run of the frontier: its validation loss over seconds of training, and a dot where it ends."""
     axes = figure.subplots()
-    for preset, (label, colour) in CURVES.items():
-        lines = read_metrics(MEASURED / f"{preset}.metrics.jsonl")
-        seconds, losses = ([line[name] for line in lines] for name in ("train_seconds", "val_loss"))
-        axes.plot(seconds, losses, marker=".", color=colour, label=label)
+    for run in map(json.loads, (MEASURED / FILE).read_text(encoding="utf-8").splitlines()):
+        theirs = run["budget"] == NANOGPT
+        colour = "#555555" if theirs else "#0072b2"  # two of Okabe and Ito's, which the colour-blind can tell apart
+        seconds, losses = zip(*run["curve"], strict=True)
+        axes.plot(seconds, losses, color=colour, alpha=0.4, linewidth=1)
+        axes.plot(seconds[-1], run["val_loss"], "o", color=colour, label=NANOGPT if theirs else "TinyGPT")
     axes.axhline(NANOGPT_BEST, color="#555555", linestyle=":", label=f"{NANOGPT_BEST}: nanoGPT's README, on an A100")
     axes.set(xscale="log", xlabel="seconds of training (logarithmic)", ylabel="validation loss, nats per character")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    handles, labels = axes.get_legend_handles_labels()
+    first = {label: handle for label, handle in zip(reversed(labels), reversed(handles), strict=True)}
+    axes.legend(first.values(), first)
 
 
 def example_updates() -> dict[str, Tensor]:
