@@ -77,7 +77,7 @@ def test_a_second_sigint_ends_at_once(uninterrupted, tmp_path, phase):
         assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
 
 
-@pytest.mark.parametrize("at", [1, 4, 9])
+@pytest.mark.parametrize("at", [2, 5, 10])  # the first one copies the earlier model
 def test_a_second_sigint_in_the_middle_of_writing_leaves_files_that_load(uninterrupted, tmp_path, at):
     """Two signals at a write inside torch.save, which hides what is raised there behind an error of its own."""
     folder = copy_of(uninterrupted, tmp_path / "run")
