@@ -18,6 +18,8 @@ from support.durable import locked, remove_leftovers, sync_folder, write_atomica
 from support.plain import check_fields, parse_json
 from training.distributed import DistContext
 
+MAX_NAME = 200  # bytes of NAME: file systems take 255, and what is written beside it is longer
+
 
 @dataclass
 class TrainState:
@@ -83,6 +85,8 @@ class RunPaths:
         """Raise UserError, before any file is made, if --out cannot name a run."""
         if self.best.suffix != ".pth" or self.best.stem.endswith((".last", ".previous")) or self.best.is_dir():
             raise UserError(f"--out {self.best} must name a file in .pth, and not in .last.pth or .previous.pth")
+        if len(os.fsencode(self.best.stem)) > MAX_NAME:
+            raise UserError(f"--out {self.best}: the name is too long: at most {MAX_NAME} bytes before .pth")
 
     def exist(self) -> bool:
         """Whether there is any of them."""
@@ -170,6 +174,9 @@ def open_files(out: str, dist: DistContext) -> Iterator[RunPaths]:
         yield files
         return
     files.best.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(os.path.realpath(files.best)).parent  # of a link
+    if target.exists() and not os.access(target, os.W_OK):
+        raise OSError(f"--out {out}: {target} cannot be written; choose another --out")
     with locked(files.lock, f"--out {out}: another process trains into it; wait for it, or choose another --out"):
         for path in files.all:
             remove_leftovers(path, older_than=0.0)

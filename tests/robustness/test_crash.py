@@ -233,6 +233,17 @@ def test_a_lock_that_cannot_be_made_says_what_to_do(tmp_path, in_process, monkey
     assert reason != "a text" or OUT.lock.read_text() == "mine"
 
 
+def test_a_link_into_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, in_process, monkeypatch):
+    write_corpus(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    Path("a.pth").symlink_to(tmp_path / "elsewhere" / "a.pth")
+    writable = os.access  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: "elsewhere" not in str(path) and writable(path, mode))
+    code, output, errors = in_process("main.py", *RUN, "--out", "a.pth")
+    assert code == 1 and not output
+    assert_one_error_line(errors, "elsewhere cannot be written", "another --out")
+
+
 @pytest.mark.parametrize("target", ["a.gguf", "a/"])
 @pytest.mark.parametrize("room", [0.3, 0.8, 0.999])
 def test_an_export_onto_a_full_disk_is_one_line_and_keeps_the_earlier_one(earlier, tmp_path, target, room):
