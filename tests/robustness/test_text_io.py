@@ -48,7 +48,7 @@ def test_a_corpus_that_cannot_be_used_is_one_line(in_process, tmp_path, content,
     code, _, errors = in_process("main.py", *flags)
     assert code == 2
     assert_one_error_line(errors, *words)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.txt"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["bad.txt"]
 
 
 @pytest.mark.parametrize(
