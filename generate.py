@@ -86,7 +86,7 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
     rows = [tokenizer.encode(prompt) or [tokenizer.start_id] for prompt in prompts]
     seed = torch.seed() % 2**31 if settings.seed is None else settings.seed
     engine = "torch" if settings.explain else settings.engine  # only that loop can be watched
-    step, loop = pick_engine(engine, settings.weights, model, settings.max_new_tokens)
+    step, loop = pick_engine(engine, settings.weights, model, settings.max_new_tokens, len(rows))
     with user_errors():
         window = SlidingWindow(model, rows, settings.stride, step)
     started = time.perf_counter()

@@ -14,17 +14,27 @@ WEIGHTS = ("float32", "int8")
 MIN_TOKENS = 1_000  # per row, from which on the loops save more than the half second that it takes to load them
 
 
-def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int) -> tuple[Callable | None, Callable]:
+# The loops compute one row after the other, PyTorch a batch at once: up to so many rows x width the loops are faster
+# (docs/decoding.md). Reading int8 pays for few rows only.
+MAX_NUMBERS, MAX_INT8_ROWS = 12_288, 8
+
+
+def pick_engine(
+    engine: str, weights: str, model: TinyGPT, tokens: int, rows: int = 1
+) -> tuple[Callable | None, Callable]:
     """A step for `SlidingWindow`, None for the model's own, and a loop, `sampler.generate` or one like it.
 
-    tokens: how many new tokens each text gets. The compiled loops are compared with the model first. Raises UserError
-    if --engine or --weights ask for what they cannot do, on this machine or for this network.
+    tokens: how many new tokens each of so many texts (rows) gets. The compiled loops are compared with the model first.
+    Raises UserError if --engine or --weights ask for what they cannot do, on this machine or for this network.
     """
     on_cpu, installed = next(model.parameters()).is_cpu, importlib.util.find_spec("numba") is not None
     if engine == "torch" and weights == "int8":
         raise UserError("--weights int8 needs --engine compiled")
     optional = engine == "auto" and weights == "float32"
-    if engine == "torch" or (optional and not (installed and on_cpu and tokens >= MIN_TOKENS)):
+    if weights == "int8" and rows > MAX_INT8_ROWS:
+        raise UserError(f"--weights int8 is slower than float32 for more than {MAX_INT8_ROWS} texts: leave it out")
+    faster = tokens >= MIN_TOKENS and rows * model.config.embed_dim <= MAX_NUMBERS
+    if engine == "torch" or (optional and not (installed and on_cpu and faster)):
         return None, sampler.generate
     flag = "--weights int8" if weights == "int8" else "--engine compiled"
     if not on_cpu:

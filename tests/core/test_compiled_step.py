@@ -212,6 +212,15 @@ def checkpoint(tmp_path):
     return ("--checkpoint", tmp_path / "model.pth", "--seed", "1", "--max-new-tokens", "40", "--prompt", "ab")
 
 
+def test_auto_takes_what_is_faster_for_so_many_texts():
+    pytest.importorskip("numba")
+    model = shaken_model(vocab_size=11, embed_dim=8)
+    assert engine.pick_engine("auto", "float32", model, 10**6, 12_288 // 8)[0] is not None
+    assert engine.pick_engine("auto", "float32", model, 10**6, 12_288 // 8 + 1)[0] is None
+    with pytest.raises(UserError, match="slower than float32 for more than 8 texts"):
+        engine.pick_engine("auto", "int8", model, 10**6, 9)
+
+
 def test_engines_write_the_same_text(output_of, checkpoint):
     by_torch, compiled = (output_of("generate.py", *checkpoint, "--engine", name) for name in ("torch", "compiled"))
     assert by_torch == compiled
