@@ -41,7 +41,6 @@ book.chapters.push({
     byId("next").replaceChildren(...likeliest(here.logits, 8).map(({ id }) =>
       barRow(tokenCode(id, id === here.target ? "really" : ""), bar(whole[id]), bar(broken[id], undefined, "bar1"))));
     const heads = `${off.length} head${off.length > 1 ? "s" : ""}`;
-    byId("broken-title").textContent = off.length ? `without ${heads}` : "without the heads switched off (none yet)";
     byId("loss-line").textContent = book.ids.length < 2 ? "A loss needs two tokens."
       : `Loss of this window: ${here.loss.toFixed(3)} nats per token${off.length ? `; without ${heads} `
         + `${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})` : " with all heads."}`;
@@ -63,11 +62,13 @@ book.chapters.push({
   /** The same prompt and random numbers with all heads and without some, side by side. */
   async compare() {
     const { seed, stride, ...sampling } = writing.options(), ids = book.text.slice(0, book.given);
+    const run = this.writes = {}; // a second press ends what the first one shows
+    byId("broken-title").textContent = `heads switched off: ${this.off.size}`;
     const write = (box, off) => {
       const stream = book.tokenizer.stream();
       box.replaceChildren(html("span", { class: "given" }, ids.map(stream).map(escapeInvisible)));
       return book.ask("generate", { ids, maxNewTokens: 150, seed, stride, sampling, off },
-        (fresh) => box.append(...tinted(fresh.ids, fresh.surprises, stream)));
+        (fresh) => { if (run === this.writes) box.append(...tinted(fresh.ids, fresh.surprises, stream)); });
     };
     await Promise.all([write(byId("text-whole"), []), write(byId("text-broken"), [...this.off])]);
   },

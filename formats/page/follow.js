@@ -9,16 +9,23 @@ const following = {
 
   setup() {
     byId("follow-back").addEventListener("click", () => this.show(this.step - 1));
-    byId("follow-next").addEventListener("click", () => this.show((this.step + 1) % this.cards.length));
-    makePlayer(byId("follow-play"), 3000, () => {
-      this.show((this.step + 1) % this.cards.length);
-      return this.step === this.cards.length - 1;
-    });
+    byId("follow-next").addEventListener("click", () => this.next());
+    makePlayer(byId("follow-play"), 3000, () => this.next());
     byId("follow-pick").addEventListener("change", ({ target }) => book.chooseHead(Number(target.value)));
     byId("follow-steps").addEventListener("click", ({ target }) => {
       const place = this.cards.indexOf(target.closest("li"));
       if (place >= 0) this.show(place);
     });
+  },
+
+  /** One step on, through all layers: a layer that is done hands the stream on to the next. Returns whether it was the
+   * last; the step after that is the first again. */
+  next() {
+    const { layer, head, config: { num_heads: nh, num_layers: L } } = book, last = this.cards.length - 1;
+    const done = this.step === last, through = this.step === last - 1 && layer < L - 1;
+    this.show(done ? 0 : through ? 2 : this.step + 1);
+    if (done || through) book.chooseHead((done ? 0 : layer + 1) * nh + head);
+    return this.step === last;
   },
 
   /** The way through the network: a box for each part on the line of the stream. A press on a layer opens it. */
@@ -45,7 +52,7 @@ const following = {
       html("h3", {}, title), html("p", {}, text), picture,
       html("p", { class: "formula" }, formula, html("br"), html("code", {}, code))));
     byId("follow-steps").replaceChildren(...this.cards);
-    this.mark();
+    this.show(this.step);
   },
 
   /** The steps: title, text, pictures, formula, and where it stands in tiny_decoder.py. */

@@ -35,7 +35,7 @@ async function main() {
   const place = book.chapters.findIndex(({ id }) => id === chapter);
   if (place > 0) showChapter(place);
   else markChapter(book.chapters[0].id);
-  if (writing.checkSeed()) await writing.write(startIds(book.tokenizer, byId("prompt").value));
+  await writing.write(startIds(book.tokenizer, byId("prompt").value), undefined, writing.checkSeed() ? undefined : 0);
   if (state.has("token")) await book.moveTo(Number(state.get("token")) - 1 || 0);
 }
 

@@ -69,7 +69,7 @@ const writing = {
   /** What the form asks for, without the prompt. */
   options() {
     const { prompt, ...numbers } = Object.fromEntries(new FormData(byId("controls")));
-    return Object.fromEntries(Object.entries(numbers).map(([name, value]) => [name, Number(value)]));
+    return Object.fromEntries(Object.entries(numbers).map(([name, value]) => [name, Number(value) || 0]));
   },
 
   /** What makes this text, for the address: the fields of the form, but no slider that was not moved. */
