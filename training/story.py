@@ -15,6 +15,7 @@ Nothing here takes a random number from PyTorch, so a run with a story is the ru
 import base64
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from sampling.score import token_losses
 from support.durable import append_line, write_atomically
 from support.plain import parse_json
 from tiny_decoder import TinyGPT
+from tokenizer import Tokenizer
 from training.run import Run
 
 MAX_FRAMES = 120  # in the file; then every second one is dropped, so that it stays below 8 MB however long the run
@@ -48,9 +50,15 @@ def story_frame(run: Run, sample: str, val_loss: float | None) -> dict:
         "heads": heads,
         "maps": base64.b64encode((255 * maps).round().astype(np.uint8)).decode(),
         "sample": sample,
-        "sample_surprise": surprises(model, [tokenizer.start_id, *tokenizer.encode(sample)]),
+        "sample_surprise": surprises(model, sample_ids(tokenizer, sample)),
         **embedding_maps(model, tokenizer, MAX_POSITIONS, earlier),
     }
+
+
+def sample_ids(tokenizer: Tokenizer, sample: str) -> np.ndarray:
+    """The start token and the ids of a sample. A line end that is not in the vocabulary ends a document."""
+    ids = np.concatenate([[tokenizer.start_id], *tokenizer.encode_blocks([sample])])
+    return ids if tokenizer.eos_id is None else np.where(ids == tokenizer.unk_id, tokenizer.eos_id, ids)
 
 
 def fixed_tokens(run: Run) -> list[int]:
@@ -78,7 +86,7 @@ def shown_heads(run: Run) -> list[tuple[int, int]]:
     return [(layer, head) for layer in layers.tolist() for head in range(heads)]
 
 
-def surprises(model: TinyGPT, ids: list[int]) -> list[float]:
+def surprises(model: TinyGPT, ids: Sequence[int]) -> list[float]:
     """-ln p of every token after the first, in nats."""
     return [round(loss, 3) for loss in token_losses(model, np.array(ids)).tolist()]
 

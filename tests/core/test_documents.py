@@ -13,6 +13,7 @@ from helpers import assert_one_error_line, written
 from main import make_tokenizer
 from support.command import UserError
 from tokenizer import BOS, BPETokenizer, CharTokenizer
+from training.story import sample_ids
 
 QUOTES = "one\ntwo\n%\nthree %\n\n%\n\nfour\n%\n"
 
@@ -106,3 +107,10 @@ def test_train_and_sample_documents(output_of, tmp_path, monkeypatch):
     errors = output_of("main.py", "--resume", "--out", "a.pth", "--documents", "blank", code=2)
     assert_one_error_line(errors, "--documents blank")
     assert_one_error_line(output_of("main.py", "--documents", "lines", code=2), "give --data a path")
+
+
+def test_the_sample_of_a_story_is_read_as_it_was_written(recwarn):
+    """Names hold no line end: where a document ended, each evaluation warned of an unknown character."""
+    assert sample_ids(CharTokenizer("abn", BOS), "an\nb").tolist() == [1, 2, 4, 1, 3]
+    assert sample_ids(CharTokenizer("\nab", "\n"), "a\nb").tolist() == [2, 3, 2, 4]
+    assert not recwarn.list
