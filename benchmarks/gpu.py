@@ -33,7 +33,7 @@ def bench_gpu() -> None:
         rows.append([f"base {flag}", reached[0], *row])
     target = f"seconds to {NANOGPT_BEST}"
     print_table([name, target, "lowest val loss", "tokens/s", f"TFLOP/s (of {peak:.0f} in products)"], rows)
-    model, rows = TinyGPT(SHAPES["6 x 384, window 256"]).eval().cuda(), []
+    model = TinyGPT(SHAPES["6 x 384, window 256"]).eval().cuda()
     count = model.config.max_seq - 1
     tasks = {n: lambda n=n: make(SlidingWindow(model, [[5]] * n), count, generate) for n in (1, 8, 64)}
     rows = [[f"batch {n}", f"{n * count / seconds:,.0f}"] for n, seconds in take_turns(tasks, 3).items()]

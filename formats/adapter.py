@@ -95,4 +95,6 @@ def apply_adapter(base: Checkpoint, path: Path) -> dict:
 def config_from_plain(fields: dict) -> LoRAConfig:
     """The config with these fields. Raises ValueError if one is unknown, missing or out of range."""
     check_fields(fields, {"rank": int, "alpha": (int, float), "targets": list})
+    if len(fields) > 3:
+        raise ValueError("its config has entries that this version does not know")
     return LoRAConfig(fields["rank"], fields["alpha"], tuple(fields["targets"]))

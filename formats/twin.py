@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from support.command import UserError
-from tiny_decoder import TinyGPT, TinyGPTConfig
+from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
 
 TOLERANCE = 1e-4  # of the logits' range: float32 differs by less when sums are taken in another order
 CHECK_TOKENS = 32  # that a page reads to check itself: a fraction of a second for a model of 2 million parameters
@@ -61,8 +61,8 @@ def compared_positions(length: int) -> list[int]:
 def check_twin(model: TinyGPT, weights: dict[str, Tensor], program: str) -> None:
     """Raise UserError unless the model computes what GPT-2's network computes with these weights, in float32.
 
-    Compared are the logits at the last and three earlier positions of a full window of random ids. program: what reads
-    the file, for the message. The model is in evaluation mode afterwards.
+    Compared are the logits at the last and three earlier positions of a full window of random ids, and at the last one
+    in a step with a cache. program: what reads the file, for the message. The model is in evaluation mode afterwards.
     """
     config, ids = model.config, random_windows(model.config, 1)
     changed = f"the network in tiny_decoder.py was changed, and {program} computes GPT-2's"
@@ -75,10 +75,14 @@ def check_twin(model: TinyGPT, weights: dict[str, Tensor], program: str) -> None
         raise UserError(f"{changed}: it has no {error.args[0]}; {advice}") from None
     if not twin.isfinite().all():
         raise UserError("the model's logits are not finite: its weights are too large to compute with")
-    logits, spread = model.eval()(ids)[0, compared_positions(config.max_seq)], float(twin.max() - twin.min())
-    difference = float((logits - twin).abs().max())
-    if not difference <= TOLERANCE * spread:
-        raise UserError(f"{changed}: logits differ by {difference:.1g} of {spread:.1g}; {advice}")
+    cache, spread = KVCache(model.eval(), 1), float(twin.max() - twin.min())
+    full = model(ids)[0, compared_positions(config.max_seq)]
+    if config.max_seq > 1:
+        model(ids[:, :-1], cache, last_only=True)
+    for logits in (full, model(ids[:, -1:], cache)[0]):
+        difference = float((logits - twin[-len(logits) :]).abs().max())
+        if not difference <= TOLERANCE * spread:
+            raise UserError(f"{changed}: logits differ by {difference:.1g} of {spread:.1g}; {advice}")
 
 
 @torch.inference_mode()

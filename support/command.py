@@ -114,9 +114,14 @@ def interruptible(
 # --- Flags -------------------------------------------------------------------------------------------------------
 
 
+# What other programs call our flags, where the letters alone do not tell.
+SYNONYMS = {"--learning-rate": "--lr", "--max-iters": "--steps", "--block-size": "--max-seq", "--temp": "--temperature"}
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`: did you mean NAME?` with the known name that is nearest to a word, or nothing if none is near."""
-    near = difflib.get_close_matches(word[:80].lower(), known, 1)
+    known, meant = list(known), SYNONYMS.get(word.lower())
+    near = [meant] if meant in known else difflib.get_close_matches(word[:80].lower(), known, 1)
     return f": did you mean {near[0]}?" if near else ""
 
 

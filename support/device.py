@@ -64,11 +64,11 @@ def bfloat16_is_faster() -> bool:
     return product_rate("cpu", torch.bfloat16) > product_rate("cpu", torch.float32)
 
 
-def product_rate(device: torch.device | str, dtype: torch.dtype) -> float:
+def product_rate(device: torch.device | str, dtype: torch.dtype, rows: int = 4096) -> float:
     """TFLOP/s of the largest matrix product of a model of width 384 by itself, the best of five."""
-    x, weight = (torch.ones(n, 384, device=device, dtype=dtype) for n in (4096, 1536))
+    x, weight = (torch.ones(n, 384, device=device, dtype=dtype) for n in (rows, 1536))
     product = lambda: torch.nn.functional.linear(x, weight)[0, 0].item()  # noqa: E731  item waits for a GPU
-    return 2 * 4096 * 384 * 1536 / min(timeit.repeat(product, number=1, repeat=5)) / 1e12
+    return 2 * rows * 384 * 1536 / min(timeit.repeat(product, number=1, repeat=5)) / 1e12
 
 
 def wants_compile(choice: bool | None, device: torch.device) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from helpers import ROOT
 from support.command import UserError
-from support.device import check_memory, pick_device, pick_dtype
+from support.device import check_memory, pick_device, pick_dtype, product_rate
 
 CPU = torch.device("cpu")
 
@@ -80,3 +80,10 @@ def test_threads_sleep_while_they_wait(processors, chosen, expected):
     code = f"import os; os.cpu_count = lambda: {processors}; import support.start; print(*map(os.environ.get, {names}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.stdout.strip() == expected, done.stderr
+
+
+def test_the_rate_of_a_product_is_its_operations_over_the_shortest_time(monkeypatch):
+    made = []
+    monkeypatch.setattr("timeit.repeat", lambda product, number, repeat: made.append(product()) or [0.5, 0.25, 0.75])
+    assert product_rate("cpu", torch.float32, rows=10) == 10 * 384 * 1536 * 2 / 0.25 / 1e12
+    assert made == [384.0]  # a sum of as many ones

@@ -11,19 +11,28 @@ from formats.twin import deviation
 from formats.write_page import save_page
 from helpers import NETWORK_CHANGES, assert_one_error_line, shaken_model
 from support.command import UserError
+from tiny_decoder import DecoderBlock
 from tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer.from_text("abcdefghi")  # 11 tokens, as `tiny_config`
 PACKAGES = {"x.html": "torch", "x.gguf": "gguf", "x/": "safetensors"}
+FORWARD = DecoderBlock.forward
+
+
+def wrong_cached_step(self, x, mask, cache=None):
+    return FORWARD(self, x, mask, cache) * (1 if cache is None or x.size(1) > 1 else 2)
+
+
+CHANGES = {**NETWORK_CHANGES, "cached step": (DecoderBlock, "forward", wrong_cached_step)}
 
 
 @pytest.mark.parametrize("target", PACKAGES)
-@pytest.mark.parametrize("change", [*NETWORK_CHANGES, None])
+@pytest.mark.parametrize("change", [*CHANGES, None])
 def test_no_export_of_a_changed_network(tmp_path, output_of, monkeypatch, change, target):
     """As a student changes the code: the model is made, saved and loaded by the changed network."""
     pytest.importorskip(PACKAGES[target])
     if change:
-        monkeypatch.setattr(*NETWORK_CHANGES[change])
+        monkeypatch.setattr(*CHANGES[change])
     save_model(tmp_path / "a.pth", shaken_model(max_seq=32, num_layers=2, dropout=0.5), TOKENIZER, {})
     output_of("convert.py", "a.pth", "b.pth")
     printed = output_of("convert.py", "a.pth", target, code=2 if change else 0)

@@ -286,6 +286,7 @@ ADAPTER_EDITS = {
     "another rank": (part_of("config", rank=3), "(2, 8)"),
     "a rank of billions": (part_of("config", rank=2**40), "rank"),
     "a nested target": (part_of("config", targets=[["moon"]]), "moon"),
+    "an unknown entry": (part_of("config", moon=1), "entries that this version does not know"),
     "an endless alpha": (part_of("config", alpha=10**400), "alpha"),
 }
 
