@@ -187,6 +187,20 @@ def test_every_choice_of_the_recipe_reaches_the_training(name, usual_weights):
     assert not torch.equal(weights_after_three_steps(**{name: CHOICES[name]}), usual_weights)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset, steps, seeds", [("tiny", 60, 6), ("small", 50, 2)])
+def test_no_seed_diverges(preset, steps, seeds):
+    """Learning rates at their highest, whatever the seed: the loss falls, never below the floor, in a small spread."""
+    losses = []
+    for seed in range(seeds):
+        run = new_run(*flags_of(preset=preset, data="synthetic", seed=seed))
+        for _ in range(steps):
+            train_step(run, run.model)
+        losses.append(evaluate(run))
+        assert run.corpus.floor < losses[-1]
+    assert max(losses) < 2.0 and max(losses) - min(losses) < 0.3, losses
+
+
 # --- Optimizers --------------------------------------------------------------------------------------------------
 
 
