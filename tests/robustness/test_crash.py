@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -120,7 +121,10 @@ def test_sigkill_at_random_moments_loses_nothing_announced(tmp_path, moments):
         output += child.stdout
         reached.append(assert_nothing_lost(folder, output))
     assert reached == sorted(reached) and reached[-1] > 0
-    assert len(list((tmp_path / "checkpoints").iterdir())) <= 7, "killed writers' files pile up"
+    # Killed between its first model and its first state, a run cannot be resumed: the next one keeps it under a number.
+    whole = re.compile(r"tiny_decoder(\.\d+)?\.(pth|last\.pth|previous\.pth|metrics\.jsonl|story\.jsonl|lock)")
+    others = [path.name for path in (tmp_path / "checkpoints").iterdir() if not whole.fullmatch(path.name)]
+    assert len(others) <= 1, "killed writers' files pile up"
 
 
 def wait_for(condition: Callable[[], object]) -> None:
