@@ -109,9 +109,10 @@ def test_links_lead_somewhere():
                 assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
 
 
-def test_the_first_four_commands_of_the_readme_run(in_process, tmp_path):
+def test_the_first_four_commands_of_the_readme_run_and_its_lines_of_python(in_process, tmp_path, capsys):
     written(tmp_path / "my.txt", "ROMEO:\nIs the day so young?\n\n" * 40)
-    four = commands(fenced_lines((ROOT / "README.md").read_text(encoding="utf-8")))[:4]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    four = commands(fenced_lines(readme))[:4]
     kinds = [(script, "--resume" in arguments) for script, arguments in four]
     assert kinds == [("main", False), ("generate", False), ("main", True), ("main", False)]
     small = ["--steps", "4", "--eval-every", "2", *SMALL_NETWORK]
@@ -122,6 +123,8 @@ def test_the_first_four_commands_of_the_readme_run(in_process, tmp_path):
         assert code == 0, err
         assert words in out
     assert (tmp_path / "checkpoints" / "tiny_decoder.1.pth").exists()  # the earlier run, kept by the fourth
+    exec(*[block for language, block in FENCED.findall(readme) if language == "python"], {})
+    assert len(capsys.readouterr().out) > 200
 
 
 # --- Promises ----------------------------------------------------------------------------------------------------
