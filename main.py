@@ -34,7 +34,7 @@ from tokenizer import BOS, CharTokenizer, Tokenizer
 from training.checks import training_memory
 from training.distributed import DistContext, joined
 from training.meter import Meter
-from training.plan import plan_steps, steps_of
+from training.plan import plan_steps
 from training.report import announce, finish, log_metrics, log_story, print_base, print_step
 from training.run import Run
 from training.save import names_what_is_kept, save_best, save_state, saved_if_it_fails
@@ -52,7 +52,7 @@ def main() -> None:
     with joined() as dist, open_files(settings.out, dist) as files:
         start = find_start(settings, given, files, dist)  # nothing, a model to fine-tune, or a saved run to resume
         run = build_run(start, files, dist)
-        begin(run, start)  # restores what was saved, or keeps the files of an earlier run under another name
+        begin(run, start, given)  # restores what was saved, or keeps the files of an earlier run under another name
         announce(run)  # prints what was chosen
         network = dist.wrap(run.compiled(run.model))  # with several processes, their gradients are averaged
         # A signal is noted, so that the step can end; an error says what was saved, and in which process it was.
@@ -77,8 +77,6 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())
     with user_errors():  # a text too short is the user's mistake, not a bug
         train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
-    if settings.epochs:
-        settings.steps = min(settings.steps, steps_of(settings.epochs, len(train_tokens), settings))
 
     # The network, and what updates it.
     dtype = pick_dtype(settings.dtype, device)

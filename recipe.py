@@ -239,6 +239,10 @@ def check_together(settings: argparse.Namespace) -> None:
         raise UserError(f"to plan by time, --warmup must be {MIN_WARMUP} or more; or give --steps")
     if settings.distill and not settings.ema_decay:
         raise UserError("--distill needs --ema-decay: the average of the weights is the teacher")
+    if settings.preset in ("tune", "lora") and not settings.init_from:
+        raise UserError(f"--preset {settings.preset} needs --init-from: it fine-tunes a model that is there")
+    if settings.preset == "lora" and not settings.lora_rank:
+        raise UserError("--preset lora needs --lora-rank; to train all weights, take --preset tune")
     if settings.lora_rank and not settings.init_from:
         raise UserError("--lora-rank needs --init-from: adapters change a model that is there")
     if not settings.lora_rank:

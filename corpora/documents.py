@@ -6,9 +6,9 @@ document.
 """
 
 import hashlib
+import itertools
 import os
 import re
-import shlex
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from corpora.texts import TRAIN_SHARE, Corpus, Split, TextSpan, read_blocks, split_documents
-from support.command import UserError, one_line
+from support.command import UserError, one_line, typed
 
 NAMES = ("auto", "tinyshakespeare", "gutenberg", "synthetic")  # the other values of --data
 GLOB = "*.txt"  # which files of a folder are taken
@@ -32,21 +32,22 @@ def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpu
     words: paths as the user has written them. documents: how a file is cut into documents, as `--documents` says; None:
     each file is one. Raises UserError if there is no file or too little text, OSError if one cannot be read.
     """
-    name, paths = shlex.join(words) if words[1:] else words[0], list(map(expanded, words))
+    name, paths = typed(words) if words[1:] else words[0], list(map(expanded, words))
     for path, word in zip(paths, words, strict=True):
         if not path.is_file() and not path.is_dir():
             what = "not a regular file" if path.exists() else "no such file or folder"
-            raise UserError(f"--data {word}: {what}, and not one of {', '.join(NAMES)}")
+            names = "a named corpus stands alone" if word in NAMES else f"not one of {', '.join(NAMES)}"
+            raise UserError(f"--data {word}: {what}, and {names}")
     files = files_in(paths, glob)
     if not files:
-        raise UserError(f"--data {name}: no file matches --glob {shlex.quote(glob)}")
+        raise UserError(f"--data {name}: no file matches --glob {typed([glob])}")
     if documents:
         corpus = documents_corpus(name, files, documents)
     else:
         order = np.random.default_rng(SHUFFLE_SEED).permutation(len(files))
         corpus = split_documents(name, [files[i] for i in order])
     if any(path.is_dir() for path in paths):
-        others = [path.name for path in files_in(paths, "*") if path not in set(files)]
+        others = [path.name for path in sorted(set(files_in(paths, "*")) - set(files))]
         skipped = f"; skipped: {', '.join(others[:3])}{', …' if others[3:] else ''}" if others else ""
         characters = len(corpus.train) + len(corpus.val)
         print(one_line(f"{name}: files: {len(files)}, characters: {characters:,}{skipped}"), file=sys.stderr)
@@ -59,14 +60,21 @@ def expanded(word: str) -> Path:
 
 
 def files_in(paths: Iterable[Path], glob: str) -> list[Path]:
-    """These files, and those of these folders and their subfolders whose names match; no hidden ones."""
+    """These files, and those of these folders and their subfolders whose names match; no hidden ones, and each once.
+
+    Raises UserError if `glob` is no pattern of names.
+    """
 
     def matching(folder: Path) -> Iterator[Path]:
         for path in sorted(folder.rglob(glob)):
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
                 yield path
 
-    return [file for path in paths for file in (matching(path) if path.is_dir() else [path])]
+    try:
+        files = [file for path in paths for file in (matching(path) if path.is_dir() else [path])]
+    except (ValueError, NotImplementedError) as error:  # what pathlib says of "**.py" and of "/*.txt"
+        raise UserError(f"--glob {glob}: {error}") from None
+    return list({os.path.realpath(file): file for file in files}.values())
 
 
 def text_size(data: Sequence[str], glob: str = GLOB) -> int:
@@ -78,17 +86,19 @@ def text_size(data: Sequence[str], glob: str = GLOB) -> int:
 def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
     """The documents of all files, shuffled, the first TRAIN_SHARE of their characters to train on; one may be cut."""
     text, digest = bytearray(), hashlib.sha256(repr(documents).encode())
-    starts, lengths, sizes = array("q"), array("i"), array("i")  # sizes: in characters
+    begins, starts, lengths, sizes = [], array("q"), array("i"), array("i")  # sizes: in characters
     for file in files:
-        begin = len(text)
+        begins.append(len(text))
         for block in read_blocks(file):
             text += block.encode()
-        digest.update(hashlib.sha256(memoryview(text)[begin:]).digest())
-        for start, document in documents_in(text, begin, documents):
+        digest.update(hashlib.sha256(memoryview(text)[begins[-1] :]).digest())
+        text += b"\n"  # the next file begins a line
+    between = separator(text, documents, name)
+    for begin, end in itertools.pairwise([*begins, len(text)]):
+        for start, document in documents_in(text, begin, end - 1, between):
             starts.append(start)
             lengths.append(len(document))
             sizes.append(len(document.decode()))
-        text += b"\n"  # the next file begins a line
     order = np.random.default_rng(SHUFFLE_SEED).permutation(np.arange(len(sizes), dtype=np.int32))
     starts, lengths, sizes = (np.frombuffer(column, column.typecode)[order] for column in (starts, lengths, sizes))
     ends = sizes.cumsum(dtype=np.int64)
@@ -105,10 +115,10 @@ def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
     return Corpus(name, *parts, sha256)
 
 
-def documents_in(text: bytearray, begin: int, documents: str) -> Iterator[tuple[int, bytearray]]:
-    """The documents in the bytes from `begin` on, and where each begins; line ends around them are left out, and empty
-    ones."""
-    for found in re.compile(rb"(?:%b)|\Z" % separator(text, begin, documents), re.MULTILINE).finditer(text, begin):
+def documents_in(text: bytearray, begin: int, end: int, between: bytes) -> Iterator[tuple[int, bytearray]]:
+    """The documents in the bytes from begin to end, and where each begins; line ends around them are left out, and
+    empty ones. between: the pattern of what stands between two."""
+    for found in re.compile(rb"(?:%b)|\Z" % between, re.MULTILINE).finditer(text, begin, end):
         document = text[begin : found.start()].rstrip(b"\n")
         start = begin + len(document) - len(document.lstrip(b"\n"))
         if start < begin + len(document):
@@ -116,9 +126,9 @@ def documents_in(text: bytearray, begin: int, documents: str) -> Iterator[tuple[
         begin = found.end()
 
 
-def separator(text: bytearray, begin: int, documents: str) -> bytes:
-    """The pattern of what stands between two documents in the bytes from `begin` on: for `=STRING` the lines that
-    consist of the string, and if there is no such line, the string wherever it occurs.
+def separator(text: bytearray, documents: str, name: str) -> bytes:
+    """The pattern of what stands between two documents of the corpus: for `=STRING` the lines that consist of the
+    string, and if no file has such a line, the string wherever it occurs.
 
     Raises UserError if `documents` says nothing of this kind, or the text holds no such string.
     """
@@ -128,9 +138,9 @@ def separator(text: bytearray, begin: int, documents: str) -> bytes:
         raise UserError(f'--documents {documents}: must be lines, blank, or "=STRING" with what stands between two')
     string = re.escape(documents[1:].encode())
     for pattern in (rb"^[ \t]*%b[ \t]*$" % string, string):
-        if re.compile(pattern, re.MULTILINE).search(text, begin):
+        if re.compile(pattern, re.MULTILINE).search(text):
             return pattern
-    raise UserError(f"--documents {documents}: the text does not hold {documents[1:]}")
+    raise UserError(f"--documents {documents}: {name} does not hold {documents[1:]}")
 
 
 @dataclass(frozen=True)

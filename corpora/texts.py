@@ -9,7 +9,6 @@ import codecs
 import hashlib
 import json
 import mmap
-import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.fast_bpe import for_length
-from support.command import UserError
+from support.command import UserError, typed
 from support.durable import write_atomically
 from tokenizer import UNK, Tokenizer, UnknownCharacterWarning
 
@@ -43,23 +42,24 @@ def encoding_of(path: Path) -> str:
         head = file.read(4)
     for signature, command in NO_TEXT.items():
         if head.startswith(signature):
-            raise UserError(f"{path} is not a text file; make one: {typed(command, path)}")
+            raise UserError(f"{path} is not a text file; make one: {filled_in(command, path)}")
     if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         return "utf-32"
     return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def typed(command: str, path: Path) -> str:
+def filled_in(command: str, path: Path) -> str:
     """A command with the name of a file for {}, and for {new} that of a text beside it."""
     new = path.with_name(f"{path.stem}.utf8.txt")
-    return command.replace("{}", shlex.quote(str(path))).replace("{new}", shlex.quote(str(new)))
+    return command.replace("{}", typed([str(path)])).replace("{new}", typed([str(new)]))
 
 
 def read_blocks(source: Path | str) -> Iterator[str]:
     """The characters of a text (a str) or a file (a Path) in blocks of BLOCK.
 
     A file's byte order mark is dropped, CRLF and CR become LF. Raises UserError that names the file and the byte if
-    it is neither UTF-8 nor UTF-16 with its mark, OSError if it cannot be read.
+    it is neither UTF-8 nor UTF-16 with its mark, or if it looks like UTF-16 without it: every second byte is NUL where
+    such a text is ASCII. Raises OSError if it cannot be read.
     """
     if isinstance(source, str):
         yield from (source[i : i + BLOCK] for i in range(0, len(source), BLOCK))
@@ -67,11 +67,15 @@ def read_blocks(source: Path | str) -> Iterator[str]:
     with open(source, encoding=encoding_of(source), newline=None) as file:
         try:
             while block := file.read(BLOCK):
+                if block.count("\0") > 0.1 * len(block):
+                    order = "be" if block.startswith("\0") else "le"
+                    advice = filled_in(f"iconv -f utf-16{order} -t utf-8 {{}} > {{new}}", source)
+                    raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: {advice}")
                 yield block
         except UnicodeDecodeError as error:
             # The bytes that Python tried to decode are the last ones that it has read from the file.
             position = file.buffer.tell() - len(error.object) + error.start
-            latin = f"; if it is Latin-1: {typed('iconv -f latin1 -t utf-8 {} > {new}', source)}"
+            latin = f"; if it is Latin-1: {filled_in('iconv -f latin1 -t utf-8 {} > {new}', source)}"
             byte = f"byte {position} is 0x{error.object[error.start]:02x}{latin if error.encoding == 'utf-8' else ''}"
             raise UserError(f"{source} is not {error.encoding.upper()} text: {byte}") from None
 
@@ -138,19 +142,11 @@ def gathered(parts: Iterable[Sequence]) -> Iterator[list[Sequence]]:
 
 
 def measure(source: Path | str) -> tuple[int, str]:
-    """How many characters a text has, and the sha256 of its UTF-8 form (of what `read_blocks` gives).
-
-    Raises UserError if a file looks like UTF-16 without its mark: every second byte is NUL where the text is ASCII.
-    """
-    characters, nuls, digest = 0, 0, hashlib.sha256()
+    """How many characters a text has, and the sha256 of its UTF-8 form (of what `read_blocks` gives)."""
+    characters, digest = 0, hashlib.sha256()
     for block in read_blocks(source):
         characters += len(block)
-        nuls += block.count("\0")
         digest.update(block.encode("utf-8", "surrogatepass"))
-    if isinstance(source, Path) and nuls > 0.1 * characters:
-        order = "be" if next(read_blocks(source)).startswith("\0") else "le"
-        advice = typed(f"iconv -f utf-16{order} -t utf-8 {{}} > {{new}}", source)
-        raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: {advice}")
     return characters, digest.hexdigest()
 
 
@@ -269,6 +265,7 @@ def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memm
 
     ids = stored_ids(path, key, tokenizer)
     if ids is None or any(int(ids[i : i + BLOCK].max()) >= tokenizer.vocab_size for i in range(0, len(ids), BLOCK)):
+        ids = None  # Windows replaces no file that is mapped
         write_atomically(path, write)
         ids = stored_ids(path, key, tokenizer)
     return mapped_anew(ids)

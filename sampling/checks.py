@@ -1,9 +1,8 @@
 """What generate.py refuses before it loads a model: flags that do not go together."""
 
 import argparse
-import shlex
 
-from support.command import UserError, flag_of
+from support.command import UserError, flag_of, typed
 
 FILTERS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"}
 # Beside each of these, the flags that would do nothing. Beam search takes the likeliest texts, of one prompt; a score
@@ -23,7 +22,7 @@ def check_together(settings: argparse.Namespace, given: dict[str, object]) -> No
     """Raise UserError that names the flags if settings do not go together; given: those of the command line."""
     if settings.text:
         prompt = " ".join([settings.prompt or "", *settings.text]).strip()
-        raise UserError(f"a prompt needs its flag and quotes: --prompt {shlex.quote(prompt)}")
+        raise UserError(f"a prompt needs its flag and quotes: --prompt {typed([prompt])}")
     for name, others in UNUSED.items():
         unused = sorted(given.keys() & others)
         if getattr(settings, name) and unused:

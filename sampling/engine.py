@@ -39,14 +39,14 @@ def pick_engine(
     flag = "--weights int8" if weights == "int8" else "--engine compiled"
     if not on_cpu:
         raise UserError(f"{flag} computes on the CPU: add --device cpu")
-    optional_package("numba", flag)
-    if not list(Path(__file__).parent.glob("__pycache__/kernels.make_tokens-*.nbi")):  # numba keeps what it compiled
-        print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)
     try:
+        optional_package("numba", flag)
+        if not any(Path(__file__).parent.glob("__pycache__/kernels.make_tokens-*.nbi")):  # where numba keeps it
+            print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)
         from sampling.compiled_step import CompiledStep, generate  # numba is optional, and slow to import
 
         return CompiledStep(model, weights), generate
-    except RuntimeError as error:  # DifferentNetwork, or numba has no folder for what it compiles
+    except (RuntimeError, UserError) as error:  # DifferentNetwork; numba is broken, or has no folder to compile into
         reason = f"the compiled loops cannot be used: {one_line(error)}"
         if not optional:
             raise UserError(f"{reason}; leave {flag} out") from None

@@ -8,10 +8,13 @@ exception is a bug and keeps its traceback.
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -53,9 +56,10 @@ def optional_package(module: str, purpose: str) -> ModuleType:
     """A module of a package that only `purpose` needs; UserError that says how to get it if it is not installed."""
     try:
         return importlib.import_module(module)
-    except ImportError:
+    except ImportError as error:
         package = module.partition(".")[0]
-        raise UserError(f"{purpose} needs a package that is not installed: pip install {package}") from None
+        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be used ({one_line(error)})"
+        raise UserError(f"{purpose} needs a package that {why}: pip install {package}") from None
 
 
 class StopSignal:
@@ -151,9 +155,6 @@ class Parser(argparse.ArgumentParser):
         return {action.dest: action for action in self._actions if action.dest != "help"}
 
     def parse_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
-        for word in sys.argv[1:] if arguments is None else arguments:
-            if word.startswith("--") and word.endswith("=--"):  # which argparse would drop, and hand an empty list on
-                self.error(f"{word[:-3]}: must not be --")
         settings, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -222,6 +223,11 @@ def bounded(kind: type, metavar: str, low: float, high: float, above: float = -i
 
     parse.metavar = metavar
     return parse
+
+
+def typed(words: Iterable[str]) -> str:
+    """A command line of these words, which can be typed into the system's shell; Windows knows no single quotes."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def given_flags(parser: Parser, arguments: list[str] | None) -> dict[str, object]:
@@ -310,7 +316,8 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         with contextlib.suppress(OSError, ValueError):  # or the last flush of stdout fails once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError) and not hasattr(error, "kept"):  # whoever read our output has enough
+        closed = isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
+        if closed and not hasattr(error, "kept"):  # whoever read our output has enough
             code = 0
         else:
             message = f"error: {one_line(error)}"

@@ -109,7 +109,7 @@ def write_folder_atomically(path: Path, files: dict[str, bytes]) -> None:
                 replace(temporary / name, path / name)
             sync_folder(path)
         else:
-            os.replace(temporary, path)
+            replace(temporary, path)
             sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -38,7 +38,7 @@ def leave(_signum, _frame) -> None:
 
 def check_environment() -> None:
     """Leave with one line that says what to do if this Python is too old or lacks a package."""
-    missing = [name for name in ("torch", "numpy", "tqdm") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "numpy", "tqdm", "filelock") if importlib.util.find_spec(name) is None]
     problem = f"not installed for this Python: {', '.join(missing)}" if missing else ""
     if sys.version_info < (3, 10):  # noqa: UP036  an older Python runs this file too
         problem = f"Python 3.10 or newer is needed, and this is {sys.version_info[0]}.{sys.version_info[1]}"
@@ -73,6 +73,8 @@ def others_compute(root: str = "/") -> bool:
     return False
 
 
+# Intel's Fortran library, which conda's numpy has, would end a run at Ctrl-C before anything is saved (Windows).
+os.environ.setdefault("FOR_DISABLE_CONSOLE_CTRL_HANDLER", "1")
 WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}  # of the OpenMP on Linux; on macOS and Windows
 if not os.environ.keys() & {"OMP_WAIT_POLICY", *WAITING}:  # the user's own choice counts
     os.environ.update({"OMP_WAIT_POLICY": "PASSIVE"} if others_compute() else WAITING)

@@ -99,7 +99,7 @@ def new_run(*flags: object) -> Run:
     files = RunPaths(Path(settings.out))
     start = find_start(settings, given, files, ALONE)
     run = build_run(start, files, ALONE)
-    begin(run, start)
+    begin(run, start, given)
     return run
 
 

@@ -1,14 +1,13 @@
 """What is refused before a run begins: flags that contradict each other, the saved run, or the machine."""
 
 import os
-import shlex
 from argparse import Namespace
 from pathlib import Path
 
 import torch
 
 from recipe import AUTO, MAX_STEPS, check_together, make_parser, preset_settings
-from support.command import UserError, flag_of
+from support.command import UserError, flag_of, typed
 from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
 
@@ -60,7 +59,7 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
         same_paths = name == "data" and list(map(os.path.normpath, value)) == list(map(os.path.normpath, kept))
         if value not in (kept, AUTO, [AUTO]) and not same_paths:
             advice = "leave the flag out, or start a new run with another --out"
-            value, kept = (shlex.join(words) if name == "data" else words for words in (value, kept))
+            value, kept = (typed(words) if name == "data" else words for words in (value, kept))
             raise UserError(f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): {advice}")
     resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed
     if "steps" in given and saved.eval_every == MAX_STEPS:  # the plan that would have set it is dropped

@@ -13,9 +13,7 @@ import contextlib
 import os
 import signal
 import sys
-import time
 import traceback
-import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -45,7 +43,6 @@ class DistContext:
     size: int = 1
     local_rank: int = 0  # which of the ranks on its machine
     launcher: int = 0  # the process id of torchrun; 0 without torchrun
-    launch: str = ""  # names what torchrun runs, the same after it has restarted the ranks
     store: "dist.Store | None" = None  # small values that all ranks can read and write
 
     @property
@@ -159,6 +156,8 @@ def joined() -> Iterator[DistContext]:
     if not os.environ.keys() >= {"TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"}:
         yield ALONE
         return
+    if os.name == "nt":  # a lost rank would not be noticed: there, a process keeps the id of a parent that has died
+        raise UserError("several processes are for Linux and macOS: leave torchrun out")
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     ranks = DistContext(rank, size, local_rank, launcher=PARENT)
     stderr, nowhere = sys.stderr, open(os.devnull, "w", encoding="utf-8")
@@ -185,26 +184,6 @@ def connect(ranks: DistContext) -> DistContext:
         store, _, _ = interruptible(lambda: next(meeting), hopeless=lambda: ranks.abandoned)
     except TimeoutError:
         raise ConnectionError("torchrun has ended before its processes met") from None
-    # The store is torchrun's and as old as it is. Its process id would not do as a name: ids are used again.
-    launch = store.compare_set("launch", "", uuid.uuid4().hex).decode()
-    store = dist.PrefixStore(agree_on_name(store, ranks), store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=SILENCE)
-    return replace(ranks, launch=launch, store=store)
-
-
-def agree_on_name(store: "dist.Store", ranks: DistContext) -> str:
-    """A name for this start of the ranks, the same on all of them.
-
-    It keeps their values in torchrun's store apart from those of earlier starts, which are still there. (torchrun's
-    count of restarts would not do: a machine does not count those that another one asks for.) The name is made of a
-    random part from each rank, so only ranks of this start can agree on it; until all have written theirs, some read
-    parts of earlier starts and try again.
-    """
-    store.set(f"part of {ranks.rank}", uuid.uuid4().hex)
-    while True:
-        name = b"".join(store.multi_get([f"part of {rank}" for rank in range(ranks.size)])).decode()
-        store.set(f"{name} {ranks.rank}", "")
-        if store.check([f"{name} {rank}" for rank in range(ranks.size)]):
-            return name
-        time.sleep(0.01)
+    return replace(ranks, store=store)

@@ -9,7 +9,7 @@ from argparse import Namespace
 
 from tqdm import tqdm
 
-from recipe import MAX_STEPS, preset_settings
+from recipe import MAX_STEPS, MIN_WARMUP, preset_settings
 from training.run import Run
 
 EVALUATION_SHARE = 0.2  # of the time of a short run, at most
@@ -55,9 +55,17 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     settings.steps = fitting
 
 
-def steps_of(epochs: float, tokens: int, settings: Namespace) -> int:
-    """How many steps go so often through a text of so many tokens."""
-    return math.ceil(epochs * tokens / (settings.batch_size * settings.max_seq))
+def limit_epochs(settings: Namespace, given: set[str], tokens: int) -> None:
+    """Let a run go through its text of so many tokens at most --epochs times.
+
+    Of few steps, the warm-up is a tenth, and evaluations come ten times, unless the user has chosen otherwise.
+    """
+    steps = math.ceil(settings.epochs * tokens / (settings.batch_size * settings.max_seq))
+    settings.steps = min(settings.steps, steps)
+    if "warmup" not in given:
+        settings.warmup = min(settings.warmup, max(MIN_WARMUP, steps // 10))
+    if "eval_every" not in given and settings.eval_every < MAX_STEPS:  # else it is planned
+        settings.eval_every = min(settings.eval_every, max(1, steps // 10))
 
 
 def in_minutes(seconds: float) -> str:

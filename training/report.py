@@ -3,17 +3,16 @@
 import itertools
 import json
 import math
-import shlex
 import sys
 
 from tqdm import tqdm
 
 from corpora.documents import NAMES
-from corpora.texts import odd_tenth
+from corpora.texts import TENTH_PIECE, odd_tenth
 from formats.adapter import adapter_weights
 from formats.growth import get_rows, own_rows
 from recipe import lr_factor
-from support.command import Interrupted, one_line, visible
+from support.command import Interrupted, one_line, typed, visible
 from support.device import describe_device, wants_compile
 from support.durable import append_line
 from tokenizer import CharTokenizer
@@ -55,7 +54,8 @@ def announce(run: Run) -> None:
         rows = get_rows(run.model, own_rows(run.tokenizer, run.state.new_characters))
         trained = sum(tensor.numel() for tensor in (adapter_weights(run.model) | rows).values())
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
-    if run.dist.first and not run.state.step and not run.corpus.train.separated and run.corpus.name not in NAMES:
+    one_text = not run.corpus.train.separated and run.corpus.name not in NAMES
+    if run.dist.first and not run.state.step and one_text and len(run.train_set.tokens) > 10 * TENTH_PIECE:
         warn_of_odd_tenth(run)
     if run.state.step:
         print(f"resuming at step {run.state.step}")
@@ -160,7 +160,7 @@ def finish(run: Run, signum: int) -> None:
     print(f"sample from it with: {sample_command(run)}{prompt}")
     if not settings.lora_rank:
         page = settings.out.removesuffix(".pth") + ".html"
-        print(f"look into it with:   {shlex.join(['python', 'convert.py', settings.out, page])}")
+        print(f"look into it with:   {typed(['python', 'convert.py', settings.out, page])}")
 
 
 def advice_against(run: Run) -> str:
@@ -169,7 +169,7 @@ def advice_against(run: Run) -> str:
     if settings.resume or settings.init_from or not run.state.best_step:
         return "; more text is the best remedy"
     pairs = itertools.pairwise(["", *sys.argv[1:]])
-    words = [word for before, word in pairs if "--minutes" not in (before, word.partition("=")[0])]
-    words += ["--steps", str(run.state.best_step), "--ema-decay", "0.98", "--distill", "0.7"]
-    command = shlex.join(["python", "main.py", *words])
+    words = [word for before, word in pairs if not {"--minutes", "--preset"} & {before, word.partition("=")[0]}]
+    words += ["--preset", settings.preset, "--steps", str(run.state.best_step)]
+    command = typed(["python", "main.py", *words, "--ema-decay", "0.98", "--distill", "0.7"])
     return f"; more text is the best remedy, or fewer steps and soft targets: {command}"

@@ -2,27 +2,27 @@
 
 import contextlib
 import dataclasses
-import shlex
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 from formats.adapter import adapter_weights, base_weights, save_adapter
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from lora import lora_config
 from recipe import MAX_STEPS, make_parser
-from support.command import Interrupted
+from support.command import Interrupted, typed
 from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
 
 # The settings that a model's origin tells; where files lie, and what machine it was, is nobody's business.
-RECIPE = ["steps", "batch_size", "windows", "optimizer", "lr", "muon_lr", "weight_decay", "warmup"]
-RECIPE += ["schedule", "cooldown", "ema_decay", "init", "dtype"]
+RECIPE = ["steps", "epochs", "batch_size", "windows", "optimizer", "lr", "muon_lr", "muon_momentum", "weight_decay"]
+RECIPE += ["warmup", "schedule", "cooldown", "ema_decay", "distill", "init", "dtype"]
 
 
 def origin_of(run: Run) -> dict:
     """Where a checkpoint came from, for people who find the file later."""
     return {
-        "corpus": run.corpus.name,
+        "corpus": ", ".join(Path(word).absolute().name for word in run.settings.data),
         "corpus_sha256": run.corpus.sha256,
         "preset": run.settings.preset,
         "step": run.state.step,
@@ -109,11 +109,11 @@ def names_what_is_kept(run: Run) -> Iterator[None]:
 def sample_command(run: Run) -> str:
     """A command line that samples from the best model."""
     if run.settings.lora_rank:
-        return f"python generate.py {shlex.join(['--checkpoint', run.settings.init_from, '--lora', run.settings.out])}"
+        return typed(["python", "generate.py", "--checkpoint", run.settings.init_from, "--lora", run.settings.out])
     return f"python generate.py{out_flag(run, '--checkpoint')}"
 
 
 def out_flag(run: Run, flag: str) -> str:
     """The flag with the best model's path, or nothing where that is the default."""
     out = run.settings.out
-    return f" {flag} {shlex.quote(out)}" if out != make_parser().get_default("out") else ""
+    return f" {flag} {typed([out])}" if out != make_parser().get_default("out") else ""

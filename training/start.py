@@ -1,6 +1,5 @@
 """Where a run begins: with nothing, with a model to fine-tune, or with its own saved state."""
 
-import contextlib
 import os
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from tokenizer import BOS, CharTokenizer, Tokenizer
 from training import checks
 from training.distributed import DistContext
 from training.optimizer_state import restore_optimizers, trained_parameters
+from training.plan import limit_epochs
 from training.run import Run
 from training.state import RunPaths, TrainState
 
@@ -60,22 +60,13 @@ class Start:
 def find_start(settings: Namespace, given: set[str], files: RunPaths, dist: DistContext) -> Start:
     """The start that the flags ask for. Raises UserError that names a flag that contradicts what is there."""
     dist.require_same("command line", repr((settings, sorted(given))))
-    if settings.resume or restarted(files, dist):
+    if settings.resume:
         start = resume(settings, given, files, dist)
     else:
         checks.refuse_unused(settings, given)
         start = fine_tune(settings, given) if settings.init_from else Start(settings, TrainState())
     checks.check_split(start.settings, dist)
     return start
-
-
-def restarted(files: RunPaths, dist: DistContext) -> bool:
-    """Whether torchrun has run this command before, lost a process, and tries again, with a state to resume from."""
-    ours = False
-    if dist.launch and dist.first:
-        with contextlib.suppress(UserError):  # there is no state, or not one of ours
-            ours = files.read_newest()[0]["training"]["launch"] == dist.launch
-    return dist.from_first(ours)
 
 
 def fine_tune(settings: Namespace, given: set[str]) -> Start:
@@ -121,8 +112,9 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
     return Start(settings, state, loaded.model, loaded.tokenizer, tensors, path)
 
 
-def begin(run: Run, start: Start) -> None:
-    """Bring a run that main.py has built to where it starts: restore what was saved, or keep an earlier run's files.
+def begin(run: Run, start: Start, given: set[str]) -> None:
+    """Bring a run that main.py has built to where it starts: restore what was saved, or keep an earlier run's files,
+    and fit the steps to the text as far as their flags are not given.
 
     Raises UserError if the text is not the saved run's.
     """
@@ -133,10 +125,12 @@ def begin(run: Run, start: Start) -> None:
     settings.dtype = str(run.dtype).removeprefix("torch.")
     if start.saved_in:
         restore(run, start)
-    elif dist.first:
+    elif settings.epochs:
+        limit_epochs(settings, given, len(run.train_set.tokens))
+    if dist.first and not start.saved_in:
         run.files.keep_earlier_run()
     state.threads, state.processes = torch.get_num_threads(), dist.size
-    state.launch, state.corpus_sha256 = dist.launch, run.corpus.sha256
+    state.corpus_sha256 = run.corpus.sha256
 
 
 def restore(run: Run, start: Start) -> None:

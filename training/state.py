@@ -14,11 +14,9 @@ from torch import Tensor
 
 from formats.checkpoint import TRAINING, read_checkpoint
 from support.command import UserError, user_errors
-from support.durable import locked, remove_leftovers, sync_folder, write_atomically
+from support.durable import locked, remove_leftovers, replace, sync_folder, write_atomically
 from support.plain import check_fields, parse_json
 from training.distributed import DistContext
-
-MAX_NAME = 200  # bytes of NAME: file systems take 255, and what is written beside it is longer
 
 
 @dataclass
@@ -42,7 +40,6 @@ class TrainState:
     corpus_sha256: str = ""
     base: str = ""  # the digest of the model that adapters are for, …
     new_characters: int = 0  # … and how many characters the vocabulary has that its own did not
-    launch: str = ""  # names the torchrun that started the run, the same after it has restarted the ranks
 
     def evaluation_due(self, settings: Namespace) -> bool:
         """Whether an evaluation belongs to this step and has not been made."""
@@ -85,8 +82,6 @@ class RunPaths:
         """Raise UserError, before any file is made, if --out cannot name a run."""
         if self.best.suffix != ".pth" or self.best.stem.endswith((".last", ".previous")) or self.best.is_dir():
             raise UserError(f"--out {self.best} must name a file in .pth, and not in .last.pth or .previous.pth")
-        if len(os.fsencode(self.best.stem)) > MAX_NAME:
-            raise UserError(f"--out {self.best}: the name is too long: at most {MAX_NAME} bytes before .pth")
 
     def exist(self) -> bool:
         """Whether there is any of them."""
@@ -113,7 +108,7 @@ class RunPaths:
                     write_atomically(copies.best, lambda file: file.write(self.best.read_bytes()))
                 for path, copy in zip(self.all[1:], copies.all[1:], strict=True):
                     if path.exists():
-                        os.replace(path, copy)
+                        replace(path, copy)
                 sync_folder(self.best.parent)
                 print(f"the earlier run in {self.best} is kept as {copies.best}")
                 return

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corpora.documents import documents_in
+from corpora.documents import documents_in, separator
 from corpora.texts import encode_split, odd_tenth, read_blocks
 from corpora.tokenizer_files import bpe_from_json, bpe_to_json
 from data_setup import load_corpus
@@ -33,7 +33,7 @@ QUOTES = "one\ntwo\n%\nthree %\n\n%\n\nfour\n%\n"
 )
 def test_where_documents_end(tmp_path, documents, text, expected):
     content = bytearray("x\n" + "".join(read_blocks(written(tmp_path / "a.txt", text))), "utf-8")
-    found = list(documents_in(content, 2, documents))
+    found = list(documents_in(content, 2, len(content), separator(content, documents, "a.txt")))
     assert [document.decode() for _, document in found] == expected
     assert all(content[start:].startswith(document) for start, document in found)
 
@@ -49,7 +49,8 @@ def test_utf_16_is_read_too(tmp_path):
     [
         ("line", "a\nb", 'must be lines, blank, or "=STRING"'),
         ("=", "a\nb", 'must be lines, blank, or "=STRING"'),
-        ("=%", "a\nb", "the text does not hold %"),
+        ("=%", "a\nb", "a.txt does not hold %"),
+        ("lines", "emma\n".encode("utf-16-le"), "full of NUL characters"),
         ("lines", "\n\n", "0 characters"),
         ("lines", b"emma\n\xe9va\nmia", "is not UTF-8 text: byte 5 is 0xe9; if it is Latin-1"),
     ],
@@ -57,6 +58,13 @@ def test_utf_16_is_read_too(tmp_path):
 def test_what_cannot_be_cut_is_refused(tmp_path, documents, text, message):
     with pytest.raises(UserError, match=message):
         load_corpus(str(written(tmp_path / "a.txt", text)), documents=documents)
+
+
+def test_what_ends_a_document_is_decided_for_all_files_and_each_file_counts_once(tmp_path):
+    """One quotation without a line of % refused the rest, and its 50% would have cut it."""
+    files = written(tmp_path / "a.txt", "50% of it"), written(tmp_path / "b.txt", "one\n%\ntwo\n%\nthree")
+    corpus = load_corpus([str(tmp_path), *map(str, files)], documents="=%")
+    assert sorted(corpus.train.text() + corpus.val.text()) == sorted("50% of itonetwothree")
 
 
 def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_path):

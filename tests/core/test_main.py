@@ -153,6 +153,7 @@ def test_rising_validation_is_said_and_the_best_weights_are_kept(output_of, tmp_
     advice = shlex.split(re.search("the model may overfit.*: python (main.py .*)", output)[1])
     again, best_step = parse_flags(advice[1:])[0], load_model(tmp_path / "a.pth").origin["step"]
     assert (again.steps, again.distill, again.max_seq, again.out) == (best_step, 0.7, 16, "a.pth")
+    assert again.preset == load_model(tmp_path / "a.pth").origin["preset"]
 
 
 def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypatch):

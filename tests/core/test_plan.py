@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import main
-from helpers import SMALL_NETWORK, read_metrics, written
+from helpers import SMALL_NETWORK, new_run, read_metrics, written
 from recipe import parse_flags
 from support.command import UserError
 from training.distributed import ALONE
@@ -52,6 +52,15 @@ def test_as_many_steps_as_fit(capsys, flags, seconds, evaluation, steps, eval_ev
     assert (run.settings.steps, run.settings.eval_every, run.state.planned) == (steps, eval_every, True)
     printed = capsys.readouterr().out
     assert all(word in printed for word in words), printed
+
+
+def test_a_short_text_has_a_short_warmup_and_several_evaluations(tmp_path):
+    """Fine-tuning on 8 kB made 11 steps, all of them within a warm-up of 24."""
+    data = ["--data", written(tmp_path / "t.txt", "to be or not to be\n" * 420), "--max-seq", 16, "--epochs", 9]
+    settings = new_run("--preset", "small", *data, "--batch-size", 32).settings
+    assert (settings.steps, settings.warmup, settings.eval_every) == (127, 12, 12)
+    settings = new_run("--preset", "small", *data, "--warmup", 30, "--eval-every", 50).settings
+    assert (settings.steps, settings.warmup, settings.eval_every) == (253, 30, 50)
 
 
 def test_the_number_of_the_plan_repeats_the_run(train, tmp_path):
