@@ -53,7 +53,7 @@ def main() -> None:
         start = find_start(settings, given, files, dist)  # nothing, a model to fine-tune, or a saved run to resume
         run = build_run(start, files, dist)
         begin(run, start, given)  # restores what was saved, or keeps the files of an earlier run under another name
-        announce(run)  # prints what was chosen
+        announce(run, given)  # prints what was chosen
         network = dist.wrap(run.compiled(run.model))  # with several processes, their gradients are averaged
         # A signal is noted, so that the step can end; an error says what was saved, and in which process it was.
         with StopSignal(shielded=dist.size > 1) as stop, names_what_is_kept(run), dist.faults_named():

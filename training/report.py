@@ -23,6 +23,8 @@ from training.story import append_frame, story_frame
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
 MIN_STALE = 3
 MAX_DIFFERENCE = 0.1  # nats per token, of the last tenth of a text from another
+# For what a preset was chosen; others by the time and the machine.
+REASONS = {"short": "a text below 500 kB", "plain": "a network of your own", "tune": "fine-tuning", "lora": "adapters"}
 
 
 def counted(number: int, thing: str) -> str:
@@ -30,9 +32,10 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def announce(run: Run) -> None:
-    """Say what was chosen."""
+def announce(run: Run, given: set[str]) -> None:
+    """Say what was chosen, and why if the user did not; given: the names of the flags."""
     settings, corpus = run.settings, run.corpus
+    why = "" if "preset" in given else f", for {REASONS.get(settings.preset, 'this time and machine')}"
     batch = counted(settings.batch_size, "window")
     length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:
@@ -45,7 +48,7 @@ def announce(run: Run) -> None:
         f"model    {run.model.num_parameters():,} parameters: {counted(settings.num_layers, 'layer')} x "
         f"{settings.embed_dim}, {counted(settings.num_heads, 'head')}, window {settings.max_seq}, "
         f"{run.tokenizer.vocab_size} tokens in the vocabulary\n"
-        f"recipe   {settings.preset}: {length}\n"
+        f"recipe   {settings.preset}{why}: {length}\n"
         f"machine  {describe_device(run.device)}, {settings.dtype}{compiled}"
     )
     if run.dist.size > 1:

@@ -307,5 +307,9 @@ def test_a_short_text_gets_its_own_recipe(tmp_path, output_of):
     assert (state["settings"]["steps"], state["training"]["step"]) == (steps, steps)
     output_of("main.py", "--resume", "--steps", steps + 2, "--out", "a.pth")  # who asks for more gets it
     flags = ["--preset", "short", "--data", "short.txt", "--device", "cpu", "--dtype", "float32", "--epochs", 1]
-    assert f"recipe   short: {math.ceil(steps / 10)} steps" in output_of("main.py", *flags, "--out", "b.pth")
-    assert "recipe   short: 3 steps" in output_of("main.py", *flags[:-2], "--steps", 3, "--out", "c.pth")
+    assert f"recipe   short, for a text below 500 kB: {math.ceil(steps / 10)} steps" in output_of(
+        "main.py", *flags, "--out", "b.pth"
+    )
+    assert "recipe   short, for a text below 500 kB: 3 steps" in output_of(
+        "main.py", *flags[:-2], "--steps", 3, "--out", "c.pth"
+    )
