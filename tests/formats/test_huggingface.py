@@ -30,7 +30,7 @@ SHAPES = list(itertools.product(("char", "bpe"), (False, True), (False, True)))
 def a_model(kind="char", tied=False, bias=True, end="<bos>", start=None) -> Checkpoint:
     """A model with clear preferences; tied ones have the tanh GELU, as GPT-2."""
     if kind == "char":
-        tokenizer = CharTokenizer.from_blocks([TEXT], start)
+        tokenizer = CharTokenizer("".join(sorted(set(TEXT), reverse=True)), start or "\n")  # as after fine-tuning
     else:
         tokenizer = BPETokenizer.train([TEXT], 280)
         tokenizer = BPETokenizer([end, *tokenizer.tokens[1:]], tokenizer.merges, start or BOS)
