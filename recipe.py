@@ -14,12 +14,14 @@ MAX_STEPS = 10**9
 DEFAULT_MINUTES = 5.0  # of a run, if neither a preset nor a number of steps is given
 MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
 MAX_EPOCHS = 35.0  # times through the text, for a run that asks for no preset: more is learned by heart
-# A text of fewer bytes is soon learned by heart: `short` stops in time, and learns from softer targets.
+# A text of fewer characters is soon learned by heart: `short` stops in time, and learns from softer targets.
 SHORT_TEXT = 500_000
 
 # Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
 # A wider network learns more from each step, but makes fewer.
-LIMITS_OF_SIZE = {"tiny": 16, "mini": 120, "small": 500, "best": math.inf}
+LIMITS_OF_SIZE = {"tiny": 20, "mini": 120, "small": 500, "best": math.inf}
+# Of a short text: up to so many TFLOP for each of its characters. Soft targets help who can read it several times.
+LIMITS_OF_SHORT = {"tiny": 60e-6, "brief": 120e-6, "short": math.inf}
 
 # What each preset changes of the defaults below; `plain` is the defaults, for what is not chosen by measurement.
 TINY = {
@@ -43,6 +45,7 @@ LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "d
 SOFT = {"ema_decay": 0.98, "distill": 0.7, "epochs": 10.0}
 PRESETS = {
     "tiny": TINY,
+    "brief": {**TINY, **SOFT, "steps": 600, "eval_every": 60},
     "short": {**TINY, **SOFT, "num_layers": 4, "steps": 2400, "eval_every": 200},
     "mini": {"embed_dim": 128, "num_heads": 2, "ema_decay": 0.98, "steps": 1800, "eval_every": 180, "warmup": 40},
     "small": {"ema_decay": 0.998, "distill": 0.5, "steps": 2000, "eval_every": 200},
@@ -201,6 +204,8 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         settings.epochs = 0.0
     if not settings.resume:  # then the saved ones count
         check_together(settings)
+        if not {"tune": settings.init_from, "lora": settings.lora_rank}.get(settings.preset, True):
+            raise UserError(f"--preset {settings.preset} fine-tunes: it needs --init-from, and lora --lora-rank too")
     return settings, set(given)
 
 
@@ -222,12 +227,14 @@ def usual_preset(given: dict) -> str:
         return "lora" if "lora_rank" in given else "tune"
     if given.keys() & {"resume", "embed_dim", "num_heads", "num_layers"}:
         return "plain"
-    if 0 < text_size(given.get("data", []), given.get("glob", GLOB)) < SHORT_TEXT:
-        return "short"
+    characters = text_size(given.get("data", []), given.get("glob", GLOB))
+    short = 0 < characters < SHORT_TEXT
     if device.type != "cpu" or "steps" in given or "RANK" in os.environ:
-        return "base" if device.type == "cuda" else "small"
+        return "short" if short else "base" if device.type == "cuda" else "small"
     rate = product_rate(device, pick_dtype(given.get("dtype", AUTO), device))
     products = 60 * given.get("minutes", DEFAULT_MINUTES) * rate
+    if short:
+        return next(preset for preset, limit in LIMITS_OF_SHORT.items() if products <= limit * characters)
     return next(preset for preset, limit in LIMITS_OF_SIZE.items() if products <= limit)
 
 
@@ -239,10 +246,6 @@ def check_together(settings: argparse.Namespace) -> None:
         raise UserError(f"to plan by time, --warmup must be {MIN_WARMUP} or more; or give --steps")
     if settings.distill and not settings.ema_decay:
         raise UserError("--distill needs --ema-decay: the average of the weights is the teacher")
-    if settings.preset in ("tune", "lora") and not settings.init_from:
-        raise UserError(f"--preset {settings.preset} needs --init-from: it fine-tunes a model that is there")
-    if settings.preset == "lora" and not settings.lora_rank:
-        raise UserError("--preset lora needs --lora-rank; to train all weights, take --preset tune")
     if settings.lora_rank and not settings.init_from:
         raise UserError("--lora-rank needs --init-from: adapters change a model that is there")
     if not settings.lora_rank:

@@ -78,9 +78,10 @@ def files_in(paths: Iterable[Path], glob: str) -> list[Path]:
 
 
 def text_size(data: Sequence[str], glob: str = GLOB) -> int:
-    """The bytes of the files that `--data` names by their paths; 0 if there are none."""
-    files = files_in(map(expanded, data), glob)
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """The characters in the files that `--data` names by their paths; 0 if there are none. Of many, it is the bytes."""
+    files = [file for file in files_in(map(expanded, data), glob) if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return size if size > 2**21 else sum(len(block) for file in files for block in read_blocks(file))
 
 
 def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:

@@ -7,9 +7,9 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from corpora.documents import NAMES
 from corpora.texts import read_blocks
 from data_setup import TINYSHAKESPEARE, data_folder, load_corpus
-from formats.story import PUBLIC_CORPORA
 from support.command import UserError
 
 MAX_CHARACTERS = 100_000
@@ -28,7 +28,7 @@ def excerpt_of_corpus(origin: dict) -> Excerpt | None:
     """The beginning of the validation split of the public corpus that a model was trained on; None if it was another,
     or is not on this machine."""
     name = origin.get("corpus")
-    if name not in PUBLIC_CORPORA:
+    if name not in NAMES:
         return None
     if name == "tinyshakespeare" and not (data_folder() / TINYSHAKESPEARE.file).exists():
         return None  # a page is no reason to download it

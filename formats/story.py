@@ -18,7 +18,6 @@ MAX_SAMPLE = 600  # characters
 MAX_SHOWN = 60  # frames in a page
 # Of a frame, besides tokens and positions.
 FIELDS = ("step", "train_loss", "val_loss", "ids", "surprise", "heads", "maps", "sample", "sample_surprise")
-PUBLIC_CORPORA = ("tinyshakespeare", "gutenberg", "synthetic")  # whose text may go with a page to anybody
 
 
 def read_story(path: Path | None, config: TinyGPTConfig) -> list[dict]:

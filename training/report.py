@@ -23,8 +23,7 @@ from training.story import append_frame, story_frame
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
 MIN_STALE = 3
 MAX_DIFFERENCE = 0.1  # nats per token, of the last tenth of a text from another
-# For what a preset was chosen; others by the time and the machine.
-REASONS = {"short": "a text below 500 kB", "plain": "a network of your own", "tune": "fine-tuning", "lora": "adapters"}
+REASONS = {"plain": "a network of your own", "tune": "fine-tuning", "lora": "adapters"}  # why a preset was chosen
 
 
 def counted(number: int, thing: str) -> str:
@@ -35,7 +34,7 @@ def counted(number: int, thing: str) -> str:
 def announce(run: Run, given: set[str]) -> None:
     """Say what was chosen, and why if the user did not; given: the names of the flags."""
     settings, corpus = run.settings, run.corpus
-    why = "" if "preset" in given else f", for {REASONS.get(settings.preset, 'this time and machine')}"
+    why = "" if "preset" in given else f", for {REASONS.get(settings.preset, 'this text, time and machine')}"
     batch = counted(settings.batch_size, "window")
     length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:

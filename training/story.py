@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from corpora.documents import NAMES
 from formats.embedding_map import embedding_maps
-from formats.story import MAX_MAPS, MAX_POSITIONS, MAX_SAMPLE, PUBLIC_CORPORA, STORY_TOKENS
+from formats.story import MAX_MAPS, MAX_POSITIONS, MAX_SAMPLE, STORY_TOKENS
 from sampling.inspect import attention_maps
 from sampling.score import token_losses
 from support.durable import append_line, write_atomically
@@ -68,7 +69,7 @@ def fixed_tokens(run: Run) -> list[int]:
     Of a person's own text they are a chain: each token is followed by one that follows it in the text, too.
     """
     length = min(STORY_TOKENS, run.settings.max_seq)
-    if run.corpus.name in PUBLIC_CORPORA:
+    if run.corpus.name in NAMES:  # whose text may go with a page to anybody
         return run.val_tokens[:length].tolist()
     tokens, random = np.array(run.train_set.tokens[: 2**18]), np.random.default_rng(0)
     chain = [int(np.bincount(tokens).argmax())]
