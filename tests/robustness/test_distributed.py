@@ -183,7 +183,7 @@ def test_torchrun_killed_while_its_ranks_start_leaves_none_behind(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault, rank", zip(FAULTS, "010101", strict=True))
+@pytest.mark.parametrize("fault, rank", list(zip(FAULTS, "010101", strict=True)))
 def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
     script = faulty_main(folder, FAULTS[fault], rank)
     done = torchrun(folder, *PLAIN, "--steps", 500, "--eval-every", 4, "--out", "a.pth", script=script)
