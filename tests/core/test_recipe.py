@@ -284,7 +284,7 @@ def test_the_network_fits_the_time_and_the_text(tmp_path, monkeypatch, arguments
     """But not as one of several processes, which must agree and might measure different speeds."""
     monkeypatch.chdir(tmp_path)
     Path("long.txt").write_bytes(b"x" * SHORT_TEXT)
-    Path("short.txt").write_bytes(b"x" * (SHORT_TEXT - 1))
+    Path("short.txt").write_bytes("é".encode() * (SHORT_TEXT - 1))  # characters count, not bytes
     monkeypatch.setattr("recipe.product_rate", lambda *_: rate)
     assert parse_flags(["--device", "cpu", *arguments])[0].preset == expected
     monkeypatch.setenv("RANK", "0")
