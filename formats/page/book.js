@@ -13,8 +13,9 @@
 
 class Book {
   constructor() {
-    Object.assign(this, { chapters: [], text: [], given: 0, stride: 1, surprises: [], index: 0, start: 0, ids: [] });
-    Object.assign(this, { position: 0, layer: 0, head: 0, moves: 0, current: "", reading: { habits: [] } });
+    Object.assign(this, { chapters: [], index: 0, start: 0, position: 0, layer: 0, head: 0, moves: 0, current: "" });
+    Object.assign(this, { reading: { habits: [] } });
+    this.begin([], 0, 0, 1, []);
   }
 
   open(engine) {
@@ -27,6 +28,10 @@ class Book {
       if (by === undefined) return;
       event.preventDefault();
       this.moveTo(this.index + by);
+    });
+    byId("strip").addEventListener("mousedown", (event) => { // who clicks here leaves the arrow keys to the chapters
+      event.preventDefault();
+      document.activeElement.blur();
     });
     document.addEventListener("click", ({ target }) => { // any token anywhere that has a place in the text
       const index = target.closest("[data-index]")?.dataset.index;
@@ -45,31 +50,28 @@ class Book {
     return () => moves === this.moves;
   }
 
-  /** Let all chapters show another network, trained here: {config, weights, tokenizer (as in the page's data)}; without
-   * weights the page's own one. */
-  async useModel({ config = page.model.config, tokenizer = page.model.tokenizer, weights } = {}) {
-    await this.engine.ask("use", { config, tokenizer: weights && tokenizer, weights });
-    Object.assign(this, { config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
-    Object.assign(this, { layer: 0, head: 0, moves: this.moves + 1 });
+  /** Let all chapters show another network, trained here: as in the page's data, with weights; without weights the
+   * page's own one. */
+  async useModel(model) {
+    const { config, tokenizer, weights } = model;
+    await this.engine.ask("use", { config, tokenizer, weights });
+    Object.assign(this, { model, config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
+    Object.assign(this, { layer: 0, head: 0, moves: this.moves + 1, here: undefined });
     for (const chapter of this.chapters) chapter.model?.();
   }
 
-  /** Begin a text: ids that were not written by the model, which adds others, and moves its window by `stride`. */
-  begin(text, stride) {
-    Object.assign(this, { text: [...text], given: text.length, stride, surprises: [], ids: [] });
-  }
-
-  /** The first token that the model has read: of a long text it reads the end. */
-  get firstRead() {
-    return Math.max(0, this.given - this.config.max_seq);
+  /** Begin a text, to which the model will add tokens. given: how many of it were not written by the model. first: the
+   * first one that the model reads, of a long text. stride: by how much its window moves. */
+  begin(text, given, first, stride, surprises) {
+    Object.assign(this, { text: [...text], given, first, stride, surprises, ids: [] });
   }
 
   /** Choose a token of the text, and with it the window that the model read when it stood on this token. */
   async moveTo(index) {
     this.moves++;
     const isNew = this.watch(), { max_seq: maxSeq } = this.config;
-    this.index = Math.max(this.firstRead, Math.min(this.text.length - 1, index));
-    const start = windowStart(this.index + 1, this.given, maxSeq, this.stride);
+    this.index = Math.max(this.first, Math.min(this.text.length - 1, index));
+    const start = windowStart(this.index + 1, this.first, maxSeq, this.stride);
     const ids = this.text.slice(start, start + maxSeq);
     if (start !== this.start || ids.length !== this.ids.length) {
       const reading = await this.ask("look", { ids });
@@ -128,7 +130,7 @@ function drawCursor() {
 const isProjected = () => document.body.classList.contains("projector");
 
 function showChapter(place) {
-  const { id } = book.chapters[Math.max(0, Math.min(book.chapters.length - 1, place))];
+  const { id } = book.chapters[place];
   markChapter(id);
   byId(id).scrollIntoView();
 }
@@ -148,7 +150,8 @@ function markChapter(id) {
 function step(by) {
   const { scrollTop, scrollHeight } = document.scrollingElement, parts = Array.from(byId(book.current).children);
   const more = by > 0 ? scrollTop + innerHeight < scrollHeight - 5 : scrollTop > 5;
-  if (!more || !isProjected()) return showChapter(book.chapters.findIndex(({ id }) => id === book.current) + by);
+  const place = book.chapters.findIndex(({ id }) => id === book.current) + by;
+  if (!more || !isProjected()) return book.chapters[place] && showChapter(place);
   const cut = by > 0 && parts.find((part) => part.getBoundingClientRect().bottom > innerHeight);
   if (cut && cut.getBoundingClientRect().top > 0.3 * innerHeight) return cut.scrollIntoView();
   return scrollBy(0, 0.7 * by * innerHeight);
@@ -171,9 +174,10 @@ function setUpSteps() {
     byId(book.current).scrollIntoView();
   });
   document.addEventListener("keydown", (event) => {
-    const { key, altKey, ctrlKey, metaKey, target } = event;
+    const { key, altKey, ctrlKey, metaKey, defaultPrevented, target } = event, box = target.closest("[tabindex]");
     const by = { ArrowLeft: -1, ArrowRight: 1, ...(isProjected() && { PageUp: -1, PageDown: 1 }) }[key];
-    if (!by || altKey || ctrlKey || metaKey || target.closest("input, textarea, select, [tabindex]")) return;
+    if (!by || altKey || ctrlKey || metaKey || defaultPrevented || target.closest("input, textarea, select")) return;
+    if (box && box.scrollWidth > box.clientWidth) return; // there the keys scroll sideways
     event.preventDefault();
     step(by);
   });

@@ -21,7 +21,13 @@ function percent(share) {
   return share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 }
 
-const signed = (value, digits = 3) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+/** A number with so many digits; zero has no sign. */
+function fixed(value, digits = 2) {
+  const size = Math.abs(value).toFixed(digits);
+  return value < 0 && Number(size) ? `−${size}` : size;
+}
+
+const signed = (value, digits = 3) => `${value.toFixed(digits) > 0 ? "+" : ""}${fixed(value, digits)}`;
 
 /** A bar over a share (0 to 1) of its track, from `start` on, and a text beside it. */
 function bar(share, text = percent(share), kind = "", start = 0) {
@@ -52,6 +58,12 @@ function placedToken(t) {
   const index = book.start + t;
   return html("span", { "data-index": index }, tokenCode(book.ids[t], t === book.position ? "chosen" : ""),
     ` ${index + 1}`);
+}
+
+/** Says which characters of a text the model has never seen, if there are any. Bytes are all known. */
+function unknownText(text) {
+  const unknown = book.tokenizer.unknown?.(text).slice(0, 8).join(" ");
+  return unknown ? escapeInvisible(`The model has never seen ${unknown}: read as “unknown”.`) : "";
 }
 
 /** How surprising a token was, as a class of the style sheet: s0 (expected) to s5, by its probability. */

@@ -2,7 +2,7 @@
 
 const MAX_ROWS = 4; // tokens in the tables of keys and values: those that get most attention
 
-const beginning = (vector) => `${Array.from(vector.slice(0, 4), (value) => value.toFixed(2)).join(", ")}, …`;
+const beginning = (vector) => `${Array.from(vector.slice(0, 4), (value) => fixed(value)).join(", ")}, …`;
 
 const following = {
   id: "follow", step: 0, cards: [],
@@ -76,13 +76,13 @@ const following = {
       ["Ask: the query", `Layer ${l} brings the row to mean 0 and variance 1. This head makes ${hs} numbers of it, `
         + "the query: what am I looking for?", vectorBars(f.q), "q = Wq · LayerNorm(x) + b", "attention.project"],
       ["Compare with the keys", "Every token up to here made a key in the same way: what can I be found by? Query "
-        + "times key is the score.", looks(["key", "score"], (j) => [vectorBars(f.keys[j]), f.scores[j].toFixed(2)]),
+        + "times key is the score.", looks(["key", "score"], (j) => [vectorBars(f.keys[j]), fixed(f.scores[j])]),
       `scores = q kᵀ / √${hs} + mask`, "attention.attend"],
       ["Softmax: where to look", `Exp of each score, divided by their sum: shares of 100% over ${t + 1} tokens. The `
         + "lines under the strip's tokens show all of them. The mask hides later tokens.",
       looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.attend"],
       ["Fetch: the values", "Every token also made a value: what do I hand over? Each value, times its share, is added "
-        + "up. Only here does a token learn of others.",
+        + "up. Only in this step does the row receive anything from other tokens.",
       [looks(["value", "share"], (j) => [vectorBars(f.values[j]), percent(f.weights[j])]), vectorBars(f.mix)],
       "h = weights · v", "attention.attend"],
       ["Write it back", `The ${nh > 1 ? `${nh} heads side by side go` : "head goes"} through a matrix, and the result `
@@ -94,7 +94,7 @@ const following = {
         + beginning(f.after), vectorBars(f.after), "x = x + Wdown · h + b", "mlp.down"],
       ["Score every token", `After layer ${L} the row is compared with ${V} rows, one for each token. Softmax makes `
         + "the guess out of these logits.", table(["token", "logit", "probability"], next.map((id) =>
-        [tokenCode(id, id === target ? "really" : ""), f.logits[id].toFixed(2), bar(shares[id])])),
+        [tokenCode(id, id === target ? "really" : ""), fixed(f.logits[id]), bar(shares[id])])),
       "p = softmax(H · LayerNorm(x))", "final_norm, head"],
     ];
   },

@@ -20,7 +20,7 @@ const HABITS = {
   "the token before": (t, j) => j === t - 1,
   "two before": (t, j) => j === t - 2,
   "three before": (t, j) => j === t - 3,
-  "the last few": (t, j) => j < t && j >= t - 5,
+  "the last few": (t, j) => j > t - 5,
   "the first token": (t, j) => j === 0,
   "the same token, earlier": (t, j, of) => j < t && of.ids[j] === of.ids[t],
   "what followed the same token": (t, j, of) => j > 0 && j < t && of.ids[j - 1] === of.ids[t],

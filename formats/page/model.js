@@ -56,11 +56,9 @@ class TinyGPT {
 
   /** Token plus position embeddings (T, C) of ids that stand at start, start + 1, … */
   embed(ids, start) {
-    const { embed_dim: C, vocab_size: vocabSize } = this.config;
+    const { embed_dim: C } = this.config, x = new Float32Array(ids.length * C);
     const tokens = this.weights["token_embedding.weight"], positions = this.weights["position_embedding.weight"];
-    const x = new Float32Array(ids.length * C);
     ids.forEach((id, t) => {
-      if (!(Number.isInteger(id) && id >= 0 && id < vocabSize)) throw new Error(`${id} is not a token id`);
       for (let i = 0; i < C; i++) x[t * C + i] = tokens[id * C + i] + positions[(start + t) * C + i];
     });
     return x;
@@ -77,7 +75,7 @@ class TinyGPT {
     }
     const maps = trace && new Float32Array(numHeads * T * T);
     for (let head = 0; head < numHeads; head++) {
-      const silent = off !== null && off.has(layer * numHeads + head);
+      const silent = off?.has(layer * numHeads + head);
       for (let t = 0; t < T; t++) {
         this.attendHead(t, start + t + 1, head, keys, values, silent);
         if (trace) maps.set(this.scores.subarray(0, t + 1), (head * T + t) * T);
@@ -120,30 +118,25 @@ class TinyGPT {
   }
 }
 
-/** Where the window begins in which the model reads a text's first `length` tokens, if the first `given` of them were
- * not written by it: what SlidingWindow does, in one formula, for whoever wants to know it afterwards. */
-function windowStart(length, given, maxSeq, stride) {
-  const first = Math.max(0, given - maxSeq);
+/** Where the window begins in which the model reads a text's first `length` tokens, if token `first` is the first that
+ * it has read: a full window drops `stride` tokens at its left end. */
+function windowStart(length, first, maxSeq, stride) {
   return first + stride * Math.ceil(Math.max(0, length - first - maxSeq) / stride);
 }
 
 /** A model reading a text that grows by one token at a time: SlidingWindow of sampler.py, for one row.
  *
- * A full window drops `stride` tokens at its left end, and is read anew: all its positions change. off: silent heads.
+ * A window that moves is read anew: all its positions change. off: silent heads.
  */
 class SlidingWindow {
-  constructor(model, ids, stride, off = null) {
-    const { max_seq: maxSeq } = model.config;
-    Object.assign(this, { model, ids: [...ids], stride, maxSeq, off });
-    this.start = Math.max(0, ids.length - maxSeq); // where the window begins
-    this.cache = new KVCache(model.config);
+  constructor(model, ids, stride, { off = null, first = Math.max(0, ids.length - model.config.max_seq) } = {}) {
+    Object.assign(this, { model, ids: [...ids], stride, off, first, cache: new KVCache(model.config) });
   }
 
   nextLogits() {
-    if (this.ids.length - this.start > this.maxSeq) {
-      this.start = this.ids.length - this.maxSeq - 1 + this.stride;
-      this.cache.length = 0;
-    }
+    const start = windowStart(this.ids.length, this.first, this.model.config.max_seq, this.stride);
+    if (start !== this.start) this.cache.length = 0;
+    this.start = start;
     const unread = this.ids.slice(this.start + this.cache.length);
     return this.model.forward(unread, this.cache, { lastOnly: true, off: this.off });
   }

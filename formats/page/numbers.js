@@ -4,7 +4,7 @@
 function showCurves({ curves, config, origin }) {
   const references = [
     ["blind", "guessing blindly, ln V", Math.log(config.vocab_size)],
-    ["bigram", "knowing one token before (bigrams)", origin.bigram_entropy],
+    ["bigram", "a table of pairs (bigrams), on the training text", origin.bigram_entropy],
     ["floor", "the corpus's floor", origin.floor],
   ].filter(([, , loss]) => typeof loss === "number");
   const line = (field) => curves.map((point) => [point.step, point[field]]);
@@ -30,7 +30,8 @@ function floorText({ config, origin }) {
 /** What is known of the model's shape and training, in three tables: [title, rows of two cells]. */
 function recipeTables({ config, origin, parameters, precision }) {
   const rows = (fields) => Object.entries(fields).map(([name, value]) =>
-    [name.replaceAll("_", " "), value.toLocaleString("en", { maximumFractionDigits: 5 })]);
+    [name.replaceAll("_", " "), value.toLocaleString("en", // a seed is a name, and nobody counts microseconds
+      { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })]);
   const { recipe = {}, ...rest } = origin;
   return [
     ["Shape", rows({ parameters, ...config, "weights in this page": precision })],

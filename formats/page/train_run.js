@@ -34,7 +34,7 @@ function windowsAt(ids, starts, T) {
 }
 
 /** Train a small network on a text, of which the last tenth is held out. Resolves to {losses, model}: the loss of each
- * step, and {config, tokenizer, weights}.
+ * step, and {config, tokenizer, weights, excerpt (the held-out text), prompt}.
  *
  * send gets {step, loss, heldOut, bigram, sample} about once a second: the mean loss since the last time, and what
  * the network and a table of pairs reach on held-out text. stopped(): whether to end before `steps`.
@@ -68,5 +68,7 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
     }
     if (last) break;
   }
-  return { losses, model: { config, tokenizer: plain, weights: weights.weights } };
+  const end = { text: tokenizer.decode([...held]), source: "the end of its training text, which was held out", unseen: true };
+  const [, prompt] = /\s(\S{1,20})/u.exec(end.text) ?? ["", ""]; // a word
+  return { losses, model: { config, tokenizer: plain, weights: weights.weights, excerpt: end, prompt } };
 }

@@ -55,14 +55,14 @@ class ModelServer {
   load({ model, weights }) {
     const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
     checkModel(network, model.check);
-    this.own = { network, tokenizer: model.tokenizer };
-    this.use({});
+    this.own = network;
+    this.use(model);
   }
 
   /** From now on another model answers, {config, weights, tokenizer}; without weights the page's own one. */
   use({ config, weights, tokenizer }) {
-    this.model = weights ? new TinyGPT(config, weights) : this.own.network;
-    this.tokenizer = makeTokenizer(tokenizer ?? this.own.tokenizer);
+    this.model = weights ? new TinyGPT(config, weights) : this.own;
+    this.tokenizer = makeTokenizer(tokenizer);
     this.suppressed = suppressedIds(this.tokenizer);
     this.readings = [];
   }
@@ -86,8 +86,8 @@ class ModelServer {
   }
 
   /** Make tokens, sending {ids, surprises} to the page some thirty times a second; the answer is all of their ids. */
-  async generate({ ids, maxNewTokens, seed, stride, sampling, off }, job, send) {
-    const window = new SlidingWindow(this.model, ids, stride, off && new Set(off)), made = [];
+  async generate({ ids, maxNewTokens, seed, stride, sampling, off = [], first }, job, send) {
+    const window = new SlidingWindow(this.model, ids, stride, { off: new Set(off), first }), made = [];
     let fresh = { ids: [], surprises: [] }, mark = performance.now();
     for (const { id, surprise } of generateTokens(window, maxNewTokens, seed, sampling, this.suppressed)) {
       made.push(id);
@@ -138,11 +138,6 @@ class ModelServer {
   }
 
   follow({ ids, position, layer, head }) {
-    const { num_layers: layers, num_heads: heads } = this.model.config;
-    const bounds = [["position", position, ids.length], ["layer", layer, layers], ["head", head, heads]];
-    for (const [name, value, count] of bounds) {
-      if (!(Number.isInteger(value) && value >= 0 && value < count)) throw new Error(`there is no ${name} ${value}`);
-    }
     return followToken(this.model, this.reading(ids), position, layer, head);
   }
 
