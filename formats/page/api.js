@@ -51,9 +51,9 @@ function checked(options, changes, minIds = 1) {
   const all = { ...options, ...changes };
   const { vocab_size: V, max_seq: maxSeq, num_layers: layers, num_heads: heads } = book.config;
   const rules = {
-    prompt: STRING, text: STRING, maxNewTokens: number(0, 1e9), temperature: number(0, 1e6, false), topK: number(0, 1e9),
-    topP: number(1e-9, 1, false), minP: number(0, 1, false), repetitionPenalty: number(1e-3, 1e6, false),
-    seed: number(0, Number.MAX_SAFE_INTEGER), steps: number(1, 1e9), stride: number(1, maxSeq),
+    prompt: STRING, text: STRING, maxNewTokens: number(0, 1e9), steps: number(1, 1e9), stride: number(1, maxSeq),
+    temperature: number(0, 1e6, false), topK: number(0, 1e9), topP: number(1e-9, 1, false), minP: number(0, 1, false),
+    repetitionPenalty: number(1e-3, 1e6, false), seed: number(0, Number.MAX_SAFE_INTEGER),
     ids: list(V, maxSeq, minIds), tokens: list(V, 1e9), off: list(layers * heads, 1e9),
     position: number(0, all.ids?.length - 1), layer: number(0, layers - 1), head: number(0, heads - 1),
   };

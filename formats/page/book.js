@@ -1,14 +1,13 @@
 /* The book: one text, the window of it that the model reads, one chosen token, and the chapters that show them.
 
    How a chapter joins: its section stands in page.html, <section id="NAME" class="chapter">, and its file calls
-   book.chapters.push({ id: "NAME", setup() {}, model() {}, window() {}, token() {} }) with any of these, in this order:
+   book.chapters.push({ id: "NAME", … }) with any of these methods, which are called in this order:
      setup()   once, before there is a model: listen to buttons.
-     model()   the network has changed (and once at the start): build what depends on book.config and book.tokenizer.
+     model()   the network has changed: build what depends on book.config and book.tokenizer.
      window()  the window has changed: book.ids, as the model reads them; book.reading is what ModelServer.look says.
-     token()   book.position (in the window) or the chosen head, book.layer and book.head, has changed: book.here is
-               what happens there (see ModelServer.token). It may return a promise.
-   A chapter asks with book.ask(question, request) (a method of ModelServer), which adds the ids; its answer is late if
-   another token was chosen meanwhile: const isNew = book.watch() before, if (!isNew()) return; after.
+     token()   book.position (of the token in the window) or the head, book.layer and book.head, has changed: book.here
+               is what ModelServer.token says. It may return a promise.
+   An answer of book.ask is late if another token was chosen meanwhile: see book.watch.
 */
 
 class Book {
@@ -40,6 +39,7 @@ class Book {
     setUpSteps();
   }
 
+  /** Ask a method of ModelServer about the ids of the window, if the request has no others. */
   ask(question, request = {}, onPart = undefined) {
     return this.engine.ask(question, { ids: this.ids, ...request }, onPart);
   }

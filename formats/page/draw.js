@@ -94,11 +94,9 @@ function vectorBars(vector) {
   return canvas;
 }
 
-/** Paint weights (T, T) on a canvas, a pixel each, or `size` rows and columns of them from `start` on.
- *
- * What the mask hides has a colour of its own, and one more in the row that is chosen. Small weights matter too, so a
- * shade stands for the square root of a weight.
- */
+/** Paint weights (T, T) on a canvas, a pixel each, or `size` rows and columns of them from `start` on. What the mask
+ * hides has a colour of its own, and one more in the row that is chosen. Small weights matter too, so a shade stands
+ * for the square root of a weight. */
 function paintMap(canvas, weights, T, { start = 0, size = T, chosen = -1 } = {}) {
   const style = getComputedStyle(document.documentElement), context = canvas.getContext("2d");
   const [low, high, hidden, marked] = ["--map-low", "--map-high", "--map-hidden", "--map-row"].map((name) =>

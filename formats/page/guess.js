@@ -41,8 +41,8 @@ const guessing = {
     const text = book.model.excerpt?.text ?? byId("guess-paste").value, ids = book.tokenizer.encode(text);
     const { max_seq: maxSeq, vocab_size: V } = book.config, length = Math.min(maxSeq, 200 + ROUND);
     const start = Math.floor(Math.random() * Math.max(1, ids.length - length));
-    Object.assign(this, { ids: ids.slice(start, start + length), you: [], theirs: [], stream: book.tokenizer.stream() });
-    this.at = this.ids.length - ROUND;
+    Object.assign(this, { ids: ids.slice(start, start + length), you: [], theirs: [] });
+    Object.assign(this, { at: this.ids.length - ROUND, stream: book.tokenizer.stream() });
     this.counts = new Float64Array(V).fill(0.5);
     for (const id of ids) this.counts[id]++;
     const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.at < MIN_CONTEXT;
@@ -50,7 +50,7 @@ const guessing = {
     byId("guess-take").hidden = true;
     byId("guess-text").replaceChildren();
     this.append(this.ids.slice(0, Math.max(0, this.at)), []);
-    this.say(tooShort ? `A text of at least ${MIN_CONTEXT + ROUND} ${unit}s is needed; the model reads up to ${maxSeq}. `
+    this.say(tooShort ? `At least ${MIN_CONTEXT + ROUND} ${unit}s of text are needed; the model reads up to ${maxSeq}. `
       : `Type a ${unit} and bet. A space and the end of a line count too. `, unknownText(text));
     this.score();
   },
@@ -95,7 +95,7 @@ const guessing = {
   /** The mean surprise of both so far, as bars up to that of blind guessing. */
   score() {
     const rounds = this.you.length, blind = Math.log(book.config.vocab_size), { val_loss: val } = page.model.origin;
-    const [you, model] = [this.you, this.theirs].map((nats) => nats.reduce((sum, n) => sum + n, 0) / rounds);
+    const [you, model] = [this.you, this.theirs].map(mean);
     const losses = [...(rounds ? [["you", you], ["the model", model]] : []),
       ...(typeof val === "number" && !book.trained ? [["its validation loss", val]] : []), ["blind guessing", blind]];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),

@@ -104,14 +104,13 @@ book.chapters.push({
 
   /** What each part adds to the logit of the next token: bars to both sides. */
   drawParts() {
-    const { here: { parts, target, logits } } = book, total = parts.reduce((sum, { value }) => sum + value, 0);
+    const { here: { parts, target, logits } } = book, middle = mean(logits);
     const largest = Math.max(1e-9, ...parts.map(({ value }) => Math.abs(value)));
     byId("parts-title").replaceChildren("Who adds to ", tokenCode(target, "really"), "?");
-    byId("parts").replaceChildren(...parts.map(({ part, layer, value }) => {
-      const name = ["attention", "MLP"].includes(part) ? `${part} ${layer + 1}` : part;
+    byId("parts").replaceChildren(...parts.map(({ part, value }) => {
       const share = Math.abs(value) / largest / 2, [kind, start] = value < 0 ? ["bar1", 0.5 - share] : ["", 0.5];
-      return barRow(name, bar(share, signed(value, 2), kind, start));
-    }), html("p", { class: "note" }, `Together ${fixed(total)}: the logit, ${fixed(logits[target])}, less the mean of all `
-      + `logits, ${fixed(logits.reduce((sum, logit) => sum + logit, 0) / logits.length)}.`));
+      return barRow(part, bar(share, signed(value, 2), kind, start));
+    }), html("p", { class: "note" }, `Together ${fixed(logits[target] - middle)}: the logit, ${fixed(logits[target])}, `
+      + `less the mean of all logits, ${fixed(middle)}.`));
   },
 });

@@ -12,9 +12,7 @@ function linear(out, x, matrix, bias, T, rows, columns) {
 }
 
 /** Products of one vector with `count` others: out[outStart + n] = Σ_i x[xStart + i] · others[first + n · step + i].
- *
- * Four at once: a number of x that is loaded is used four times.
- */
+ * Four at once: a number of x that is loaded is used four times. */
 function dots(out, outStart, x, xStart, others, first, step, count, length) {
   let n = 0;
   for (; n + 4 <= count; n += 4) {

@@ -38,14 +38,15 @@ const learned = {
   id: "learned", at: 0,
 
   setup() {
-    const { story, maps, config, tokenizer } = page.model;
+    const { maps, config, tokenizer } = page.model, story = page.model.story.filter(({ surprise }) => surprise.length);
     this.tokenizer = makeTokenizer(tokenizer);
     this.frames = story.map((frame) => ({ ...frame, weights: storyMaps(frame) }));
     const all = (name) => (story.length ? story : [maps]).flatMap((frame) => unitSized(frame[name].points));
     this.bounds = { tokens: all("tokens"), positions: all("positions") };
     byId("learned").classList.toggle("untold", !story.length);
     const kinds = [...new Set(maps.tokens.ids.map((id) => kindOf(this.tokenizer.decode([id]))))].sort();
-    byId("token-legend").append(this.tokenizer.bytes ? "begin with " : "", ...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
+    byId("token-legend").append(this.tokenizer.bytes ? "Tokens that begin with " : "",
+      ...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
     const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
     byId("position-legend").append("position 1 ", ...swatches, ` position ${config.max_seq}`);
     if (!story.length) return this.drawMaps(maps);
@@ -67,7 +68,7 @@ const learned = {
     byId("story-step").setAttribute("aria-valuetext", `step ${step}`);
     const validation = frame.val_loss === null ? "" : `; validation loss ${frame.val_loss.toFixed(3)}`;
     byId("story-line").textContent = `Step ${step}: loss of these ${ids.length} tokens `
-      + `${this.loss(frame).toFixed(3)} nats${validation}`;
+      + `${mean(surprise).toFixed(3)} nats${validation}`;
     byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise], this.tokenizer.stream()));
     const written = this.tokenizer.encode(sample), known = written.length === frame.sample_surprise.length;
     const tints = known ? frame.sample_surprise : [];
@@ -80,12 +81,8 @@ const learned = {
     }));
     const evaluated = this.frames.filter(({ val_loss: loss }) => loss !== null);
     this.chart.show([["val", "validation", evaluated.map((one) => [one.step, one.val_loss])],
-      ["train", "these tokens", this.frames.map((one) => [one.step, this.loss(one)])]], [], step);
+      ["train", "these tokens", this.frames.map((one) => [one.step, mean(one.surprise)])]], [], step);
     this.drawMaps(frame);
-  },
-
-  loss({ surprise }) {
-    return surprise.reduce((sum, nats) => sum + nats, 0) / (surprise.length || 1);
   },
 
   /** The embeddings; the notes compare with step 0. */

@@ -37,7 +37,7 @@ class TinyGPT {
    * The ids come after the tokens in the cache and are added to it. off: which heads give nothing, as a Set of layer *
    * numHeads + head. trace, with an empty cache only, gets added of each layer: attention (nh, T, T), the weights that
    * each token (row) gives to each; middle (T, C), the stream before the MLP; residual (T, C), the stream after the
-   * layer, and first after the embeddings.
+   * layer, and first after the embeddings; qkv (T, 3C), queries, keys and values; hidden (T, 4C), the MLP's neurons.
    */
   forward(ids, cache, { lastOnly = false, trace = null, off = null } = {}) {
     const { embed_dim: C, max_seq: maxSeq } = this.config, T = ids.length, start = cache.length;
@@ -47,7 +47,7 @@ class TinyGPT {
     for (let layer = 0; layer < this.layers.length; layer++) {
       this.attend(x, T, layer, cache, trace, off);
       if (trace) trace.middle.push(x.slice());
-      this.feedForward(x, T, this.layers[layer]);
+      this.feedForward(x, T, this.layers[layer], trace);
       if (trace) trace.residual.push(x.slice());
     }
     cache.length += T;
@@ -81,7 +81,10 @@ class TinyGPT {
         if (trace) maps.set(this.scores.subarray(0, t + 1), (head * T + t) * T);
       }
     }
-    if (trace) trace.attention.push(maps);
+    if (trace) {
+      trace.attention.push(maps);
+      trace.qkv.push(this.qkv.slice(0, 3 * T * C));
+    }
     linear(this.branch, this.mixed, w["attention.out_proj.weight"], w["attention.out_proj.bias"], T, C, C);
     for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
   }
@@ -99,11 +102,12 @@ class TinyGPT {
     if (!silent) addWeighted(mixed, out, scores, values, from, C, seen, hs);
   }
 
-  feedForward(x, T, w) {
+  feedForward(x, T, w, trace) {
     const C = this.config.embed_dim;
     layerNorm(this.normed, x, w["mlp_norm.weight"], w["mlp_norm.bias"], T, C);
     linear(this.hidden, this.normed, w["mlp.up.weight"], w["mlp.up.bias"], T, 4 * C, C);
     gelu(this.hidden, T * 4 * C, this.config.gelu);
+    if (trace) trace.hidden.push(this.hidden.slice(0, T * 4 * C));
     linear(this.branch, this.hidden, w["mlp.down.weight"], w["mlp.down.bias"], T, C, 4 * C);
     for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
   }
@@ -124,10 +128,8 @@ function windowStart(length, first, maxSeq, stride) {
   return first + stride * Math.ceil(Math.max(0, length - first - maxSeq) / stride);
 }
 
-/** A model reading a text that grows by one token at a time: SlidingWindow of sampler.py, for one row.
- *
- * A window that moves is read anew: all its positions change. off: silent heads.
- */
+/** A model reading a text that grows by one token at a time: SlidingWindow of sampler.py, for one row. A window that
+ * moves is read anew: all its positions change. off: silent heads. */
 class SlidingWindow {
   constructor(model, ids, stride, { off = null, first = Math.max(0, ids.length - model.config.max_seq) } = {}) {
     Object.assign(this, { model, ids: [...ids], stride, off, first, cache: new KVCache(model.config) });

@@ -13,31 +13,25 @@ function showCurves({ curves, config, origin }) {
     [["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
 }
 
-function floorText({ config, origin }) {
-  const blind = `A model that knows nothing gives every one of the ${config.vocab_size} tokens the same probability: `
-    + `its loss is ln V = ${Math.log(config.vocab_size).toFixed(3)}.`;
-  const bigram = typeof origin.bigram_entropy === "number"
-    ? " A model that knows only the previous token, and how often each token follows it, has "
-      + `${origin.bigram_entropy.toFixed(3)} on the training text.` : "";
-  const own = typeof origin.val_loss === "number"
-    ? ` This model has ${origin.val_loss.toFixed(3)} on text that it never saw.` : "";
-  const floor = typeof origin.floor === "number"
-    ? ` The corpus was made by a known grammar, whose entropy is ${origin.floor.toFixed(3)}: `
-    : " Below all of them lies the entropy of the language itself. Nobody knows it exactly, but ";
-  return blind + bigram + own + floor + "no model can go below it unless it has seen the answers.";
+function floorText({ config: { vocab_size: V }, origin: { bigram_entropy: bigram, val_loss: loss, floor } }) {
+  const known = (value, text) => (typeof value === "number" ? text(value.toFixed(3)) : "");
+  return `A model that knows nothing gives every one of the ${V} tokens the same probability: its loss is ln V = `
+    + `${Math.log(V).toFixed(3)}.${known(bigram, (nats) => " A model that knows only the previous token, and how often "
+      + `each token follows it, has ${nats} on the training text.`)}`
+    + known(loss, (nats) => ` This model has ${nats} on text that it never saw.`)
+    + (known(floor, (nats) => ` The corpus was made by a known grammar, whose entropy is ${nats}: `)
+      || " Below all of them lies the entropy of the language itself. Nobody knows it exactly, but ")
+    + "no model can go below it unless it has seen the answers.";
 }
 
-/** What is known of the model's shape and training, in three tables: [title, rows of two cells]. */
-function recipeTables({ config, origin, parameters, precision }) {
-  const rows = (fields) => Object.entries(fields).map(([name, value]) =>
-    [name.replaceAll("_", " "), value.toLocaleString("en", // a seed is a name, and nobody counts microseconds
+/** What is known of the model's shape and training: [title, rows of two cells]. */
+function recipeTables({ config, origin: { recipe = {}, ...origin }, parameters, precision }) {
+  const shape = { parameters, ...config, "weights in this page": precision };
+  return [["Shape", shape], ["Recipe", recipe], ["Origin", origin]].map(([title, fields]) => {
+    const rows = Object.entries(fields).map(([name, value]) => [name.replaceAll("_", " "), value.toLocaleString("en",
       { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })]);
-  const { recipe = {}, ...rest } = origin;
-  return [
-    ["Shape", rows({ parameters, ...config, "weights in this page": precision })],
-    ["Recipe", rows(recipe)],
-    ["Origin", rows(rest)],
-  ].filter(([, entries]) => entries.length);
+    return [title, rows];
+  }).filter(([, rows]) => rows.length);
 }
 
 const GLOSSARY = {

@@ -74,7 +74,7 @@ function spread(points) {
 /** How far neighbours lie apart, where 1 is as far as any two points. */
 function neighbourDistance(points) {
   const steps = points.slice(1).map((point, i) => distance(point, points[i]));
-  return steps.reduce((sum, step) => sum + step, 0) / steps.length / spread(points);
+  return mean(steps) / spread(points);
 }
 
 /** Points made so large that their spread is 1: a map grows in training, and its shape is what matters. */

@@ -20,7 +20,7 @@ class CharTokenizer {
     return ids.map((id) => this.tokens[id]).join("");
   }
 
-  /** A function that is given the ids of a text one by one, and returns what each adds to it. */
+  /** A function that takes the ids of a text one by one, and returns what each adds to it. */
   stream() {
     return (id) => this.tokens[id];
   }
@@ -39,7 +39,7 @@ function byteSymbols() {
 }
 
 // BPE takes a time that grows with the square of a word's length, and a text may be one word.
-const LONG_WORD = /\P{White_Space}{256}|\p{White_Space}{256}/gu;
+const LONG_WORD = /(\P{White_Space}{256}|\p{White_Space}{256})/u;
 // GPT-2's words: no merge goes beyond one. \p{White_Space}, because \s differs between languages by a few characters.
 const WORD = new RegExp(
   String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+` +
@@ -58,7 +58,7 @@ class BPETokenizer {
 
   encode(text) {
     const whole = text.replace(/[\ud800-\udfff]/gu, REPLACEMENT); // half a surrogate pair is not a character
-    return cutOut(whole, LONG_WORD).flatMap((piece) => piece.match(WORD) ?? []).flatMap((word) => this.merge(word));
+    return whole.split(LONG_WORD).flatMap((piece) => piece.match(WORD) ?? []).flatMap((word) => this.merge(word));
   }
 
   merge(word) {
@@ -78,8 +78,7 @@ class BPETokenizer {
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => this.bytes(id))));
   }
 
-  /** A function that is given the ids of a text one by one, and returns what each adds to it: a character appears
-   * with its last byte. */
+  /** The same as of characters; a character appears with its last byte. */
   stream() {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     return (id) => decoder.decode(Uint8Array.from(this.bytes(id)), { stream: true });
@@ -88,17 +87,6 @@ class BPETokenizer {
   bytes(id) {
     return this.specialIds.includes(id) ? [] : Array.from(this.tokens[id], (symbol) => this.byteOf.get(symbol));
   }
-}
-
-/** A text in pieces: the matches of a pattern and what lies between them. */
-function cutOut(text, pattern) {
-  const pieces = [];
-  let end = 0;
-  for (const match of text.matchAll(pattern)) {
-    pieces.push(text.slice(end, match.index), match[0]);
-    end = match.index + match[0].length;
-  }
-  return [...pieces, text.slice(end)].filter((piece) => piece);
 }
 
 /** The tokenizer that formats/write_page.py described. */

@@ -10,10 +10,8 @@ function fromBase64(text) {
   return Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }
 
-/** The weights by name; layout: [[name, how many numbers, rows], …] in the order in which they lie in the file.
- *
- * In int8, each row of a matrix has a scale among the float32 numbers, which all come before the int8 ones.
- */
+/** The weights by name; layout: [[name, how many numbers, rows], …] in the order in which they lie in the file. In int8
+ * each row of a matrix has a scale among the float32 numbers, which all come before the int8 ones. */
 function readWeights(base64, precision, layout) {
   const { buffer } = fromBase64(base64), scaled = layout.reduce((sum, [, count, rows]) => sum + (rows || count), 0);
   const all = precision === "float16" ? Float32Array.from(new Uint16Array(buffer), float16)
@@ -41,10 +39,8 @@ const UNTRUSTED = "this page does not compute what its model computed when the p
 /** Throw unless the model gives the logits that PyTorch gave when the page was made. */
 function checkModel(model, { ids, positions, logits, tolerance }) {
   const all = model.forward(ids, new KVCache(model.config)), { vocab_size: V } = model.config;
-  const same = positions.every((t, row) => {
-    const own = rowOf(all, t, V);
-    return ids.every((id, i) => Math.abs(own[id] - logits[row][i]) <= tolerance); // false if one is not a number
-  });
+  const same = positions.every((t, row) => ids.every((id, i) =>
+    Math.abs(all[t * V + id] - logits[row][i]) <= tolerance)); // false if one is not a number
   if (!same) throw new Error(UNTRUSTED);
 }
 
@@ -72,7 +68,7 @@ class ModelServer {
   reading(ids, off = []) {
     const key = `${ids} ${off}`, known = this.readings.find((reading) => reading.key === key);
     if (known) return known;
-    const trace = { attention: [], residual: [], middle: [] };
+    const trace = { attention: [], qkv: [], middle: [], hidden: [], residual: [] };
     const logits = this.model.forward(ids, new KVCache(this.model.config), { trace, off: new Set(off) });
     const reading = { key, ids, trace, logits, ...surprisesOf(logits, ids, this.model.config.vocab_size) };
     this.readings = [reading, ...this.readings.slice(0, 1)];
@@ -109,8 +105,8 @@ class ModelServer {
     this.stopped.add(job);
   }
 
-  /** The attention (nh, T, T) of each layer, the habit of each head, how surprising each of the ids was, and their
-   * loss; lossWithout: without the heads in `off`. */
+  /** The attention (nh, T, T) of each layer, the habits of the heads, how surprising each of the ids was, and the mean
+   * of that, the loss; lossWithout: without the heads in `off`. */
   look({ ids, off }) {
     const { trace, surprises, loss } = this.reading(ids), texts = ids.map((id) => this.tokenizer.decode([id]));
     const habits = headHabits(trace, ids, this.model.config.num_heads, texts);
@@ -170,9 +166,7 @@ function letMessagesIn() {
 }
 
 /** Answer the messages {job, question, request} of the page by {job, answer} or {job, error}, and {job, part} before.
- *
- * Until `load` has checked the model, there is none to ask; to train another one needs none.
- */
+ * Until `load` has checked the model, there is none to ask; to train another one needs none. */
 if (typeof document === "undefined") {
   const server = new ModelServer();
   self.onmessage = async ({ data: { job, question, request } }) => {
