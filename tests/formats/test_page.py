@@ -178,8 +178,8 @@ def opened_book(browser, tmp_path_factory):
 def book(opened_book):
     """The shared page with a text just written, and its model."""
     page, loaded, noises = opened_book
-    page.evaluate("document.getElementById('prompt').value = 'the quick'; writing.restore(new URLSearchParams(''))")
-    page.evaluate("writing.model()")
+    page.evaluate("document.getElementById('controls').reset()")
+    page.fill("#prompt", "the quick")
     write(page)
     yield page, loaded
     assert noises == []
@@ -483,6 +483,8 @@ def test_heads_that_are_off_cost_what_pytorch_says(book):
     page.wait_for_selector("#text-whole span >> nth=150")
     assert page.text_content("#text-whole") == page.text_content("#text")[: len(page.text_content("#text-whole"))]
     assert page.text_content("#text-broken") != page.text_content("#text-whole")
+    page.evaluate("writing.read('the dog')")
+    until(page, "() => document.getElementById('text-whole').textContent === ''")  # it was of another prompt
     page.click("#all-on")
     page.wait_for_selector("#loss-line:has-text('all heads')")
 
@@ -498,19 +500,21 @@ def test_the_parts_add_up_to_the_logit_and_habits_are_found(book):
         assert sum(parts) == pytest.approx((logits[target] - logits.mean()).item(), abs=1e-3)
     name = """([weights, ids]) => headHabit(Float32Array.from(weights), {ids, blank: ids.map(id => id === 0),
         word: ids.map((_, t) => ids.slice(0, t + 1).filter(id => id === 0).length)})"""
-    ids, T = [1, 2, 3, 0, 4, 1, 2, 3, 0, 5, 6, 2], 12
-    before, spaces, even = np.zeros((3, T, T))
+    ids, T = [1, 2, 3, 0, 4, 1, 2, 3, 0, 5, 6, 2] * 3, 36
+    before, spaces, even, three = np.zeros((4, T, T))
     for t in range(T):
         before[t, max(0, t - 1)] += 0.8
         before[t, 0] += 0.2
-        spaces[t, 3 if t < 8 else 8] = 1
+        spaces[t, max([3] + [j for j in range(t + 1) if not ids[j]])] = 1
         even[t, : t + 1] = 1 / (t + 1)
+        three[t, max(0, t - 2) : t + 1] = 1 / min(3, t + 1)  # was named "this word so far"
     assert page.evaluate(name, [before.flatten().tolist(), ids]) == {
         "name": "the token before",
         "share": pytest.approx(0.8),
     }
     assert page.evaluate(name, [spaces.flatten().tolist(), ids])["name"] == "spaces and line ends"
     assert page.evaluate(name, [even.flatten().tolist(), ids])["name"] == ""
+    assert page.evaluate(name, [three.flatten().tolist(), ids])["name"] == "the last few"
 
 
 @marked
@@ -537,8 +541,14 @@ def test_a_bet_costs_its_surprise(book):
     total = len(letters) + 0.5 * config.vocab_size
     share = 0.2 * (letters.count(letter) + 0.5) / (total - letters.count("e") - 0.5)
     assert yours[miss] == pytest.approx(-math.log(share), abs=1e-6)
+    page.click("#guess-form button.main")
+    assert "All 20 bets" in page.inner_text("#guess-result")
     page.click("#guess-take")
     until(page, "count => book.text.length === count", at + 20)
+    page.click("#guess-new")
+    assert page.inner_text("#guess-result").startswith("Type a letter") and page.evaluate("guessing.you.length") == 0
+    page.click("#guess-form button.main")
+    assert "say what comes" in page.inner_text("#guess-result")
 
 
 @marked
@@ -556,7 +566,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     assert page.get_attribute("#strip", "aria-valuenow") == "7"
     page.locator("#strip .chip").nth(9).click()
     until(page, "() => book.position === 9")
-    page.evaluate("document.activeElement.blur(); showChapter(0)")
+    page.evaluate("showChapter(0)")  # a click on the strip leaves the arrow keys to the chapters
     for _ in range(2):
         page.keyboard.press("ArrowRight")
     assert page.evaluate("book.current") == page.evaluate("tinygpt.chapters[2]") == "follow"
@@ -573,15 +583,17 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page.evaluate("following.show(10)")
     page.click("#follow-next")
     until(page, "() => book.layer === 0 && following.step === 0")
-    rival = page.locator("#why .rival").nth(1)
+    page.evaluate("book.moveTo(60)")  # in a window that has moved; with a rival it once moved again
+    rival, before = page.locator("#why .rival").nth(1), page.evaluate("[book.start, ...book.here.logits]")
     token = rival.inner_text()
     rival.click()
     page.wait_for_selector(DONE)
-    assert page.evaluate("showToken(book.tokenizer, book.text[10])") == token and page.evaluate("book.index") == 9
+    assert page.evaluate("[book.start, ...book.here.logits]") == before and before[0] > 0
+    assert page.evaluate("showToken(book.tokenizer, book.text[61])") == token and page.evaluate("book.index") == 60
     assert page.evaluate("document.activeElement.id") == "why"
     page.focus("#why-line button")
     page.keyboard.press("Enter")
-    until(page, "() => book.index === 8 && document.activeElement.textContent === 'Step back'")
+    until(page, "() => book.index === 59 && document.activeElement.textContent === 'Step back'")
     page.focus("#prompt")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#go:has-text('Write')")
@@ -615,20 +627,26 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
     assert "model read the last 256" in page.inner_text("#status") and "nats a character" in page.inner_text("#status")
     assert page.evaluate("document.getElementById('text').scrollTop") > 0
     refusals = {
-        "{temperature: -1}": "temperature must be a number from 0",
-        "{temperatur: 1}": "there is no option temperatur",
-        "{toString: 1}": "there is no option toString",
-        "{prompt: 5}": "prompt must be a string",
-        "{topK: '3'}": "topK must be a whole number",
-        "{seed: null}": "seed must be a whole number",
+        "generate({temperature: -1})": "temperature must be a number from 0",
+        "generate({temperatur: 1})": "there is no option temperatur",
+        "generate({toString: 1})": "there is no option toString",
+        "generate({prompt: 5})": "prompt must be a string",
+        "generate({topK: '3'})": "topK must be a whole number",
+        "generate({seed: NaN})": "seed must be a whole number",
+        "generate({off: [6]})": "off must be a list",
+        "generate({}, 5)": "the second argument must be a function",
+        "train(5)": "needs an object of text,steps,seed",
+        "logits(Array(300).fill(2))": "ids must be a list of 1 to 256",
+        "logits([99])": "ids must be a list",
+        "logits('the')": "ids must be a list",
+        "look({ids: [3], off: 'x'})": "off must be a list",
+        "rankHeads({ids: [3]})": "ids must be a list of 2",
+        "follow({ids: [3], position: 1, layer: 0, head: 0})": "position must be a whole number from 0 to 0",
+        "follow({ids: [3], position: 0, layer: 0, head: 2})": "head must be a whole number from 0 to 1",
+        "follow({ids: [3], of: 0})": "there is no option of",
     }
-    for options, message in refusals.items():
-        assert page.evaluate(f"tinygpt.generate({options}).catch(error => error.message)").startswith(message)
-    assert "window of 256" in page.evaluate("tinygpt.logits(Array(300).fill(2)).catch(error => error.message)")
-    assert "is not a token id" in page.evaluate("tinygpt.logits([99]).catch(error => error.message)")
-    assert "no head 2" in page.evaluate(
-        "tinygpt.follow({ids: [3], position: 0, layer: 0, head: 2}).catch(error => error.message)"
-    )
+    for call, message in refusals.items():
+        assert page.evaluate(f"tinygpt.{call}.catch(String)").startswith(f"TypeError: {message}"), call
 
 
 @marked
@@ -645,6 +663,12 @@ def test_the_address_brings_back_text_and_token(open_page):
     assert line.text_content() == "\n"
     line.click()
     until(page, "() => book.index === 7")
+    page.fill("#prompt", "not written")
+    page.locator("#why .rival").nth(2).click()
+    page.wait_for_selector(DONE)
+    until(page, "() => location.hash.includes('more=')")
+    fragment = page.evaluate("location.hash")
+    assert open_page(loaded, fragment=fragment).evaluate("book.text") == page.evaluate("book.text")
 
 
 CLIPPED = """[...document.querySelectorAll('.chapter :is(small, h3, button, .key, label, .bar-name)')]

@@ -273,7 +273,8 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     page.wait_for_selector("#train-use:enabled")
     assert 0 < page.evaluate("training.reports.at(-1).step") < 1000 and page.locator("#train-loss polyline").count()
     own = page.evaluate("tinygpt.config.vocab_size")
-    page.fill("#prompt", "the")
+    page.fill("#prompt", "ROMEO:")
+    page.fill("#temperature", "0.5")
     page.click("#train-use")
     page.wait_for_selector("#own:not([hidden])")
     until(page, "() => document.getElementById('status').textContent.startsWith('Done')")
@@ -289,6 +290,10 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
     np.testing.assert_allclose(logits, model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
     assert page.locator("#grid canvas").count() == 4
+    read = [page.input_value("#prompt"), page.evaluate("book.tokenizer.decode(guessing.ids)")]
+    assert all(read) and all(text in SOURCE for text in read), "the page's text and prompt were read as unknown"
+    until(page, "() => !location.hash.includes('prompt')")  # nobody else's page has this network
     page.click("#own-back")
-    until(page, "() => document.getElementById('own').hidden")
+    until(page, "() => document.getElementById('own').hidden && document.activeElement.id === 'strip'")
+    assert page.input_value("#temperature") == "0.5"
     assert page.evaluate("tinygpt.config.vocab_size") == own
