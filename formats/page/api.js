@@ -2,9 +2,8 @@
 
 const page = { model: JSON.parse(byId("model").textContent) };
 
-/** The worker. Its program is the text of the page's own engine scripts: there is no second file to load. */
+/** The worker. Its program is the text of the page's engine scripts. Without a model it can only train one. */
 class Engine {
-  /** Without a model it can only train one. */
   constructor(model, weights) {
     const program = Array.from(document.querySelectorAll("script.engine"), (script) => script.textContent).join("\n");
     this.worker = new Worker(URL.createObjectURL(new Blob([program], { type: "text/javascript" })));

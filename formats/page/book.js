@@ -1,14 +1,12 @@
 /* The book: one text, the window of it that the model reads, one chosen token, and the chapters that show them.
 
-   How a chapter joins: its section stands in page.html, <section id="NAME" class="chapter">, and its file calls
-   book.chapters.push({ id: "NAME", … }) with any of these methods, which are called in this order:
+   A chapter is a section of page.html, <section id="NAME" class="chapter">, and { id: "NAME", … } in book.chapters,
+   with any of these methods, which are called in this order:
      setup()   once, before there is a model: listen to buttons.
      model()   the network has changed: build what depends on book.config and book.tokenizer.
      window()  the window has changed: book.ids, as the model reads them; book.reading is what ModelServer.look says.
-     token()   book.position (of the token in the window) or the head, book.layer and book.head, has changed: book.here
-               is what ModelServer.token says. It may return a promise.
-   An answer of book.ask is late if another token was chosen meanwhile: see book.watch.
-*/
+     token()   the token (book.position, in the window) or the head (book.layer, book.head) has changed: book.here is
+               what ModelServer.token says. It may return a promise. */
 
 class Book {
   constructor() {
@@ -44,14 +42,13 @@ class Book {
     return this.engine.ask(question, { ids: this.ids, ...request }, onPart);
   }
 
-  /** A function that says whether all is still as it was when `watch` was called. */
+  /** A function that says whether no other token was chosen since: else an answer of the worker comes too late. */
   watch() {
     const moves = this.moves;
     return () => moves === this.moves;
   }
 
-  /** Let all chapters show another network, trained here: as in the page's data, with weights; without weights the
-   * page's own one. */
+  /** Let all chapters show a network: {config, tokenizer, weights, excerpt, prompt}, without weights the page's own. */
   async useModel(model) {
     const { config, tokenizer, weights } = model;
     await this.engine.ask("use", { config, tokenizer, weights });
@@ -94,8 +91,7 @@ class Book {
     }
   }
 
-  /** index: layer * num_heads + head. */
-  chooseHead(index) {
+  chooseHead(index) { // layer * num_heads + head
     const { num_heads: heads } = this.config;
     Object.assign(this, { layer: Math.floor(index / heads), head: index % heads });
     this.moveTo(this.index);

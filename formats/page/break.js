@@ -35,7 +35,6 @@ book.chapters.push({
     byId("broken-title").textContent = "without those switched off";
   },
 
-  /** What a switch says: off, what its head costs, or nothing. */
   label(index) {
     const cost = this.ranks.has(index) ? signed(this.ranks.get(index)) : "";
     return `${this.off.has(index) ? "off " : ""}${cost}`.trim() || "on";

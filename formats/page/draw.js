@@ -38,7 +38,6 @@ function bar(share, text = percent(share), kind = "", start = 0) {
     html("span", { class: "number" }, text));
 }
 
-/** A line of a bar chart: a token or a name, and bars, one over the other. */
 function barRow(name, ...bars) {
   return html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, name), html("span", {}, bars));
 }
@@ -95,8 +94,7 @@ function vectorBars(vector) {
 }
 
 /** Paint weights (T, T) on a canvas, a pixel each, or `size` rows and columns of them from `start` on. What the mask
- * hides has a colour of its own, and one more in the row that is chosen. Small weights matter too, so a shade stands
- * for the square root of a weight. */
+ * hides has its own colours. Small weights matter too, so a shade stands for the square root of a weight. */
 function paintMap(canvas, weights, T, { start = 0, size = T, chosen = -1 } = {}) {
   const style = getComputedStyle(document.documentElement), context = canvas.getContext("2d");
   const [low, high, hidden, marked] = ["--map-low", "--map-high", "--map-hidden", "--map-row"].map((name) =>

@@ -92,7 +92,6 @@ const guessing = {
     return this.score();
   },
 
-  /** The mean surprise of both so far, as bars up to that of blind guessing. */
   score() {
     const rounds = this.you.length, blind = Math.log(book.config.vocab_size), { val_loss: val } = page.model.origin;
     const [you, model] = [this.you, this.theirs].map(mean);

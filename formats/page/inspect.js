@@ -7,8 +7,7 @@ const product = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
-/** surprises: −ln p of each of the ids (T), by the logits (T, V) before it; the first has none before it: NaN. loss:
- * their mean. */
+/** surprises: −ln p of each of the ids (T) by the logits (T, V) before it, NaN for the first; loss: their mean. */
 function surprisesOf(logits, ids, vocabSize) {
   const nats = (t) => -Math.log(softmax(rowOf(logits, t - 1, vocabSize))[ids[t]]);
   const surprises = Float64Array.from(ids, (_, t) => (t ? nats(t) : NaN));
@@ -60,13 +59,10 @@ function headHabits(trace, ids, numHeads, texts) {
     (_, head) => headHabit(rowOf(maps, head, T * T), { ids, blank, word })));
 }
 
-/** One token's way through one layer and head, with every number, as Float32Arrays.
- *
- * token, place (C): the rows that are looked up. x (C): the stream before the layer. q (hs), keys and values (t + 1,
- * hs), scores and weights (t + 1): of the head. mix (hs): what the head found. attended (C): the stream with the
- * attention of all heads. hidden (4C): the MLP's neurons, after GELU. after (C): the stream behind the layer. logits
- * (V): behind the last layer.
- */
+/** One token's way through one layer and head. token, place (C): the rows that are looked up. x (C): the stream before
+ * the layer. q (hs), keys and values (t + 1, hs), scores and weights (t + 1): of the head. mix (hs): what it found.
+ * attended (C): the stream with the attention of all heads. hidden (4C): the MLP's neurons, after GELU. after (C): the
+ * stream behind the layer. logits (V): behind the last layer. */
 function followToken({ config, weights: w }, { ids, trace, logits }, t, layer, head) {
   const { embed_dim: C, num_heads: nh, vocab_size: V } = config, hs = C / nh, seen = ids.slice(0, t + 1);
   const part = (row, third) => rowOf(trace.qkv[layer], (3 * row + third) * nh + head, hs).slice();
@@ -83,10 +79,9 @@ function followToken({ config, weights: w }, { ids, trace, logits }, t, layer, h
   };
 }
 
-/** How much each part of the network adds to the logit of token `id` after token t: [{part, value}]. The stream
- * is a sum: embeddings, then what each attention and each MLP added. The last layer norm divides it by its standard
- * deviation, here fixed; then the logit is a sum too ("direct logit attribution", Elhage et al. 2021). It is counted
- * from the mean of all logits, because softmax only sees differences. */
+/** How much each part of the network adds to the logit of token `id` after token t: [{part, value}]. The stream is a
+ * sum. The last layer norm divides it by its standard deviation, here fixed; then the logit is a sum too ("direct logit
+ * attribution", Elhage et al. 2021), counted from the mean of all logits, because softmax only sees differences. */
 function contributions(model, { trace }, t, id) {
   const { embed_dim: C, vocab_size: V } = model.config, { head, weights } = model;
   const direction = rowOf(head, id, C).slice();

@@ -1,7 +1,5 @@
-/* The parts of the network in plain loops: linear maps, layer norm, GELU.
-
-   A matrix (rows, columns) is one Float32Array, row after row. T counts tokens, C is the width of the stream.
-*/
+/* The parts of the network in plain loops: linear maps, layer norm, GELU. A matrix (rows, columns) is one Float32Array,
+   row after row. T counts tokens, C is the width of the stream. */
 
 /** out (T, rows) = x (T, columns) · matrixᵀ + bias, with matrix (rows, columns), as PyTorch's nn.Linear keeps it. */
 function linear(out, x, matrix, bias, T, rows, columns) {

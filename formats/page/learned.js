@@ -85,7 +85,6 @@ const learned = {
     this.drawMaps(frame);
   },
 
-  /** The embeddings; the notes compare with step 0. */
   drawMaps({ tokens, positions }) {
     const [first] = this.frames, { max_seq: maxSeq, vocab_size: V } = page.model.config;
     drawTokenMap(byId("token-map"), tokens, this.tokenizer, this.bounds.tokens);

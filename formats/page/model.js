@@ -1,8 +1,5 @@
-/* The network in plain loops: what tiny_decoder.py computes, for one text, without a library.
-
-   Shapes: T time (tokens), C embed_dim, nh num_heads, hs = C / nh, V vocab_size. A matrix (rows, columns) is one
-   Float32Array, row after row. Names of weights are those of the checkpoint.
-*/
+/* The network in plain loops: what tiny_decoder.py computes, for one text, without a library. Shapes: T time (tokens),
+   C embed_dim, nh num_heads, hs = C / nh, V vocab_size. Names of weights are those of the checkpoint. */
 
 /** The keys and values of every layer, (maxSeq, C) each, of which the first `length` rows are filled. */
 class KVCache {
@@ -15,8 +12,7 @@ class KVCache {
 }
 
 class TinyGPT {
-  /** config: the fields of TinyGPTConfig (vocab_size, max_seq, …). weights: name -> Float32Array; without "head.weight"
-   * the head is the token embedding ("tied"). */
+  /** config: as TinyGPTConfig. weights: name -> Float32Array; without "head.weight" it is the embedding ("tied"). */
   constructor(config, weights) {
     this.config = config;
     this.weights = weights;
@@ -32,13 +28,11 @@ class TinyGPT {
     this.scores = new Float32Array(config.max_seq);
   }
 
-  /** Logits (T, V) after each of the ids (T), or (1, V) after the last one with lastOnly.
-   *
-   * The ids come after the tokens in the cache and are added to it. off: which heads give nothing, as a Set of layer *
-   * numHeads + head. trace, with an empty cache only, gets added of each layer: attention (nh, T, T), the weights that
-   * each token (row) gives to each; middle (T, C), the stream before the MLP; residual (T, C), the stream after the
-   * layer, and first after the embeddings; qkv (T, 3C), queries, keys and values; hidden (T, 4C), the MLP's neurons.
-   */
+  /** Logits (T, V) after each of the ids (T), or (1, V) after the last one with lastOnly. The ids come after the tokens
+   * in the cache and are added to it. off: which heads give nothing, as a Set of layer * numHeads + head. trace, with
+   * an empty cache only, gets of each layer: qkv (T, 3C), queries, keys and values; attention (nh, T, T), the weights
+   * that each token (row) gives to each; middle (T, C), the stream before the MLP; hidden (T, 4C), the MLP's neurons;
+   * residual (T, C), the stream after the layer, and first after the embeddings. */
   forward(ids, cache, { lastOnly = false, trace = null, off = null } = {}) {
     const { embed_dim: C, max_seq: maxSeq } = this.config, T = ids.length, start = cache.length;
     if (T === 0 || start + T > maxSeq) throw new Error(`${start + T} tokens do not fit into the window of ${maxSeq}`);

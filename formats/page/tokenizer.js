@@ -4,7 +4,6 @@ const REPLACEMENT = "\ufffd"; // for bytes that are not a character, and for unk
 
 /** One token per character: 0 is unknown, 1 begins a document, then the characters in the vocabulary's order. */
 class CharTokenizer {
-  /** plain: {characters, startId, endId, specialIds}. */
   constructor(plain) {
     Object.assign(this, plain);
     this.tokens = [REPLACEMENT, "", ...plain.characters];
@@ -47,7 +46,6 @@ const WORD = new RegExp(
 
 /** Pairs of UTF-8 bytes merged into tokens, the earliest learned pair first (Sennrich et al. 2016). */
 class BPETokenizer {
-  /** plain: {tokens: in byte symbols, by id; merges: [[left, right], …], startId, endId, specialIds}. */
   constructor(plain) {
     Object.assign(this, plain);
     this.symbols = byteSymbols();
@@ -89,7 +87,7 @@ class BPETokenizer {
   }
 }
 
-/** The tokenizer that formats/write_page.py described. */
+/** The tokenizer that plain_tokenizer of formats/write_page.py described. */
 const makeTokenizer = (plain) => (plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain));
 
 /** The ids that are never sampled: all special ones, unless one ends the text. */

@@ -1,9 +1,7 @@
-/* Training, written out: the network of model.js, each step with its way back (backpropagation), and AdamW.
-
-   Shapes: B windows of T tokens are N = B · T rows of one array; others as in model.js. What a step makes is a pair
-   {x, d}: numbers, and room for how much the loss changes with each of them, its gradient. Going back, each step adds
-   to the gradients of what it was made of. A weight's gradient has its name and shape.
-*/
+/* Training, written out: the network of model.js, each step with its way back (backpropagation), and AdamW. Shapes: B
+   windows of T tokens are N = B · T rows of one array; others as in model.js. What a step makes is a pair {x, d}:
+   numbers, and room for how much the loss changes with each of them, its gradient. Going back, each step adds to the
+   gradients of what it was made of. A weight's gradient has its name and shape. */
 
 /** out (M, n) += a (M, K) · b (K, n). */
 function addProduct(out, a, b, M, K, n) {
@@ -53,8 +51,7 @@ function initialWeights(config, seed) {
 }
 
 class Trainer {
-  /** config: as of TinyGPT, its max_seq the length of the windows. all: one array that holds the weights, which change
-   * in place; weights: its parts, by name. */
+  /** config: as of TinyGPT, its max_seq the length of the windows. all: the weights in one array; weights: by name. */
   constructor(config, { all, weights }) {
     const { all: gradient, weights: gradients } = zeroWeights(config);
     Object.assign(this, { config, all, weights, gradient, gradients, model: new TinyGPT(config, weights), steps: 0 });

@@ -55,7 +55,6 @@ const training = {
       [["bigram", "table of pairs, on held-out text", bigram]]);
   },
 
-  /** Let all chapters show this model, or the page's own one. */
   async use(model) {
     writing.stop();
     await book.useModel(model);

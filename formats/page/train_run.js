@@ -33,10 +33,9 @@ function windowsAt(ids, starts, T) {
   return [part(0), part(1)];
 }
 
-/** Train a small network on a text, of which the last tenth is held out. Resolves to {losses, model}: the loss of each
- * step, and {config, tokenizer, weights, excerpt (the held-out text), prompt}. send gets {step, loss, heldOut, bigram,
- * sample} about once a second: the mean loss since the last time, and what the network and a table of pairs reach on
- * held-out text. stopped(): whether to end before `steps`. */
+/** Train a small network on a text, of which the last tenth is held out. Resolves to {losses, model}: of each step, and
+ * as Book.useModel needs it. send gets {step, loss, heldOut, bigram, sample} about once a second: the mean loss since
+ * the last time, and what network and table of pairs reach on held-out text. stopped(): whether to end. */
 async function trainNetwork({ text, steps, seed }, send, stopped) {
   const plain = alphabetOf(text), tokenizer = makeTokenizer(plain), ids = Uint16Array.from(tokenizer.encode(text));
   if (ids.length < MIN_LETTERS) throw new Error(`a text of at least ${MIN_LETTERS} letters is needed`);

@@ -27,7 +27,6 @@ function readWeights(base64, precision, layout) {
   return weights;
 }
 
-/** The likeliest tokens of logits (V): [{id, share}]. */
 function likeliest(logits, count) {
   const shares = softmax(logits);
   return Array.from(descending(logits).subarray(0, count), (id) => ({ id, share: shares[id] }));
@@ -36,21 +35,18 @@ function likeliest(logits, count) {
 const UNTRUSTED = "this page does not compute what its model computed when the page was made. The file is damaged or "
   + "was changed: make it again with convert.py.";
 
-/** Throw unless the model gives the logits that PyTorch gave when the page was made. */
-function checkModel(model, { ids, positions, logits, tolerance }) {
-  const all = model.forward(ids, new KVCache(model.config)), { vocab_size: V } = model.config;
-  const same = positions.every((t, row) => ids.every((id, i) =>
-    Math.abs(all[t * V + id] - logits[row][i]) <= tolerance)); // false if one is not a number
-  if (!same) throw new Error(UNTRUSTED);
-}
-
 /** What the page can ask of the model. Each method's answer goes back to it. ids: a window, as it is fed. */
 class ModelServer {
   stopped = new Set();
 
+  /** The page's own model, unless it does not give the logits that PyTorch gave when the page was made. */
   load({ model, weights }) {
-    const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
-    checkModel(network, model.check);
+    const { config, check: { ids, positions, logits, tolerance } } = model;
+    const network = new TinyGPT(config, readWeights(weights, model.precision, model.layout));
+    const all = network.forward(ids, new KVCache(config));
+    const same = positions.every((t, row) => ids.every((id, i) =>
+      Math.abs(all[t * config.vocab_size + id] - logits[row][i]) <= tolerance)); // false if one is not a number
+    if (!same) throw new Error(UNTRUSTED);
     this.own = network;
     this.use(model);
   }
@@ -63,8 +59,7 @@ class ModelServer {
     this.readings = [];
   }
 
-  /** A reading of the ids, {ids, logits, trace, surprises, loss}, without the heads in `off`. The last two are
-   * remembered: many questions are about the same window. */
+  /** {ids, logits, trace, surprises, loss} of the ids without the heads in `off`; the last two readings are kept. */
   reading(ids, off = []) {
     const key = `${ids} ${off}`, known = this.readings.find((reading) => reading.key === key);
     if (known) return known;
@@ -105,17 +100,15 @@ class ModelServer {
     this.stopped.add(job);
   }
 
-  /** The attention (nh, T, T) of each layer, the habits of the heads, how surprising each of the ids was, and the mean
-   * of that, the loss; lossWithout: without the heads in `off`. */
+  /** Of the ids: attention (nh, T, T) of each layer, the heads' habits, surprises, and loss with and without `off`. */
   look({ ids, off }) {
     const { trace, surprises, loss } = this.reading(ids), texts = ids.map((id) => this.tokenizer.decode([id]));
     const habits = headHabits(trace, ids, this.model.config.num_heads, texts);
     return { attention: trace.attention, habits, surprises, loss, lossWithout: this.reading(ids, off).loss };
   }
 
-  /** What happens at token t. logits (V) and loss: the model's; without (V) and lossWithout: those without the heads in
-   * `off`. target: the next token's id, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the
-   * target's share there. parts: what adds to the target's logit. */
+  /** At token t: logits (V) and loss; without (V) and lossWithout: those without the heads in `off`. target: the next
+   * token, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the target's share there. */
   token({ ids, t, id, off = [], count = 4 }) {
     const { vocab_size: V, embed_dim: C } = this.model.config, reading = this.reading(ids);
     const silenced = this.reading(ids, off), without = rowOf(silenced.logits, t, V).slice();

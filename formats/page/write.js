@@ -20,7 +20,10 @@ const writing = {
     byId("controls").addEventListener("submit", (event) => {
       event.preventDefault();
       if (this.job !== undefined) this.stop();
-      else if (this.checkSeed()) this.start();
+      else if (this.checkSeed()) {
+        this.start();
+        byId("text").scrollIntoView({ block: "nearest" }); // on a phone it may be below the screen
+      }
     });
     byId("prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && this.checkSeed()) this.start();
@@ -36,8 +39,7 @@ const writing = {
     byId("legend").append(" ", ...swatches, " surprising");
   },
 
-  /** The network's shape bounds the sliders, which are fields of the form. Those that were moved stay where they are,
-   * and the prompt, if the network knows its characters. */
+  /** The network's shape bounds the sliders. What was moved, and a prompt that the network can read, stays. */
   model() {
     const moved = new URLSearchParams(this.moved()), prompt = byId("prompt");
     const sliders = sliderList(book.config).map(([name, label, min, max, step, value, hint]) => {
@@ -72,7 +74,6 @@ const writing = {
     return good;
   },
 
-  /** What the form asks for, without the prompt. */
   options() {
     const { prompt, ...numbers } = Object.fromEntries(new FormData(byId("controls")));
     return Object.fromEntries(Object.entries(numbers).map(([name, value]) => [name, Number(value) || 0]));
@@ -105,7 +106,6 @@ const writing = {
     return this.write([...ids, ...more], { given: ids.length, ...changes });
   },
 
-  /** Take a text through the book, as the prompt. */
   read(text) {
     byId("prompt").value = text;
     this.checkPrompt();
@@ -122,16 +122,20 @@ const writing = {
     byId("go").textContent = job === undefined ? "Write" : "Stop";
   },
 
-  /** Write after the ids, of which `given` are the prompt (see Book.begin); changes: of the form's options. `index` is
-   * chosen at the end, or else the place before the most surprising token: it needs the most explanation. Who chooses
-   * another one meanwhile keeps it. Another text ends this one. */
+  /** Write after the ids, of which `given` are the prompt (see Book.begin); changes: of the form's options. At the end
+   * `index` is chosen, or else the place before the most surprising token, unless another one was chosen meanwhile. */
   async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, ...changes }) {
     this.stop();
     const { seed, maxNewTokens, stride, ...sampling } = { ...this.options(), ...changes };
     const began = performance.now(), run = {}, more = ids.length > given && { more: ids.slice(given).join(".") };
-    Object.assign(this, { run, began, last: began, from: ids.length, made: { ...this.moved(), ...changes, ...more } });
+    Object.assign(this, { run, last: began, from: ids.length, made: { ...this.moved(), ...changes, ...more } });
     book.begin(ids, given, first, stride, surprises);
-    this.begin();
+    Object.assign(this, { stream: book.tokenizer.stream(), spans: [] });
+    const unread = html("span", { class: "note" }, escapeInvisible(book.tokenizer.decode(ids.slice(0, first))));
+    byId("text").replaceChildren(...(first ? [unread] : []));
+    byId("status").textContent = "Writing.";
+    this.draw();
+    byId("text").scrollTop = byId("text").scrollHeight;
     const at = index ?? ids.length - 1, shown = book.moveTo(at); // all chapters begin with the prompt
     const add = (fresh) => { if (this.run === run) this.add(fresh); };
     const job = book.ask("generate", { ids, maxNewTokens, seed, stride, sampling, first }, add);
@@ -143,18 +147,9 @@ const writing = {
     this.draw();
     const made = book.surprises.slice(ids.length), best = made.length ? ids.length + argmax(made) - 1 : at;
     await book.moveTo(book.index === at ? index ?? best : book.index);
-    byId("status").textContent = `Done: ${this.speed()}${this.promptLoss()}`;
-  },
-
-  begin() {
-    this.stream = book.tokenizer.stream();
-    this.spans = [];
-    const unread = escapeInvisible(book.tokenizer.decode(book.text.slice(0, book.first)));
-    byId("text").replaceChildren(...(unread ? [html("span", { class: "note" }, unread)] : []));
-    // The numbers change many times a second: a screen reader hears only that it began and ended.
-    byId("status").replaceChildren("Writing. ", html("span", { id: "speed", "aria-hidden": "true" }));
-    this.draw();
-    byId("text").scrollTop = byId("text").scrollHeight;
+    const count = made.length, rate = Number((1000 * count / Math.max(1, this.last - began)).toPrecision(2));
+    const speed = count ? `, ${rate.toLocaleString("en")} tokens/s` : "";
+    byId("status").textContent = `Done: ${count} tokens${speed}${this.promptLoss()}`;
   },
 
   /** Tokens have come. Drawing waits four times as long as it took the last time, so that it never holds up writing. */
@@ -176,17 +171,10 @@ const writing = {
     this.spans.push(...fresh);
     box.append(...fresh);
     if (atEnd) box.scrollTop = box.scrollHeight;
-    if (byId("speed")) byId("speed").textContent = this.speed();
     this.timer = undefined;
     this.pause = Math.max(33, 4 * (performance.now() - began));
   },
 
-  speed() {
-    const count = book.text.length - this.from, rate = 1000 * count / Math.max(1, this.last - this.began);
-    return `${count} tokens${count ? `, ${Number(rate.toPrecision(2)).toLocaleString("en")} tokens/s` : ""}`;
-  },
-
-  /** How surprising the prompt was to the model, and how much of it was read. */
   promptLoss() {
     const { given, first } = book, known = book.surprises.slice(first + 1, given);
     if (!known.length) return "";
@@ -215,7 +203,7 @@ const writing = {
     const token = () => tokenCode(text[index], "chosen");
     const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
     const own = nats === undefined ? [] : ["The model gave ", token(), ` itself ${percent(Math.exp(-nats))}: `,
-      `${nats.toFixed(2)} nats. `, back];
+      `${fixed(nats)} nats. `, back];
     line.replaceChildren("After ", token(), ...next, ...own);
     const never = suppressedIds(book.tokenizer), possible = suppress(here.logits, never);
     const stages = filterStages(possible, new Set(text.slice(0, index + 1)), this.options());
@@ -231,13 +219,13 @@ const writing = {
     if (onTable) why.focus({ preventScroll: true });
   },
 
-  /** A button that continues from here with another token. */
   rival(id) {
     const { text, given, index, after, first, stride, here } = book, before = text.slice(0, index + 1);
     const label = `Go on from here with ${showToken(book.tokenizer, id)}`;
-    const surprises = [...book.surprises.slice(0, index + 1), -Math.log(softmax(here.logits)[id])];
-    const onclick = () => this.write([...before, id],
-      { given: Math.min(given, before.length), first, surprises, index, stride });
+    const onclick = () => {
+      const surprises = [...book.surprises.slice(0, index + 1), -Math.log(softmax(here.logits)[id])];
+      this.write([...before, id], { given: Math.min(given, before.length), first, surprises, index, stride });
+    };
     const attributes = { type: "button", class: "rival", title: label, "aria-label": label, onclick };
     return html("button", attributes, tokenCode(id, id === after ? "really" : ""));
   },
