@@ -106,7 +106,6 @@ function drawStrip() {
   }, showToken(book.tokenizer, id))));
 }
 
-/** Mark the chosen token, and say what the model expects next. */
 function drawCursor() {
   const strip = byId("strip"), { position, ids, text, index, after, start } = book;
   strip.querySelector(".chosen")?.classList.remove("chosen");

@@ -57,7 +57,6 @@ book.chapters.push({
         + `${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})` : " with all heads."}`;
   },
 
-  /** Leave out one head after the other: what each costs stands on its map. */
   async rank() {
     const isNew = book.watch(), heads = this.grid.cells.length;
     const say = (text) => { byId("rank-state").textContent = text; };

@@ -52,7 +52,6 @@ function table(columns, rows) {
 
 const tokenCode = (id, kind = "") => html("code", { class: `tok ${kind}` }, showToken(book.tokenizer, id));
 
-/** Token t of the window with its number in the text: a click chooses it. */
 function placedToken(t) {
   const index = book.start + t;
   return html("span", { "data-index": index }, tokenCode(book.ids[t], t === book.position ? "chosen" : ""),
@@ -79,7 +78,6 @@ function tinted(ids, surprises, stream = book.tokenizer.stream()) {
   });
 }
 
-/** A vector as bars: up and blue above zero, down and brown below. */
 function vectorBars(vector) {
   const height = 31, middle = 15, label = `${vector.length} numbers`;
   const canvas = html("canvas", { class: "vector", width: vector.length, height, role: "img", "aria-label": label });

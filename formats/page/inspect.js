@@ -20,7 +20,6 @@ const HABITS = {
   "itself": (t, j) => j === t,
   "the token before": (t, j) => j === t - 1,
   "two before": (t, j) => j === t - 2,
-  "three before": (t, j) => j === t - 3,
   "the last few": (t, j) => j > t - 5,
   "the first token": (t, j) => j === 0,
   "the same token, earlier": (t, j, of) => j < t && of.ids[j] === of.ids[t],
@@ -50,7 +49,6 @@ function headHabit(weights, of) {
   return { name: best.name, share: best.share };
 }
 
-/** The habits of all heads of a trace, layer after layer; texts: each token as text. */
 function headHabits(trace, ids, numHeads, texts) {
   const blank = texts.map((text) => text.trim() === ""), T = ids.length;
   let words = 0;

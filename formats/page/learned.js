@@ -8,7 +8,6 @@ function storyMaps({ ids, heads, maps }) {
   return heads.map(() => Float32Array.from({ length: T * T }, weight));
 }
 
-/** A share of `now`, compared with that of `first`, if that is another frame. */
 function comparison(share, now, first) {
   const whole = (map) => `${Math.round(100 * share(map))}%`;
   return first && first !== now ? `${whole(now)} (at step 0: ${whole(first)})` : whole(now);

@@ -1,6 +1,5 @@
 /* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
 
-/** Draw the curves; without any, show only what they would be compared with. */
 function showCurves({ curves, config, origin }) {
   const references = [
     ["blind", "guessing blindly, ln V", Math.log(config.vocab_size)],

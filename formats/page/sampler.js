@@ -130,7 +130,6 @@ function sampleToken(probabilities, uniform) {
   return last; // uniform * total was rounded up to the total
 }
 
-/** Logits (V) with -Infinity for the tokens that are never sampled. */
 const suppress = (logits, ids) => logits.map((logit, id) => (ids.includes(id) ? -Infinity : logit));
 
 /** Yield a token, {id, surprise}, `maxNewTokens` times; the window grows by each. surprise: −ln p by the model itself,

@@ -24,7 +24,6 @@ class CharTokenizer {
     return (id) => this.tokens[id];
   }
 
-  /** The characters of a text that the model has never seen, each once. */
   unknown(text) {
     return [...new Set(Array.from(text).filter((character) => !this.idOf.get(character)))];
   }

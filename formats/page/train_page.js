@@ -42,7 +42,6 @@ const training = {
     byId("train-go").textContent = "Train again";
   },
 
-  /** What the worker tells about once a second. */
   report(report) {
     this.reports.push(report);
     const { step, heldOut, bigram, sample } = report, seconds = (performance.now() - this.began) / 1000;

@@ -68,8 +68,7 @@ const writing = {
     const good = /^\d{1,15}$/.test(byId("seed").value.trim()), { precision } = page.model;
     const exact = precision === "float32" ? "" : `; in ${precision} not always the text of generate.py`;
     byId("seed").setAttribute("aria-invalid", !good);
-    const advice = good ? `the same seed gives the same text${exact}` : "a whole number from 0, please";
-    byId("seed-note").textContent = advice;
+    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number from 0, please";
     if (!good) byId("seed").focus();
     return good;
   },
@@ -145,11 +144,11 @@ const writing = {
     if (this.run !== run) return;
     clearTimeout(this.timer);
     this.draw();
-    const made = book.surprises.slice(ids.length), best = made.length ? ids.length + argmax(made) - 1 : at;
+    const nats = book.surprises.slice(ids.length), best = nats.length ? ids.length + argmax(nats) - 1 : at;
     await book.moveTo(book.index === at ? index ?? best : book.index);
-    const count = made.length, rate = Number((1000 * count / Math.max(1, this.last - began)).toPrecision(2));
-    const speed = count ? `, ${rate.toLocaleString("en")} tokens/s` : "";
-    byId("status").textContent = `Done: ${count} tokens${speed}${this.promptLoss()}`;
+    const rate = Number((1000 * nats.length / Math.max(1, this.last - began)).toPrecision(2));
+    const speed = nats.length ? `, ${rate.toLocaleString("en")} tokens/s` : "";
+    byId("status").textContent = `Done: ${nats.length} tokens${speed}${this.promptLoss()}`;
   },
 
   /** Tokens have come. Drawing waits four times as long as it took the last time, so that it never holds up writing. */
@@ -191,7 +190,6 @@ const writing = {
     });
   },
 
-  /** What comes after the chosen token: before and after each filter. */
   token() {
     const { index, text, here, after } = book, nats = book.surprises[index];
     if (!here) return;
