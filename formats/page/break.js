@@ -35,15 +35,11 @@ book.chapters.push({
     byId("broken-title").textContent = "without those switched off";
   },
 
-  label(index) {
-    const cost = this.ranks.has(index) ? signed(this.ranks.get(index)) : "";
-    return `${this.off.has(index) ? "off " : ""}${cost}`.trim() || "on";
-  },
-
   async token() {
     const { position: t, here } = book, off = [...this.off], run = this.run = {}, isNew = book.watch();
     if (!here) return;
-    this.grid.paint((index) => !this.off.has(index), (index) => this.label(index));
+    const label = (index) => `${this.off.has(index) ? "off " : ""}${this.ranks.get(index) ?? ""}`.trim() || "on";
+    this.grid.paint((index) => !this.off.has(index), label);
     const { without, lossWithout } = off.length ? await book.ask("token", { t, id: here.target, off }) : here;
     if (!isNew() || run !== this.run) return;
     const [whole, broken] = [here.logits, without].map(softmax), [a, b] = [here.logits, without].map(descending);
@@ -63,7 +59,7 @@ book.chapters.push({
     if (book.ids.length < 2) return say("A loss needs two tokens.");
     const ranks = await book.ask("rankHeads", {}, (done) => say(`${done} of ${heads}`));
     if (!isNew()) return;
-    for (const { layer, head, change } of ranks) this.ranks.set(layer * book.config.num_heads + head, change);
+    for (const { layer, head, change } of ranks) this.ranks.set(layer * book.config.num_heads + head, signed(change));
     const name = ({ layer, head, change }) => `layer ${layer + 1}, head ${head + 1} (${signed(change)})`;
     say(`Most needed: ${name(ranks[0])}; least: ${name(ranks[ranks.length - 1])}, in nats.`);
     return this.token();

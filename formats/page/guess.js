@@ -65,13 +65,6 @@ const guessing = {
     box.scrollTop = box.scrollHeight;
   },
 
-  /** What a bet gives to the token that really came. */
-  share(guess, sure, truth) {
-    if (guess === truth) return sure;
-    const total = this.counts.reduce((sum, count) => sum + count, 0);
-    return ((1 - sure) * this.counts[truth]) / (total - (guess === undefined ? 0 : this.counts[guess]));
-  },
-
   async bet() {
     const input = byId("guess-input"), text = input.value.replaceAll("␣", " ").replaceAll("⏎", "\n");
     const { ids, at, you, theirs } = this, sure = Number(byId("guess-sure").value), truth = ids[at];
@@ -81,7 +74,9 @@ const guessing = {
     const { logits } = await book.ask("token", { ids, t: at - 1 });
     if (you !== this.you) return; // another place was chosen
     const [guess] = book.tokenizer.encode(text), shares = softmax(logits), best = argmax(logits);
-    const yours = -Math.log(this.share(guess, sure, truth)), models = -Math.log(shares[truth]);
+    const others = this.counts.reduce((sum, count) => sum + count) - this.counts[guess];
+    const share = guess === truth ? sure : (1 - sure) * this.counts[truth] / others; // given to what really came
+    const yours = -Math.log(share), models = -Math.log(shares[truth]);
     you.push(yours);
     theirs.push(models);
     input.value = "";

@@ -14,18 +14,12 @@ class KVCache {
 class TinyGPT {
   /** config: as TinyGPTConfig. weights: name -> Float32Array; without "head.weight" it is the embedding ("tied"). */
   constructor(config, weights) {
-    this.config = config;
-    this.weights = weights;
-    this.head = weights["head.weight"] || weights["token_embedding.weight"];
+    Object.assign(this, { config, weights, head: weights["head.weight"] || weights["token_embedding.weight"] });
     this.layers = Array.from({ length: config.num_layers }, (_, layer) => Object.fromEntries( // by the names in a block
       Object.entries(weights).map(([name, values]) => [name.replace(`blocks.${layer}.`, ""), values])));
-    const size = config.max_seq * config.embed_dim;
-    this.normed = new Float32Array(size);
-    this.qkv = new Float32Array(3 * size);
-    this.mixed = new Float32Array(size);
-    this.hidden = new Float32Array(4 * size);
-    this.branch = new Float32Array(size);
-    this.scores = new Float32Array(config.max_seq);
+    const rows = (width) => new Float32Array(width * config.max_seq), C = config.embed_dim;
+    Object.assign(this, { normed: rows(C), qkv: rows(3 * C), scores: rows(1), mixed: rows(C) });
+    Object.assign(this, { hidden: rows(4 * C), branch: rows(C) });
   }
 
   /** Logits (T, V) after each of the ids (T), or (1, V) after the last one with lastOnly. The ids come after the tokens

@@ -1,17 +1,5 @@
 /* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
 
-function showCurves({ curves, config, origin }) {
-  const references = [
-    ["blind", "guessing blindly, ln V", Math.log(config.vocab_size)],
-    ["bigram", "a table of pairs (bigrams), on the training text", origin.bigram_entropy],
-    ["floor", "the corpus's floor", origin.floor],
-  ].filter(([, , loss]) => typeof loss === "number");
-  const line = (field) => curves.map((point) => [point.step, point[field]]);
-  byId("no-curves").hidden = curves.length;
-  new LossChart(byId("loss")).show(
-    [["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
-}
-
 function floorText({ config: { vocab_size: V }, origin: { bigram_entropy: bigram, val_loss: loss, floor } }) {
   const known = (value, text) => (typeof value === "number" ? text(value.toFixed(3)) : "");
   return `A model that knows nothing gives every one of the ${V} tokens the same probability: its loss is ln V = `
@@ -52,7 +40,15 @@ book.chapters.push({
   id: "numbers",
 
   setup() {
-    showCurves(page.model);
+    const { curves, config, origin } = page.model, line = (field) => curves.map((point) => [point.step, point[field]]);
+    const references = [ // what the curves can be compared with
+      ["blind", "guessing blindly, ln V", Math.log(config.vocab_size)],
+      ["bigram", "a table of pairs (bigrams), on the training text", origin.bigram_entropy],
+      ["floor", "the corpus's floor", origin.floor],
+    ].filter(([, , loss]) => typeof loss === "number");
+    byId("no-curves").hidden = curves.length;
+    new LossChart(byId("loss")).show(
+      [["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
     byId("floor-text").textContent = floorText(page.model);
     byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) =>
       html("div", {}, html("dt", {}, word), html("dd", {}, meaning))));

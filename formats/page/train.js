@@ -11,9 +11,7 @@ function addProduct(out, a, b, M, K, n) {
 /** A matrix (rows, columns) with rows and columns exchanged. */
 function transposed(matrix, rows, columns) {
   const result = new Float32Array(rows * columns);
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) result[column * rows + row] = matrix[row * columns + column];
-  }
+  for (let i = 0; i < matrix.length; i++) result[(i % columns) * rows + Math.floor(i / columns)] = matrix[i];
   return result;
 }
 
@@ -91,11 +89,9 @@ class Trainer {
     for (let n = 0; n < N; n += T) x.set(this.model.embed([...ids.subarray(n, n + T)], 0), n * C);
     return this.made(x, (d) => {
       const tokens = G["token_embedding.weight"], positions = G["position_embedding.weight"];
-      for (let n = 0, i = 0; n < N; n++) {
-        for (let c = 0; c < C; c++, i++) {
-          tokens[ids[n] * C + c] += d[i];
-          positions[(n % T) * C + c] += d[i];
-        }
+      for (let i = 0; i < N * C; i++) {
+        tokens[ids[Math.floor(i / C)] * C + i % C] += d[i];
+        positions[i % (T * C)] += d[i];
       }
     });
   }
