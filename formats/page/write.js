@@ -20,6 +20,7 @@ const writing = {
     byId("controls").addEventListener("submit", (event) => {
       event.preventDefault();
       this.press();
+      byId("text").scrollIntoView({ block: "nearest" }); // on a phone it may be below the screen
     });
     byId("prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.press();
