@@ -168,6 +168,8 @@ function setUpSteps() {
     button.setAttribute("aria-pressed", document.body.classList.toggle("projector"));
     byId(book.current).scrollIntoView();
   });
+  const keepTop = ([{ target }]) => document.documentElement.style.setProperty("--top", `${target.offsetHeight}px`);
+  new ResizeObserver(keepTop).observe(document.querySelector(".top"));
   document.addEventListener("keydown", (event) => {
     const { key, altKey, ctrlKey, metaKey, defaultPrevented, target } = event, box = target.closest("[tabindex]");
     const by = { ArrowLeft: -1, ArrowRight: 1, ...(isProjected() && { PageUp: -1, PageDown: 1 }) }[key];

@@ -46,8 +46,7 @@ const learned = {
     const kinds = [...new Set(maps.tokens.ids.map((id) => kindOf(this.tokenizer.decode([id]))))].sort();
     byId("token-legend").append(this.tokenizer.bytes ? "Tokens that begin with " : "",
       ...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
-    const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
-    byId("position-legend").append("position 1 ", ...swatches, ` position ${config.max_seq}`);
+    byId("position-legend").textContent = `faint: position 1, strong: position ${config.max_seq}`;
     if (!story.length) return this.drawMaps(maps);
     const slider = byId("story-step"), last = story.length - 1;
     slider.max = last;

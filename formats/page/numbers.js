@@ -30,10 +30,10 @@ const GLOSSARY = {
   value: "what a token hands over to whoever looks at it",
   head: "one of several attentions side by side, each with its own queries, keys and values",
   logit: "the score of a token as the next one, before softmax",
-  softmax: "makes probabilities out of scores: exp of each, divided by their sum",
+  softmax: "makes probabilities out of scores: e to the power of each, divided by the sum of all",
   nats: "the unit of surprise, −ln p; one nat is 1.44 bits",
   gradient: "how the loss changes if one weight grows a little; training goes the other way",
-  perplexity: "exp of the loss: among how many equally likely tokens the model wavers",
+  perplexity: "exp of the loss: as uncertain as a choice among this many equally likely tokens",
 };
 
 book.chapters.push({

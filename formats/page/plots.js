@@ -100,8 +100,8 @@ function drawPositionMap(plot, { points }, maxSeq, frame) {
   const corners = places.map((place) => place.map(Math.round)).join(" ");
   plot.replaceChildren(html("polyline", { points: corners, class: "path" }));
   places.forEach(([cx, cy], index) => {
-    const named = index % every === 0, shade = Math.floor((index / count) * 6);
-    plot.append(html("circle", { cx, cy, r: named ? 7 : 4, class: `p${shade}` }));
+    const named = index % every === 0, opacity = 0.3 + 0.7 * (index / count);
+    plot.append(html("circle", { cx, cy, r: named ? 7 : 4, class: "place", opacity }));
     if (named) plot.append(html("text", { x: cx + 10, y: cy - 8, class: "k5" }, index * stride + 1));
   });
 }

@@ -68,7 +68,7 @@ const writing = {
     const good = /^\d{1,15}$/.test(byId("seed").value.trim()), { precision } = page.model;
     const exact = precision === "float32" ? "" : `; in ${precision} not always the text of generate.py`;
     byId("seed").setAttribute("aria-invalid", !good);
-    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "please a whole number from 0";
+    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number, 0 or more";
     if (!good) byId("seed").focus();
     return good;
   },
