@@ -14,10 +14,8 @@ const guessing = {
     byId("guess-line").addEventListener("click", () => this.fill("⏎"));
     byId("guess-input").addEventListener("input", ({ target }) => this.fill(target.value));
     byId("guess-paste").addEventListener("input", () => this.open());
-    byId("guess-take").addEventListener("click", () =>
-      writing.read(book.tokenizer.decode(this.ids.slice(0, this.at))));
-    const shares = [0.2, 0.5, 0.8, 0.97].map((share) => html("option", { value: share }, percent(share)));
-    byId("guess-sure").append(...shares);
+    byId("guess-take").addEventListener("click", () => writing.read(book.tokenizer.decode(this.ids.slice(0, this.at))));
+    byId("guess-sure").append(...[0.2, 0.5, 0.8, 0.97].map((share) => html("option", { value: share }, percent(share))));
     byId("guess-sure").value = 0.5;
   },
 

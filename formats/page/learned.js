@@ -68,9 +68,8 @@ const learned = {
     byId("story-line").textContent = `Step ${step}: loss of these ${ids.length} tokens `
       + `${mean(surprise).toFixed(3)} nats${validation}`;
     byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise], this.tokenizer.stream()));
-    const written = this.tokenizer.encode(sample), known = written.length === frame.sample_surprise.length;
-    const tints = known ? frame.sample_surprise : [];
-    byId("story-sample").replaceChildren(...tinted(written, tints, this.tokenizer.stream()));
+    const written = this.tokenizer.encode(sample), { sample_surprise: nats } = frame, stream = this.tokenizer.stream();
+    byId("story-sample").replaceChildren(...tinted(written, written.length === nats.length ? nats : [], stream));
     byId("story-maps").replaceChildren(...heads.map(([layer, head], index) => {
       const label = `layer ${layer + 1}, head ${head + 1}`;
       const canvas = html("canvas", { role: "img", "aria-label": label });
