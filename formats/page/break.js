@@ -68,15 +68,16 @@ book.chapters.push({
   /** The same prompt and random numbers with all heads and without some, side by side. */
   compare() {
     const { seed, stride, maxNewTokens, ...sampling } = writing.options(), { text, given, first } = book;
-    const ids = text.slice(0, given), off = [...this.off].map((index) => headPlace(index).toLowerCase());
+    const ids = text.slice(0, given), off = [...this.off], { num_heads: nh } = book.config;
     this.clearPair();
-    byId("broken-title").textContent = off.length ? `without ${off.join("; ")}` : "all heads: none is switched off";
+    const names = off.map((index) => `${Math.floor(index / nh) + 1}.${(index % nh) + 1}`).join(", ") || "none";
+    byId("broken-title").textContent = `without (layer.head): ${names}`;
     const write = (box, silent) => {
       const stream = book.tokenizer.stream();
       box.replaceChildren(html("span", { class: "given" }, ids.map(stream).map(escapeInvisible)));
       return book.ask("generate", { ids, maxNewTokens: 150, seed, stride, sampling, off: silent, first },
         (fresh) => { if (jobs === this.jobs) box.append(...tinted(fresh.ids, fresh.surprises, stream)); });
     };
-    const jobs = this.jobs = [write(byId("text-whole"), []), write(byId("text-broken"), [...this.off])];
+    const jobs = this.jobs = [write(byId("text-whole"), []), write(byId("text-broken"), off)];
   },
 });

@@ -63,7 +63,7 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
     }
     if (last) break;
   }
-  const end = { text: tokenizer.decode([...held]), source: "the part that was held out", unseen: true };
+  const end = { text: tokenizer.decode([...held]), source: "the held-out end of the training text", unseen: true };
   const [, prompt] = /\s(\S{1,20})/u.exec(end.text) ?? ["", ""]; // a word
   return { losses, model: { config, tokenizer: plain, weights: weights.weights, excerpt: end, prompt } };
 }

@@ -87,8 +87,9 @@ const writing = {
 
   /** What makes the text that is shown, for the address. It may differ from the form, which is of the next text. */
   shared() {
-    const { tokenizer, text, given, index } = book;
-    return new URLSearchParams({ prompt: tokenizer.decode(text.slice(0, given)), ...this.made, token: index + 1 });
+    const { tokenizer, text, given, index } = book, empty = given === 1 && text[0] === tokenizer.startId;
+    const prompt = empty ? "" : tokenizer.decode(text.slice(0, given));
+    return new URLSearchParams({ prompt, ...this.made, token: index + 1 });
   },
 
   restore(state) {
