@@ -202,7 +202,7 @@ const writing = {
     const shares = stages.map(({ logits }, n) => softmax(n ? logits : here.logits));
     const ids = new Set([...descending(here.logits).subarray(0, 8), ...(after === undefined ? [] : [after])]);
     why.replaceChildren(table(["Token", ...names], [...Array.from(ids, (id) => [
-      [this.rival(id), id === after ? " ← came next" : ""],
+      [this.rival(id), id === after ? html("small", {}, "came next") : ""],
       ...shares.map((stage) => (stage[id] > 0 ? bar(stage[id]) : html("small", {}, "removed"))),
     ]), ["Tokens left", ...shares.map((stage) => stage.filter((share) => share > 0).length)]]));
     if (onLine) back.focus();
