@@ -210,7 +210,7 @@ const writing = {
     const shares = stages.map(({ logits }, n) => softmax(n ? logits : here.logits));
     const ids = new Set([...descending(here.logits).subarray(0, 8), ...(after === undefined ? [] : [after])]);
     why.replaceChildren(table(["Token", ...names], [...Array.from(ids, (id) => [
-      [this.rival(id), id === after ? " ← came next" : ""],
+      [this.rival(id), id === after ? html("small", {}, "came next") : ""],
       ...shares.map((stage) => (stage[id] > 0 ? bar(stage[id])
         : html("small", {}, never.includes(id) ? "never sampled" : "removed"))),
     ]), ["Can be sampled", ...stages.map((stage) => stage.logits.filter((logit) => logit > -Infinity).length)]]));
