@@ -82,7 +82,7 @@ const following = {
         + `${t + 1} tokens. The lines under the strip's tokens show them. The mask hides later tokens.`,
       looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.attend"],
       ["Fetch: the values", "Every token also made a value: what do I hand over? Each value, times its share, is added "
-        + "up. Only in this step does the row receive anything from other tokens.",
+        + "up. Only here does a token learn of others.",
       [looks(["value", "share"], (j) => [vectorBars(f.values[j]), percent(f.weights[j])]), vectorBars(f.mix)],
       "h = weights · v", "attention.attend"],
       ["Write it back", `The ${nh > 1 ? `${nh} heads side by side go` : "head goes"} through a matrix, and the result `

@@ -107,7 +107,7 @@ book.chapters.push({
     byId("parts").replaceChildren(...parts.map(({ part, value }) => {
       const share = Math.abs(value) / largest / 2, [kind, start] = value < 0 ? ["bar1", 0.5 - share] : ["", 0.5];
       return barRow(part, bar(share, signed(value, 2), kind, start));
-    }), html("p", { class: "note" }, `Together ${fixed(logits[target] - middle)}: the logit, ${fixed(logits[target])}, `
-      + `less the mean of all logits, ${fixed(middle)}.`));
+    }), html("p", { class: "note result" }, `Together ${fixed(logits[target] - middle)}: logit `
+      + `${fixed(logits[target])}, less the mean of all logits, ${fixed(middle)}.`));
   },
 });
