@@ -99,8 +99,7 @@ def test_int8_keeps_the_loss(shape):
 def test_no_letter_leaves_with_a_model_by_accident(output_of, tmp_path):
     """Not in the excerpt, and not in the story; with --excerpt the text that was asked for, without its folder."""
     written(tmp_path / "letters.txt", LETTERS)
-    flags = ["--data", "letters.txt", *RUN[2:], "--steps", 2]
-    output_of("main.py", *flags)
+    output_of("main.py", "--data", "letters.txt", *RUN[2:], "--steps", 2)
     output = output_of("convert.py", "a.pth", "a.html")
     assert re.search(r"log-probabilities differ from the model's by up to [\d.]+ .*rounded to int8", output)
     page = (tmp_path / "a.html").read_text("utf-8")
@@ -119,10 +118,9 @@ def test_the_excerpt_is_of_the_validation_split_of_the_very_corpus():
     corpus = new_run(*RUN).corpus
     excerpt = excerpt_of_corpus({"corpus": "synthetic", "corpus_sha256": corpus.sha256})
     assert excerpt.text == corpus.val.text()[:MAX_CHARACTERS] and excerpt.unseen
-    assert excerpt_of_corpus({"corpus": "synthetic", "corpus_sha256": "another"}) is None
-    assert excerpt_of_corpus({"corpus": "./synthetic", "corpus_sha256": corpus.sha256}) is None
-    assert excerpt_of_corpus({"corpus": "tinyshakespeare"}) is None, "it is not here, and not to be downloaded"
-    assert excerpt_of_corpus({}) is None
+    others = [{"corpus": "synthetic", "corpus_sha256": "x"}, {"corpus": "./synthetic", "corpus_sha256": corpus.sha256}]
+    others += [{"corpus": "tinyshakespeare"}, {}]  # the first is not here, and not to be downloaded
+    assert not any(map(excerpt_of_corpus, others))
 
 
 # --- In the browser ----------------------------------------------------------------------------------------------
@@ -257,10 +255,10 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     page.wait_for_selector("#train-use:enabled")
     assert 0 < page.evaluate("training.reports.at(-1).step") < 1000 and page.locator("#train-loss polyline").count()
     own = page.evaluate("tinygpt.config.vocab_size")
-    page.fill("#prompt", "the")
+    page.fill("#prompt", "ROMEO:")
+    page.fill("#temperature", "0.5")
     page.click("#train-use")
-    page.wait_for_selector("#own:not([hidden])")
-    until(page, "() => document.getElementById('status').textContent.startsWith('Done')")
+    until(page, f"book.trained && {test_page.WRITTEN}")
     size = len(set(SOURCE)) + 2
     assert page.evaluate("tinygpt.config.vocab_size") == size != own
     config = TinyGPTConfig(size, 32, 48, 4, 1)
@@ -273,6 +271,9 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
     np.testing.assert_allclose(logits, model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
     assert page.locator("#grid canvas").count() == 4
+    read = [page.input_value("#prompt"), page.evaluate("book.tokenizer.decode(guessing.ids)")]
+    assert all(read) and all(text in SOURCE for text in read), "the page's text and prompt were read as unknown"
+    until(page, "() => !location.hash.includes('prompt')")  # nobody else's page has this network
     page.click("#own-back")
-    until(page, "() => document.getElementById('own').hidden")
-    assert page.evaluate("tinygpt.config.vocab_size") == own
+    until(page, "() => document.getElementById('own').hidden && document.activeElement.id === 'strip'")
+    assert page.evaluate("[tinygpt.config.vocab_size, writing.options().temperature]") == [own, 0.5]
