@@ -1,20 +1,18 @@
 /* The book: one text, the window of it that the model reads, one chosen token, and the chapters that show them.
 
-   How a chapter joins: its section stands in page.html, <section id="NAME" class="chapter">, and its file calls
-   book.chapters.push({ id: "NAME", setup() {}, model() {}, window() {}, token() {} }) with any of these, in this order:
+   A chapter is a section of page.html, <section id="NAME" class="chapter">, and { id: "NAME", … } in book.chapters,
+   with any of these methods, which are called in this order:
      setup()   once, before there is a model: listen to buttons.
-     model()   the network has changed (and once at the start): build what depends on book.config and book.tokenizer.
+     model()   the network has changed: build what depends on book.config and book.tokenizer.
      window()  the window has changed: book.ids, as the model reads them; book.reading is what ModelServer.look says.
-     token()   book.position (in the window) or the chosen head, book.layer and book.head, has changed: book.here is
-               what happens there (see ModelServer.token). It may return a promise.
-   A chapter asks with book.ask(question, request) (a method of ModelServer), which adds the ids; its answer is late if
-   another token was chosen meanwhile: const isNew = book.watch() before, if (!isNew()) return; after.
-*/
+     token()   the token (book.position, in the window) or the head (book.layer, book.head) has changed: book.here is
+               what ModelServer.token says. It may return a promise. */
 
 class Book {
   constructor() {
-    Object.assign(this, { chapters: [], text: [], given: 0, stride: 1, surprises: [], index: 0, start: 0, ids: [] });
-    Object.assign(this, { position: 0, layer: 0, head: 0, moves: 0, current: "", reading: { habits: [] } });
+    Object.assign(this, { chapters: [], index: 0, start: 0, position: 0, layer: 0, head: 0, moves: 0, current: "" });
+    Object.assign(this, { reading: { habits: [] } });
+    this.begin([], 0, 0, 1, []);
   }
 
   open(engine) {
@@ -28,6 +26,10 @@ class Book {
       event.preventDefault();
       this.moveTo(this.index + by);
     });
+    byId("strip").addEventListener("mousedown", (event) => { // who clicks here leaves the arrow keys to the chapters
+      event.preventDefault();
+      document.activeElement.blur();
+    });
     document.addEventListener("click", ({ target }) => { // any token anywhere that has a place in the text
       const index = target.closest("[data-index]")?.dataset.index;
       if (index !== undefined) this.moveTo(Number(index));
@@ -35,41 +37,38 @@ class Book {
     setUpSteps();
   }
 
+  /** Ask a method of ModelServer about the ids of the window, if the request has no others. */
   ask(question, request = {}, onPart = undefined) {
     return this.engine.ask(question, { ids: this.ids, ...request }, onPart);
   }
 
-  /** A function that says whether all is still as it was when `watch` was called. */
+  /** A function that says whether no other token was chosen since: else an answer of the worker comes too late. */
   watch() {
     const moves = this.moves;
     return () => moves === this.moves;
   }
 
-  /** Let all chapters show another network, trained here: {config, weights, tokenizer (as in the page's data)}; without
-   * weights the page's own one. */
-  async useModel({ config = page.model.config, tokenizer = page.model.tokenizer, weights } = {}) {
-    await this.engine.ask("use", { config, tokenizer: weights && tokenizer, weights });
-    Object.assign(this, { config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
-    Object.assign(this, { layer: 0, head: 0, moves: this.moves + 1 });
+  /** Let all chapters show a network: {config, tokenizer, weights, excerpt, prompt}, without weights the page's own. */
+  async useModel(model) {
+    const { config, tokenizer, weights } = model;
+    await this.engine.ask("use", { config, tokenizer, weights });
+    Object.assign(this, { model, config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
+    Object.assign(this, { layer: 0, head: 0, moves: this.moves + 1, here: undefined });
     for (const chapter of this.chapters) chapter.model?.();
   }
 
-  /** Begin a text: ids that were not written by the model, which adds others, and moves its window by `stride`. */
-  begin(text, stride) {
-    Object.assign(this, { text: [...text], given: text.length, stride, surprises: [], ids: [] });
-  }
-
-  /** The first token that the model has read: of a long text it reads the end. */
-  get firstRead() {
-    return Math.max(0, this.given - this.config.max_seq);
+  /** Begin a text, to which the model will add tokens. given: how many of it were not written by the model. first: the
+   * first one that the model reads, of a long text. stride: by how much its window moves. */
+  begin(text, given, first, stride, surprises) {
+    Object.assign(this, { text: [...text], given, first, stride, surprises, ids: [] });
   }
 
   /** Choose a token of the text, and with it the window that the model read when it stood on this token. */
   async moveTo(index) {
     this.moves++;
     const isNew = this.watch(), { max_seq: maxSeq } = this.config;
-    this.index = Math.max(this.firstRead, Math.min(this.text.length - 1, index));
-    const start = windowStart(this.index + 1, this.given, maxSeq, this.stride);
+    this.index = Math.max(this.first, Math.min(this.text.length - 1, index));
+    const start = windowStart(this.index + 1, this.first, maxSeq, this.stride);
     const ids = this.text.slice(start, start + maxSeq);
     if (start !== this.start || ids.length !== this.ids.length) {
       const reading = await this.ask("look", { ids });
@@ -92,8 +91,7 @@ class Book {
     }
   }
 
-  /** index: layer * num_heads + head. */
-  chooseHead(index) {
+  chooseHead(index) { // layer * num_heads + head
     const { num_heads: heads } = this.config;
     Object.assign(this, { layer: Math.floor(index / heads), head: index % heads });
     this.moveTo(this.index);
@@ -108,7 +106,6 @@ function drawStrip() {
   }, showToken(book.tokenizer, id))));
 }
 
-/** Mark the chosen token, and say what the model expects next. */
 function drawCursor() {
   const strip = byId("strip"), { position, ids, text, index, after, start } = book;
   strip.querySelector(".chosen")?.classList.remove("chosen");
@@ -128,7 +125,7 @@ function drawCursor() {
 const isProjected = () => document.body.classList.contains("projector");
 
 function showChapter(place) {
-  const { id } = book.chapters[Math.max(0, Math.min(book.chapters.length - 1, place))];
+  const { id } = book.chapters[place];
   markChapter(id);
   byId(id).scrollIntoView();
 }
@@ -148,7 +145,8 @@ function markChapter(id) {
 function step(by) {
   const { scrollTop, scrollHeight } = document.scrollingElement, parts = Array.from(byId(book.current).children);
   const more = by > 0 ? scrollTop + innerHeight < scrollHeight - 5 : scrollTop > 5;
-  if (!more || !isProjected()) return showChapter(book.chapters.findIndex(({ id }) => id === book.current) + by);
+  const place = book.chapters.findIndex(({ id }) => id === book.current) + by;
+  if (!more || !isProjected()) return book.chapters[place] && showChapter(place);
   const cut = by > 0 && parts.find((part) => part.getBoundingClientRect().bottom > innerHeight);
   if (cut && cut.getBoundingClientRect().top > 0.3 * innerHeight) return cut.scrollIntoView();
   return scrollBy(0, 0.7 * by * innerHeight);
@@ -170,10 +168,13 @@ function setUpSteps() {
     button.setAttribute("aria-pressed", document.body.classList.toggle("projector"));
     byId(book.current).scrollIntoView();
   });
+  const keepTop = ([{ target }]) => document.documentElement.style.setProperty("--top", `${target.offsetHeight}px`);
+  new ResizeObserver(keepTop).observe(document.querySelector(".top"));
   document.addEventListener("keydown", (event) => {
-    const { key, altKey, ctrlKey, metaKey, target } = event;
+    const { key, altKey, ctrlKey, metaKey, defaultPrevented, target } = event, box = target.closest("[tabindex]");
     const by = { ArrowLeft: -1, ArrowRight: 1, ...(isProjected() && { PageUp: -1, PageDown: 1 }) }[key];
-    if (!by || altKey || ctrlKey || metaKey || target.closest("input, textarea, select, [tabindex]")) return;
+    if (!by || altKey || ctrlKey || metaKey || defaultPrevented || target.closest("input, textarea, select")) return;
+    if (box && box.scrollWidth > box.clientWidth) return; // there the keys scroll sideways
     event.preventDefault();
     step(by);
   });

@@ -1,7 +1,7 @@
 /* Chapter "Break it": maps are switches; what the model loses without some heads, in numbers and in text. */
 
 book.chapters.push({
-  id: "break", off: new Set(), ranks: new Map(),
+  id: "break", off: new Set(), ranks: new Map(), jobs: [],
 
   setup() {
     this.grid = new HeadGrid(byId("switches"), (index) => {
@@ -22,23 +22,30 @@ book.chapters.push({
   },
 
   window() {
-    this.ranks.clear(); // they are of another text
+    this.ranks.clear(); // they are of another window
     byId("rank-state").textContent = "";
+    if (this.source !== book.text) this.clearPair();
   },
 
-  /** What a switch says: off, what its head costs, or nothing. */
-  label(index) {
-    const cost = this.ranks.has(index) ? signed(this.ranks.get(index)) : "";
-    return `${this.off.has(index) ? "off " : ""}${cost}`.trim() || "on";
+  /** The two texts go, and end if they are still being written. */
+  clearPair() {
+    for (const { job } of this.jobs) book.ask("stop", { job });
+    Object.assign(this, { source: book.text, jobs: [] });
+    for (const name of ["text-whole", "text-broken"]) byId(name).replaceChildren();
+    byId("broken-title").textContent = "without those switched off";
   },
 
   async token() {
     const { position: t, here } = book, off = [...this.off], run = this.run = {}, isNew = book.watch();
-    this.grid.paint((index) => !this.off.has(index), (index) => this.label(index));
+    if (!here) return;
+    const label = (index) => `${this.off.has(index) ? "off " : ""}${this.ranks.get(index) ?? ""}`.trim() || "on";
+    this.grid.paint((index) => !this.off.has(index), label);
     const { without, lossWithout } = off.length ? await book.ask("token", { t, id: here.target, off }) : here;
     if (!isNew() || run !== this.run) return;
-    const whole = softmax(here.logits), broken = softmax(without);
-    byId("next").replaceChildren(...likeliest(here.logits, 8).map(({ id }) =>
+    const [whole, broken] = [here.logits, without].map(softmax), [a, b] = [here.logits, without].map(descending);
+    const pairs = Array.from(a.subarray(0, 8)).flatMap((id, rank) => [id, b[rank]]); // the likeliest of both, in turn
+    const ids = [...new Set([here.target, ...pairs])].slice(0, 8).sort((one, two) => whole[two] - whole[one]);
+    byId("next").replaceChildren(...ids.map((id) =>
       barRow(tokenCode(id, id === here.target ? "really" : ""), bar(whole[id]), bar(broken[id], undefined, "bar1"))));
     const heads = `${off.length} head${off.length > 1 ? "s" : ""}`;
     byId("loss-line").textContent = book.ids.length < 2 ? "A loss needs two tokens."
@@ -46,30 +53,31 @@ book.chapters.push({
         + `${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})` : " with all heads."}`;
   },
 
-  /** Leave out one head after the other: what each costs stands on its map. */
   async rank() {
-    if (book.ids.length < 2) return;
     const isNew = book.watch(), heads = this.grid.cells.length;
     const say = (text) => { byId("rank-state").textContent = text; };
+    if (book.ids.length < 2) return say("A loss needs two tokens.");
     const ranks = await book.ask("rankHeads", {}, (done) => say(`${done} of ${heads}`));
     if (!isNew()) return;
-    for (const { layer, head, change } of ranks) this.ranks.set(layer * book.config.num_heads + head, change);
+    for (const { layer, head, change } of ranks) this.ranks.set(layer * book.config.num_heads + head, signed(change));
     const name = ({ layer, head, change }) => `layer ${layer + 1}, head ${head + 1} (${signed(change)})`;
     say(`Most needed: ${name(ranks[0])}; least: ${name(ranks[ranks.length - 1])}, in nats.`);
-    await this.token();
+    return this.token();
   },
 
   /** The same prompt and random numbers with all heads and without some, side by side. */
-  async compare() {
-    const { seed, stride, ...sampling } = writing.options(), ids = book.text.slice(0, book.given);
-    const run = this.writes = {}; // a second press ends what the first one shows
-    byId("broken-title").textContent = `heads switched off: ${this.off.size}`;
-    const write = (box, off) => {
+  compare() {
+    const { seed, stride, maxNewTokens, ...sampling } = writing.options(), { text, given, first } = book;
+    const ids = text.slice(0, given), off = [...this.off], { num_heads: nh } = book.config;
+    this.clearPair();
+    const names = off.map((index) => `${Math.floor(index / nh) + 1}.${(index % nh) + 1}`).join(", ") || "none";
+    byId("broken-title").textContent = `without (layer.head): ${names}`;
+    const write = (box, silent) => {
       const stream = book.tokenizer.stream();
       box.replaceChildren(html("span", { class: "given" }, ids.map(stream).map(escapeInvisible)));
-      return book.ask("generate", { ids, maxNewTokens: 150, seed, stride, sampling, off },
-        (fresh) => { if (run === this.writes) box.append(...tinted(fresh.ids, fresh.surprises, stream)); });
+      return book.ask("generate", { ids, maxNewTokens: 150, seed, stride, sampling, off: silent, first },
+        (fresh) => { if (jobs === this.jobs) box.append(...tinted(fresh.ids, fresh.surprises, stream)); });
     };
-    await Promise.all([write(byId("text-whole"), []), write(byId("text-broken"), [...this.off])]);
+    const jobs = this.jobs = [write(byId("text-whole"), []), write(byId("text-broken"), off)];
   },
 });

@@ -21,7 +21,13 @@ function percent(share) {
   return share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 }
 
-const signed = (value, digits = 3) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+/** A number with so many digits; zero has no sign. */
+function fixed(value, digits = 2) {
+  const size = Math.abs(value).toFixed(digits);
+  return value < 0 && Number(size) ? `−${size}` : size;
+}
+
+const signed = (value, digits = 3) => `${value.toFixed(digits) > 0 ? "+" : ""}${fixed(value, digits)}`;
 
 /** A bar over a share (0 to 1) of its track, from `start` on, and a text beside it. */
 function bar(share, text = percent(share), kind = "", start = 0) {
@@ -32,7 +38,6 @@ function bar(share, text = percent(share), kind = "", start = 0) {
     html("span", { class: "number" }, text));
 }
 
-/** A line of a bar chart: a token or a name, and bars, one over the other. */
 function barRow(name, ...bars) {
   return html("div", { class: "bar-row" }, html("span", { class: "bar-name" }, name), html("span", {}, bars));
 }
@@ -47,11 +52,16 @@ function table(columns, rows) {
 
 const tokenCode = (id, kind = "") => html("code", { class: `tok ${kind}` }, showToken(book.tokenizer, id));
 
-/** Token t of the window with its number in the text: a click chooses it. */
 function placedToken(t) {
   const index = book.start + t;
   return html("span", { "data-index": index }, tokenCode(book.ids[t], t === book.position ? "chosen" : ""),
     ` ${index + 1}`);
+}
+
+/** Says which characters of a text the model has never seen, if there are any. Bytes are all known. */
+function unknownText(text) {
+  const unknown = book.tokenizer.unknown?.(text).slice(0, 8).join(" ");
+  return unknown ? escapeInvisible(`The model has never seen ${unknown}: read as “unknown”.`) : "";
 }
 
 /** How surprising a token was, as a class of the style sheet: s0 (expected) to s5, by its probability. */
@@ -68,7 +78,6 @@ function tinted(ids, surprises, stream = book.tokenizer.stream()) {
   });
 }
 
-/** A vector as bars: up and blue above zero, down and brown below. */
 function vectorBars(vector) {
   const height = 31, middle = 15, label = `${vector.length} numbers`;
   const canvas = html("canvas", { class: "vector", width: vector.length, height, role: "img", "aria-label": label });
@@ -82,11 +91,8 @@ function vectorBars(vector) {
   return canvas;
 }
 
-/** Paint weights (T, T) on a canvas, a pixel each, or `size` rows and columns of them from `start` on.
- *
- * What the mask hides has a colour of its own, and one more in the row that is chosen. Small weights matter too, so a
- * shade stands for the square root of a weight.
- */
+/** Paint weights (T, T) on a canvas, a pixel each, or `size` rows and columns of them from `start` on. What the mask
+ * hides has its own colours. Small weights matter too, so a shade stands for the square root of a weight. */
 function paintMap(canvas, weights, T, { start = 0, size = T, chosen = -1 } = {}) {
   const style = getComputedStyle(document.documentElement), context = canvas.getContext("2d");
   const [low, high, hidden, marked] = ["--map-low", "--map-high", "--map-hidden", "--map-row"].map((name) =>

@@ -2,7 +2,7 @@
 
 const MAX_ROWS = 4; // tokens in the tables of keys and values: those that get most attention
 
-const beginning = (vector) => `${Array.from(vector.slice(0, 4), (value) => value.toFixed(2)).join(", ")}, …`;
+const beginning = (vector) => `${Array.from(vector.slice(0, 4), (value) => fixed(value)).join(", ")}, …`;
 
 const following = {
   id: "follow", step: 0, cards: [],
@@ -76,10 +76,10 @@ const following = {
       ["Ask: the query", `Layer ${l} brings the row to mean 0 and variance 1. This head makes ${hs} numbers of it, `
         + "the query: what am I looking for?", vectorBars(f.q), "q = Wq · LayerNorm(x) + b", "attention.project"],
       ["Compare with the keys", "Every token up to here made a key in the same way: what can I be found by? Query "
-        + "times key is the score.", looks(["key", "score"], (j) => [vectorBars(f.keys[j]), f.scores[j].toFixed(2)]),
+        + "times key is the score.", looks(["key", "score"], (j) => [vectorBars(f.keys[j]), fixed(f.scores[j])]),
       `scores = q kᵀ / √${hs} + mask`, "attention.attend"],
-      ["Softmax: where to look", `Exp of each score, divided by their sum: shares of 100% over ${t + 1} tokens. The `
-        + "lines under the strip's tokens show all of them. The mask hides later tokens.",
+      ["Softmax: where to look", `e to the power of each score, divided by the sum of all: shares of 100% over `
+        + `${t + 1} tokens. The lines under the strip's tokens show them. The mask hides later tokens.`,
       looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.attend"],
       ["Fetch: the values", "Every token also made a value: what do I hand over? Each value, times its share, is added "
         + "up. Only here does a token learn of others.",
@@ -94,25 +94,21 @@ const following = {
         + beginning(f.after), vectorBars(f.after), "x = x + Wdown · h + b", "mlp.down"],
       ["Score every token", `After layer ${L} the row is compared with ${V} rows, one for each token. Softmax makes `
         + "the guess out of these logits.", table(["token", "logit", "probability"], next.map((id) =>
-        [tokenCode(id, id === target ? "really" : ""), f.logits[id].toFixed(2), bar(shares[id])])),
+        [tokenCode(id, id === target ? "really" : ""), fixed(f.logits[id]), bar(shares[id])])),
       "p = softmax(H · LayerNorm(x))", "final_norm, head"],
     ];
   },
 
-  mark() {
-    this.cards.forEach((card, n) => card.classList.toggle("now", n === this.step));
+  /** Go to a step. The row of cards is moved by hand: scrollIntoView would move the page as well. */
+  show(step) {
+    this.step = Math.max(0, Math.min(this.cards.length - 1, step));
+    this.cards.forEach((one, n) => one.classList.toggle("now", n === this.step));
     this.layers.forEach((box, layer) => box.setAttribute("aria-pressed", layer === book.layer));
     const [, attention, mlp] = this.layers[book.layer].children;
     const [first, last] = document.querySelectorAll("#follow-way > span");
     for (const [part, from, to] of [[first, 0, 1], [attention, 3, 7], [mlp, 8, 9], [last, 10, 10]]) {
       part.classList.toggle("now", this.step >= from && this.step <= to);
     }
-  },
-
-  /** Go to a step. The row of cards is moved by hand: scrollIntoView would move the page as well. */
-  show(step) {
-    this.step = Math.max(0, Math.min(this.cards.length - 1, step));
-    this.mark();
     const film = byId("follow-steps"), card = this.cards[this.step];
     film.scrollLeft = card.offsetLeft - (film.clientWidth - card.clientWidth) / 2;
   },

@@ -14,17 +14,17 @@ const guessing = {
     byId("guess-line").addEventListener("click", () => this.fill("⏎"));
     byId("guess-input").addEventListener("input", ({ target }) => this.fill(target.value));
     byId("guess-paste").addEventListener("input", () => this.open());
-    byId("guess-take").addEventListener("click", () => writing.write(this.ids.slice(0, this.at), undefined, 0));
-    const { excerpt } = page.model;
-    byId("guess-name").textContent = excerpt ? `From ${excerpt.source}` : "Your text";
-    const shares = [0.2, 0.5, 0.8, 0.97].map((share) => html("option", { value: share }, percent(share)));
-    byId("guess-sure").append(...shares);
+    byId("guess-take").addEventListener("click", () => writing.read(book.tokenizer.decode(this.ids.slice(0, this.at))));
+    byId("guess-sure").append(...[0.2, 0.5, 0.8, 0.97].map((p) => html("option", { value: p }, percent(p))));
     byId("guess-sure").value = 0.5;
-    byId("guess-own").hidden = Boolean(excerpt);
   },
 
-  model() { // a network that was trained here may have seen the excerpt
-    byId("guess-unseen").hidden = book.trained || !page.model.excerpt?.unseen;
+  /** A network that was trained here knows the characters of its own text; the end of that it has never seen. */
+  model() {
+    const { excerpt } = book.model;
+    byId("guess-unseen").hidden = !excerpt?.unseen;
+    byId("guess-name").textContent = excerpt ? `From ${excerpt.source}` : "Your text";
+    byId("guess-own").hidden = Boolean(excerpt);
     this.open();
   },
 
@@ -36,19 +36,25 @@ const guessing = {
 
   /** A random place of the text: the model reads what you read. */
   open() {
-    const ids = book.tokenizer.encode(page.model.excerpt?.text ?? byId("guess-paste").value);
-    const length = Math.min(book.config.max_seq, 200 + ROUND);
+    const text = book.model.excerpt?.text ?? byId("guess-paste").value, ids = book.tokenizer.encode(text);
+    const { max_seq: maxSeq, vocab_size: V } = book.config, length = Math.min(maxSeq, 200 + ROUND);
     const start = Math.floor(Math.random() * Math.max(1, ids.length - length));
     Object.assign(this, { ids: ids.slice(start, start + length), you: [], theirs: [] });
-    this.at = this.ids.length - ROUND;
-    this.counts = new Float64Array(book.config.vocab_size).fill(0.5);
+    Object.assign(this, { at: this.ids.length - ROUND, stream: book.tokenizer.stream() });
+    this.counts = new Float64Array(V).fill(0.5);
     for (const id of ids) this.counts[id]++;
-    byId("guess-form").querySelector("button.main").disabled = this.at < MIN_CONTEXT;
+    const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.at < MIN_CONTEXT;
+    byId("guess-form").querySelector("button.main").disabled = tooShort;
     byId("guess-take").hidden = true;
-    this.stream = book.tokenizer.stream();
     byId("guess-text").replaceChildren();
     this.append(this.ids.slice(0, Math.max(0, this.at)), []);
+    this.say(tooShort ? `At least ${MIN_CONTEXT + ROUND} ${unit}s of text are needed; the model reads up to ${maxSeq}. `
+      : `Type a ${unit} and bet. A space and the end of a line count too. `, unknownText(text));
     this.score();
+  },
+
+  say(...words) {
+    byId("guess-result").replaceChildren(...words);
   },
 
   append(ids, surprises) {
@@ -57,35 +63,31 @@ const guessing = {
     box.scrollTop = box.scrollHeight;
   },
 
-  /** What a bet gives to the token that really came. */
-  share(guess, sure, truth) {
-    if (guess === truth) return sure;
-    const total = this.counts.reduce((sum, count) => sum + count, 0);
-    return ((1 - sure) * this.counts[truth]) / (total - (guess === undefined ? 0 : this.counts[guess]));
-  },
-
   async bet() {
     const input = byId("guess-input"), text = input.value.replaceAll("␣", " ").replaceAll("⏎", "\n");
-    const sure = Number(byId("guess-sure").value), truth = this.ids[this.at];
-    if (!text || this.you.length >= ROUND) return;
-    const at = this.at++; // one bet for each token, even if the button is pressed twice
-    const { logits } = await book.ask("token", { ids: this.ids, t: at - 1 });
+    const { ids, at, you, theirs } = this, sure = Number(byId("guess-sure").value), truth = ids[at];
+    if (truth === undefined) return this.say(`All ${ROUND} bets are made. For new ones press “Another place”.`);
+    if (!text) return this.say("First say what comes next.");
+    this.at++; // one bet for each token, even if the button is pressed twice
+    const { logits } = await book.ask("token", { ids, t: at - 1 });
+    if (you !== this.you) return; // another place was chosen
     const [guess] = book.tokenizer.encode(text), shares = softmax(logits), best = argmax(logits);
-    const yours = -Math.log(this.share(guess, sure, truth)), models = -Math.log(shares[truth]);
-    this.you.push(yours);
-    this.theirs.push(models);
+    const others = this.counts.reduce((sum, count) => sum + count) - this.counts[guess];
+    const share = guess === truth ? sure : (1 - sure) * this.counts[truth] / others; // given to what really came
+    const yours = -Math.log(share), models = -Math.log(shares[truth]);
+    you.push(yours);
+    theirs.push(models);
     input.value = "";
     this.append([truth], [yours]);
-    byId("guess-result").replaceChildren("It was ", tokenCode(truth, "really"), guess === truth ? ", right! " : ". ",
-      `Your surprise: ${yours.toFixed(2)} nats. The model gave it ${percent(shares[truth])}: `,
-      `${models.toFixed(2)} nats; its first guess was `, tokenCode(best), ". ");
-    this.score();
+    this.say("It was ", tokenCode(truth, "really"), guess === truth ? ", right! " : ". ",
+      `Your surprise: ${fixed(yours)} nats. The model gave it ${percent(shares[truth])}: `,
+      `${fixed(models)} nats; its first guess was `, tokenCode(best), ". ");
+    return this.score();
   },
 
-  /** The mean surprise of both so far, as bars up to that of blind guessing. */
   score() {
     const rounds = this.you.length, blind = Math.log(book.config.vocab_size), { val_loss: val } = page.model.origin;
-    const [you, model] = [this.you, this.theirs].map((nats) => nats.reduce((sum, n) => sum + n, 0) / rounds);
+    const [you, model] = [this.you, this.theirs].map(mean);
     const losses = [...(rounds ? [["you", you], ["the model", model]] : []),
       ...(typeof val === "number" && !book.trained ? [["its validation loss", val]] : []), ["blind guessing", blind]];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),

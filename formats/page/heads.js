@@ -12,7 +12,6 @@ function headHabitText(index) {
   return name ? `${name}: ${percent(share)}` : "no single habit";
 }
 
-/** The attention weights (T, T) of a head in the window. */
 function headWeights(index) {
   const { num_heads: heads } = book.config, maps = book.reading.attention[Math.floor(index / heads)];
   return rowOf(maps, index % heads, book.ids.length ** 2);
@@ -24,8 +23,7 @@ function mapView({ ids, position }) {
   return { start: Math.max(0, Math.min(ids.length - size, half * Math.floor(position / half) - half / 2)), size };
 }
 
-/** A grid of buttons, one for each head, with its map and a label. A column is a layer, or, if there are fewer layers
- * than heads, a head. */
+/** A button with a map and a label for each head. A column is a layer or, if there are fewer layers, a head. */
 class HeadGrid {
   constructor(box, onPress) {
     Object.assign(this, { box, onPress, note: html("p", { class: "note" }, "The maps scroll sideways.") });
@@ -102,15 +100,14 @@ book.chapters.push({
       lens.map(({ top, share }, depth) => [name(depth), ...top.map(cell), percent(share)])));
   },
 
-  /** What each part adds to the logit of the next token: bars to both sides. */
   drawParts() {
-    const { here: { parts, target } } = book, total = parts.reduce((sum, { value }) => sum + value, 0);
+    const { here: { parts, target, logits } } = book, middle = mean(logits);
     const largest = Math.max(1e-9, ...parts.map(({ value }) => Math.abs(value)));
     byId("parts-title").replaceChildren("Who adds to ", tokenCode(target, "really"), "?");
-    byId("parts").replaceChildren(...parts.map(({ part, layer, value }) => {
-      const name = ["attention", "MLP"].includes(part) ? `${part} ${layer + 1}` : part;
+    byId("parts").replaceChildren(...parts.map(({ part, value }) => {
       const share = Math.abs(value) / largest / 2, [kind, start] = value < 0 ? ["bar1", 0.5 - share] : ["", 0.5];
-      return barRow(name, bar(share, signed(value, 2), kind, start));
-    }), html("p", { class: "note" }, `Together ${total.toFixed(2)}.`));
+      return barRow(part, bar(share, signed(value, 2), kind, start));
+    }), html("p", { class: "note result" }, `Together ${fixed(logits[target] - middle)}: logit `
+      + `${fixed(logits[target])}, less the mean of all logits, ${fixed(middle)}.`));
   },
 });

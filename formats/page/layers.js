@@ -1,7 +1,5 @@
-/* The parts of the network in plain loops: linear maps, layer norm, GELU.
-
-   A matrix (rows, columns) is one Float32Array, row after row. T counts tokens, C is the width of the stream.
-*/
+/* The parts of the network in plain loops: linear maps, layer norm, GELU. A matrix (rows, columns) is one Float32Array,
+   row after row. T counts tokens, C is the width of the stream. */
 
 /** out (T, rows) = x (T, columns) · matrixᵀ + bias, with matrix (rows, columns), as PyTorch's nn.Linear keeps it. */
 function linear(out, x, matrix, bias, T, rows, columns) {
@@ -12,9 +10,7 @@ function linear(out, x, matrix, bias, T, rows, columns) {
 }
 
 /** Products of one vector with `count` others: out[outStart + n] = Σ_i x[xStart + i] · others[first + n · step + i].
- *
- * Four at once: a number of x that is loaded is used four times.
- */
+ * Four at once: a number of x that is loaded is used four times. */
 function dots(out, outStart, x, xStart, others, first, step, count, length) {
   let n = 0;
   for (; n + 4 <= count; n += 4) {

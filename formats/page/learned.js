@@ -8,7 +8,6 @@ function storyMaps({ ids, heads, maps }) {
   return heads.map(() => Float32Array.from({ length: T * T }, weight));
 }
 
-/** A share of `now`, compared with that of `first`, if that is another frame. */
 function comparison(share, now, first) {
   const whole = (map) => `${Math.round(100 * share(map))}%`;
   return first && first !== now ? `${whole(now)} (at step 0: ${whole(first)})` : whole(now);
@@ -38,16 +37,16 @@ const learned = {
   id: "learned", at: 0,
 
   setup() {
-    const { story, maps, config, tokenizer } = page.model;
+    const { maps, config, tokenizer } = page.model, story = page.model.story.filter(({ surprise }) => surprise.length);
     this.tokenizer = makeTokenizer(tokenizer);
     this.frames = story.map((frame) => ({ ...frame, weights: storyMaps(frame) }));
     const all = (name) => (story.length ? story : [maps]).flatMap((frame) => unitSized(frame[name].points));
     this.bounds = { tokens: all("tokens"), positions: all("positions") };
     byId("learned").classList.toggle("untold", !story.length);
     const kinds = [...new Set(maps.tokens.ids.map((id) => kindOf(this.tokenizer.decode([id]))))].sort();
-    byId("token-legend").append(...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
-    const swatches = [0, 1, 2, 3, 4, 5].map((shade) => html("span", { class: `swatch p${shade}` }, "\u00a0"));
-    byId("position-legend").append("position 1 ", ...swatches, ` position ${config.max_seq}`);
+    byId("token-legend").append(this.tokenizer.bytes ? "Tokens that begin with " : "",
+      ...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
+    byId("position-legend").textContent = `faint: position 1, strong: position ${config.max_seq}`;
     if (!story.length) return this.drawMaps(maps);
     const slider = byId("story-step"), last = story.length - 1;
     slider.max = last;
@@ -67,11 +66,10 @@ const learned = {
     byId("story-step").setAttribute("aria-valuetext", `step ${step}`);
     const validation = frame.val_loss === null ? "" : `; validation loss ${frame.val_loss.toFixed(3)}`;
     byId("story-line").textContent = `Step ${step}: loss of these ${ids.length} tokens `
-      + `${this.loss(frame).toFixed(3)} nats${validation}`;
+      + `${mean(surprise).toFixed(3)} nats${validation}`;
     byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise], this.tokenizer.stream()));
-    const written = this.tokenizer.encode(sample), known = written.length === frame.sample_surprise.length;
-    const tints = known ? frame.sample_surprise : [];
-    byId("story-sample").replaceChildren(...tinted(written, tints, this.tokenizer.stream()));
+    const written = this.tokenizer.encode(sample), { sample_surprise: nats } = frame, stream = this.tokenizer.stream();
+    byId("story-sample").replaceChildren(...tinted(written, written.length === nats.length ? nats : [], stream));
     byId("story-maps").replaceChildren(...heads.map(([layer, head], index) => {
       const label = `layer ${layer + 1}, head ${head + 1}`;
       const canvas = html("canvas", { role: "img", "aria-label": label });
@@ -80,15 +78,10 @@ const learned = {
     }));
     const evaluated = this.frames.filter(({ val_loss: loss }) => loss !== null);
     this.chart.show([["val", "validation", evaluated.map((one) => [one.step, one.val_loss])],
-      ["train", "these tokens", this.frames.map((one) => [one.step, this.loss(one)])]], [], step);
+      ["train", "these tokens", this.frames.map((one) => [one.step, mean(one.surprise)])]], [], step);
     this.drawMaps(frame);
   },
 
-  loss({ surprise }) {
-    return surprise.reduce((sum, nats) => sum + nats, 0) / (surprise.length || 1);
-  },
-
-  /** The embeddings; the notes compare with step 0. */
   drawMaps({ tokens, positions }) {
     const [first] = this.frames, { max_seq: maxSeq, vocab_size: V } = page.model.config;
     drawTokenMap(byId("token-map"), tokens, this.tokenizer, this.bounds.tokens);

@@ -10,12 +10,12 @@ addEventListener("unhandledrejection", (event) => {
 
 let saving; // a timer: browsers refuse to change the address too often
 
-/** Keep chapter, prompt, settings and token in the address, #chapter&prompt=…&seed=…&token=…, to be shared. */
+/** Keep chapter, prompt, settings and token in the address, #chapter&prompt=…&seed=…&token=…, to be shared. A network
+ * that was trained here is not in the file: of its text the address says nothing. */
 function keepState() {
   clearTimeout(saving);
   saving = setTimeout(() => {
-    const fields = new URLSearchParams([...writing.shared(), ["token", book.index + 1]]);
-    history.replaceState(null, "", `#${book.current}&${fields}`);
+    history.replaceState(null, "", `#${book.current}${book.trained ? "" : `&${writing.shared()}`}`);
   }, 400);
 }
 
@@ -30,12 +30,13 @@ async function main() {
   await engine.ready;
   window.tinygpt.trusted = true;
   byId("go").disabled = false;
-  await book.useModel();
+  await book.useModel(page.model);
   writing.restore(state);
   const place = book.chapters.findIndex(({ id }) => id === chapter);
   if (place > 0) showChapter(place);
   else markChapter(book.chapters[0].id);
-  await writing.write(startIds(book.tokenizer, byId("prompt").value), undefined, writing.checkSeed() ? undefined : 0);
+  const more = (state.get("more")?.match(/\d+/g) ?? []).map(Number).filter((id) => id < book.config.vocab_size);
+  await writing.start(more);
   if (state.has("token")) await book.moveTo(Number(state.get("token")) - 1 || 0);
 }
 

@@ -1,8 +1,5 @@
-/* The network in plain loops: what tiny_decoder.py computes, for one text, without a library.
-
-   Shapes: T time (tokens), C embed_dim, nh num_heads, hs = C / nh, V vocab_size. A matrix (rows, columns) is one
-   Float32Array, row after row. Names of weights are those of the checkpoint.
-*/
+/* The network in plain loops: what tiny_decoder.py computes, for one text, without a library. Shapes: T time (tokens),
+   C embed_dim, nh num_heads, hs = C / nh, V vocab_size. Names of weights are those of the checkpoint. */
 
 /** The keys and values of every layer, (maxSeq, C) each, of which the first `length` rows are filled. */
 class KVCache {
@@ -15,30 +12,21 @@ class KVCache {
 }
 
 class TinyGPT {
-  /** config: the fields of TinyGPTConfig (vocab_size, max_seq, …). weights: name -> Float32Array; without "head.weight"
-   * the head is the token embedding ("tied"). */
+  /** config: as TinyGPTConfig. weights: name -> Float32Array; without "head.weight" it is the embedding ("tied"). */
   constructor(config, weights) {
-    this.config = config;
-    this.weights = weights;
-    this.head = weights["head.weight"] || weights["token_embedding.weight"];
+    Object.assign(this, { config, weights, head: weights["head.weight"] || weights["token_embedding.weight"] });
     this.layers = Array.from({ length: config.num_layers }, (_, layer) => Object.fromEntries( // by the names in a block
       Object.entries(weights).map(([name, values]) => [name.replace(`blocks.${layer}.`, ""), values])));
-    const size = config.max_seq * config.embed_dim;
-    this.normed = new Float32Array(size);
-    this.qkv = new Float32Array(3 * size);
-    this.mixed = new Float32Array(size);
-    this.hidden = new Float32Array(4 * size);
-    this.branch = new Float32Array(size);
-    this.scores = new Float32Array(config.max_seq);
+    const rows = (width) => new Float32Array(width * config.max_seq), C = config.embed_dim;
+    Object.assign(this, { normed: rows(C), qkv: rows(3 * C), scores: rows(1), mixed: rows(C) });
+    Object.assign(this, { hidden: rows(4 * C), branch: rows(C) });
   }
 
-  /** Logits (T, V) after each of the ids (T), or (1, V) after the last one with lastOnly.
-   *
-   * The ids come after the tokens in the cache and are added to it. off: which heads give nothing, as a Set of layer *
-   * numHeads + head. trace, with an empty cache only, gets added of each layer: attention (nh, T, T), the weights that
-   * each token (row) gives to each; middle (T, C), the stream before the MLP; residual (T, C), the stream after the
-   * layer, and first after the embeddings.
-   */
+  /** Logits (T, V) after each of the ids (T), or (1, V) after the last one with lastOnly. The ids come after the tokens
+   * in the cache and are added to it. off: which heads give nothing, as a Set of layer * numHeads + head. trace, with
+   * an empty cache only, gets of each layer: qkv (T, 3C), queries, keys and values; attention (nh, T, T), the weights
+   * that each token (row) gives to each; middle (T, C), the stream before the MLP; hidden (T, 4C), the MLP's neurons;
+   * residual (T, C), the stream after the layer, and first after the embeddings. */
   forward(ids, cache, { lastOnly = false, trace = null, off = null } = {}) {
     const { embed_dim: C, max_seq: maxSeq } = this.config, T = ids.length, start = cache.length;
     if (T === 0 || start + T > maxSeq) throw new Error(`${start + T} tokens do not fit into the window of ${maxSeq}`);
@@ -47,7 +35,7 @@ class TinyGPT {
     for (let layer = 0; layer < this.layers.length; layer++) {
       this.attend(x, T, layer, cache, trace, off);
       if (trace) trace.middle.push(x.slice());
-      this.feedForward(x, T, this.layers[layer]);
+      this.feedForward(x, T, this.layers[layer], trace);
       if (trace) trace.residual.push(x.slice());
     }
     cache.length += T;
@@ -56,11 +44,9 @@ class TinyGPT {
 
   /** Token plus position embeddings (T, C) of ids that stand at start, start + 1, … */
   embed(ids, start) {
-    const { embed_dim: C, vocab_size: vocabSize } = this.config;
+    const { embed_dim: C } = this.config, x = new Float32Array(ids.length * C);
     const tokens = this.weights["token_embedding.weight"], positions = this.weights["position_embedding.weight"];
-    const x = new Float32Array(ids.length * C);
     ids.forEach((id, t) => {
-      if (!(Number.isInteger(id) && id >= 0 && id < vocabSize)) throw new Error(`${id} is not a token id`);
       for (let i = 0; i < C; i++) x[t * C + i] = tokens[id * C + i] + positions[(start + t) * C + i];
     });
     return x;
@@ -77,13 +63,16 @@ class TinyGPT {
     }
     const maps = trace && new Float32Array(numHeads * T * T);
     for (let head = 0; head < numHeads; head++) {
-      const silent = off !== null && off.has(layer * numHeads + head);
+      const silent = off?.has(layer * numHeads + head);
       for (let t = 0; t < T; t++) {
         this.attendHead(t, start + t + 1, head, keys, values, silent);
         if (trace) maps.set(this.scores.subarray(0, t + 1), (head * T + t) * T);
       }
     }
-    if (trace) trace.attention.push(maps);
+    if (trace) {
+      trace.attention.push(maps);
+      trace.qkv.push(this.qkv.slice(0, 3 * T * C));
+    }
     linear(this.branch, this.mixed, w["attention.out_proj.weight"], w["attention.out_proj.bias"], T, C, C);
     for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
   }
@@ -101,11 +90,12 @@ class TinyGPT {
     if (!silent) addWeighted(mixed, out, scores, values, from, C, seen, hs);
   }
 
-  feedForward(x, T, w) {
+  feedForward(x, T, w, trace) {
     const C = this.config.embed_dim;
     layerNorm(this.normed, x, w["mlp_norm.weight"], w["mlp_norm.bias"], T, C);
     linear(this.hidden, this.normed, w["mlp.up.weight"], w["mlp.up.bias"], T, 4 * C, C);
     gelu(this.hidden, T * 4 * C, this.config.gelu);
+    if (trace) trace.hidden.push(this.hidden.slice(0, T * 4 * C));
     linear(this.branch, this.hidden, w["mlp.down.weight"], w["mlp.down.bias"], T, C, 4 * C);
     for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
   }
@@ -120,30 +110,23 @@ class TinyGPT {
   }
 }
 
-/** Where the window begins in which the model reads a text's first `length` tokens, if the first `given` of them were
- * not written by it: what SlidingWindow does, in one formula, for whoever wants to know it afterwards. */
-function windowStart(length, given, maxSeq, stride) {
-  const first = Math.max(0, given - maxSeq);
+/** Where the window begins in which the model reads a text's first `length` tokens, if token `first` is the first that
+ * it has read: a full window drops `stride` tokens at its left end. */
+function windowStart(length, first, maxSeq, stride) {
   return first + stride * Math.ceil(Math.max(0, length - first - maxSeq) / stride);
 }
 
-/** A model reading a text that grows by one token at a time: SlidingWindow of sampler.py, for one row.
- *
- * A full window drops `stride` tokens at its left end, and is read anew: all its positions change. off: silent heads.
- */
+/** A model reading a text that grows by one token at a time: SlidingWindow of sampler.py, for one row. A window that
+ * moves is read anew: all its positions change. off: silent heads. */
 class SlidingWindow {
-  constructor(model, ids, stride, off = null) {
-    const { max_seq: maxSeq } = model.config;
-    Object.assign(this, { model, ids: [...ids], stride, maxSeq, off });
-    this.start = Math.max(0, ids.length - maxSeq); // where the window begins
-    this.cache = new KVCache(model.config);
+  constructor(model, ids, stride, { off = null, first = Math.max(0, ids.length - model.config.max_seq) } = {}) {
+    Object.assign(this, { model, ids: [...ids], stride, off, first, cache: new KVCache(model.config) });
   }
 
   nextLogits() {
-    if (this.ids.length - this.start > this.maxSeq) {
-      this.start = this.ids.length - this.maxSeq - 1 + this.stride;
-      this.cache.length = 0;
-    }
+    const start = windowStart(this.ids.length, this.first, this.model.config.max_seq, this.stride);
+    if (start !== this.start) this.cache.length = 0;
+    this.start = start;
     const unread = this.ids.slice(this.start + this.cache.length);
     return this.model.forward(unread, this.cache, { lastOnly: true, off: this.off });
   }

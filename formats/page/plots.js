@@ -15,8 +15,7 @@ class LossChart {
     new ResizeObserver(() => this.draw()).observe(plot);
   }
 
-  /** lines: [[class, name, [[step, loss], …]], …]. references, horizontal: [[class, name, loss], …]. A vertical line
-   * stands at the step `marker`. */
+  /** lines: [[class, name, [[step, loss], …]], …]. references: [[class, name, loss], …]. marker: a step. */
   show(lines, references, marker = undefined) {
     Object.assign(this, { lines: lines.filter(([, , list]) => list.length), references, marker });
     const keys = [...this.lines.map(([kind, name]) => [kind, name]),
@@ -65,7 +64,6 @@ const kindOf = (text) => KINDS.findIndex(([, pattern]) => pattern.test(text));
 
 const distance = ([a, b], [c, d]) => Math.hypot(a - c, b - d);
 
-/** The mean distance of two of the points. */
 function spread(points) {
   const sum = points.reduce((total, a) => points.reduce((part, b) => part + distance(a, b), total), 0);
   return sum / (points.length * (points.length - 1)) || 1;
@@ -74,7 +72,7 @@ function spread(points) {
 /** How far neighbours lie apart, where 1 is as far as any two points. */
 function neighbourDistance(points) {
   const steps = points.slice(1).map((point, i) => distance(point, points[i]));
-  return steps.reduce((sum, step) => sum + step, 0) / steps.length / spread(points);
+  return mean(steps) / spread(points);
 }
 
 /** Points made so large that their spread is 1: a map grows in training, and its shape is what matters. */
@@ -83,14 +81,12 @@ function unitSized(points) {
   return points.map((point) => point.map((value) => value / size));
 }
 
-/** The places of points in a square plot that holds all of `frame`. */
 function squarePlaces(points, frame) {
   const range = (axis) => extent(frame.map((point) => point[axis]), 0.03);
   const x = scale(range(0), 24, 576), y = scale(range(1), 576, 24);
   return unitSized(points).map((point) => [x(point[0]), y(point[1])]);
 }
 
-/** Draw tokens where their embeddings lie; frame: points that the plot has to hold. */
 function drawTokenMap(plot, { ids, points }, tokenizer, frame) {
   plot.replaceChildren(...squarePlaces(points, frame).map(([x, y], index) => {
     const kind = kindOf(tokenizer.decode([ids[index]])), label = showToken(tokenizer, ids[index]).slice(0, 12);
@@ -104,8 +100,8 @@ function drawPositionMap(plot, { points }, maxSeq, frame) {
   const corners = places.map((place) => place.map(Math.round)).join(" ");
   plot.replaceChildren(html("polyline", { points: corners, class: "path" }));
   places.forEach(([cx, cy], index) => {
-    const named = index % every === 0, shade = Math.floor((index / count) * 6);
-    plot.append(html("circle", { cx, cy, r: named ? 7 : 4, class: `p${shade}` }));
+    const named = index % every === 0, opacity = 0.3 + 0.7 * (index / count);
+    plot.append(html("circle", { cx, cy, r: named ? 7 : 4, class: "place", opacity }));
     if (named) plot.append(html("text", { x: cx + 10, y: cy - 8, class: "k5" }, index * stride + 1));
   });
 }

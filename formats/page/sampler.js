@@ -5,18 +5,12 @@ const NO_FILTERS = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalt
 
 /** Probabilities of logits, in double precision. */
 function softmax(logits) {
-  let largest = -Infinity, total = 0;
-  for (const logit of logits) if (logit > largest) largest = logit;
-  const shares = Float64Array.from(logits, (logit) => Math.exp(logit - largest));
-  for (const share of shares) total += share;
+  const largest = logits[argmax(logits)], shares = Float64Array.from(logits, (logit) => Math.exp(logit - largest));
+  const total = shares.reduce((sum, share) => sum + share);
   return shares.map((share) => share / total);
 }
 
-function argmax(values) {
-  let best = 0;
-  for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i;
-  return best;
-}
+const argmax = (values) => values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
 
 /** The indices of all logits, the largest first; of equal ones the lower index first. */
 function descending(logits) {
@@ -40,9 +34,8 @@ function applyTemperature(logits, temperature) {
 }
 
 function keepTopK(logits, k) {
-  const result = logits.slice();
-  for (const id of descending(logits).subarray(k)) result[id] = -Infinity;
-  return result;
+  const rejected = new Set(descending(logits).subarray(k));
+  return logits.map((logit, id) => (rejected.has(id) ? -Infinity : logit));
 }
 
 /** Keep the fewest tokens, from the likeliest down, whose probabilities sum to at least p, and always one. */
@@ -130,7 +123,6 @@ function sampleToken(probabilities, uniform) {
   return last; // uniform * total was rounded up to the total
 }
 
-/** Logits (V) with -Infinity for the tokens that are never sampled. */
 const suppress = (logits, ids) => logits.map((logit, id) => (ids.includes(id) ? -Infinity : logit));
 
 /** Yield a token, {id, surprise}, `maxNewTokens` times; the window grows by each. surprise: −ln p by the model itself,

@@ -4,7 +4,6 @@ const REPLACEMENT = "\ufffd"; // for bytes that are not a character, and for unk
 
 /** One token per character: 0 is unknown, 1 begins a document, then the characters in the vocabulary's order. */
 class CharTokenizer {
-  /** plain: {characters, startId, endId, specialIds}. */
   constructor(plain) {
     Object.assign(this, plain);
     this.tokens = [REPLACEMENT, "", ...plain.characters];
@@ -20,12 +19,11 @@ class CharTokenizer {
     return ids.map((id) => this.tokens[id]).join("");
   }
 
-  /** A function that is given the ids of a text one by one, and returns what each adds to it. */
+  /** A function that takes the ids of a text one by one, and returns what each adds to it. */
   stream() {
     return (id) => this.tokens[id];
   }
 
-  /** The characters of a text that the model has never seen, each once. */
   unknown(text) {
     return [...new Set(Array.from(text).filter((character) => !this.idOf.get(character)))];
   }
@@ -39,7 +37,7 @@ function byteSymbols() {
 }
 
 // BPE takes a time that grows with the square of a word's length, and a text may be one word.
-const LONG_WORD = /\P{White_Space}{256}|\p{White_Space}{256}/gu;
+const LONG_WORD = /(\P{White_Space}{256}|\p{White_Space}{256})/u;
 // GPT-2's words: no merge goes beyond one. \p{White_Space}, because \s differs between languages by a few characters.
 const WORD = new RegExp(
   String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+` +
@@ -47,7 +45,6 @@ const WORD = new RegExp(
 
 /** Pairs of UTF-8 bytes merged into tokens, the earliest learned pair first (Sennrich et al. 2016). */
 class BPETokenizer {
-  /** plain: {tokens: in byte symbols, by id; merges: [[left, right], …], startId, endId, specialIds}. */
   constructor(plain) {
     Object.assign(this, plain);
     this.symbols = byteSymbols();
@@ -58,7 +55,7 @@ class BPETokenizer {
 
   encode(text) {
     const whole = text.replace(/[\ud800-\udfff]/gu, REPLACEMENT); // half a surrogate pair is not a character
-    return cutOut(whole, LONG_WORD).flatMap((piece) => piece.match(WORD) ?? []).flatMap((word) => this.merge(word));
+    return whole.split(LONG_WORD).flatMap((piece) => piece.match(WORD) ?? []).flatMap((word) => this.merge(word));
   }
 
   merge(word) {
@@ -78,8 +75,7 @@ class BPETokenizer {
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => this.bytes(id))));
   }
 
-  /** A function that is given the ids of a text one by one, and returns what each adds to it: a character appears
-   * with its last byte. */
+  /** The same as of characters; a character appears with its last byte. */
   stream() {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     return (id) => decoder.decode(Uint8Array.from(this.bytes(id)), { stream: true });
@@ -90,18 +86,7 @@ class BPETokenizer {
   }
 }
 
-/** A text in pieces: the matches of a pattern and what lies between them. */
-function cutOut(text, pattern) {
-  const pieces = [];
-  let end = 0;
-  for (const match of text.matchAll(pattern)) {
-    pieces.push(text.slice(end, match.index), match[0]);
-    end = match.index + match[0].length;
-  }
-  return [...pieces, text.slice(end)].filter((piece) => piece);
-}
-
-/** The tokenizer that formats/write_page.py described. */
+/** The tokenizer that plain_tokenizer of formats/write_page.py described. */
 const makeTokenizer = (plain) => (plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain));
 
 /** The ids that are never sampled: all special ones, unless one ends the text. */

@@ -1,9 +1,7 @@
-/* Training, written out: the network of model.js, each step with its way back (backpropagation), and AdamW.
-
-   Shapes: B windows of T tokens are N = B · T rows of one array; others as in model.js. What a step makes is a pair
-   {x, d}: numbers, and room for how much the loss changes with each of them, its gradient. Going back, each step adds
-   to the gradients of what it was made of. A weight's gradient has its name and shape.
-*/
+/* Training, written out: the network of model.js, each step with its way back (backpropagation), and AdamW. Shapes: B
+   windows of T tokens are N = B · T rows of one array; others as in model.js. What a step makes is a pair {x, d}:
+   numbers, and room for how much the loss changes with each of them, its gradient. Going back, each step adds to the
+   gradients of what it was made of. A weight's gradient has its name and shape. */
 
 /** out (M, n) += a (M, K) · b (K, n). */
 function addProduct(out, a, b, M, K, n) {
@@ -13,9 +11,7 @@ function addProduct(out, a, b, M, K, n) {
 /** A matrix (rows, columns) with rows and columns exchanged. */
 function transposed(matrix, rows, columns) {
   const result = new Float32Array(rows * columns);
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) result[column * rows + row] = matrix[row * columns + column];
-  }
+  for (let i = 0; i < matrix.length; i++) result[(i % columns) * rows + Math.floor(i / columns)] = matrix[i];
   return result;
 }
 
@@ -53,8 +49,7 @@ function initialWeights(config, seed) {
 }
 
 class Trainer {
-  /** config: as of TinyGPT, its max_seq the length of the windows. all: one array that holds the weights, which change
-   * in place; weights: its parts, by name. */
+  /** config: as of TinyGPT, its max_seq the length of the windows. all: the weights in one array; weights: by name. */
   constructor(config, { all, weights }) {
     const { all: gradient, weights: gradients } = zeroWeights(config);
     Object.assign(this, { config, all, weights, gradient, gradients, model: new TinyGPT(config, weights), steps: 0 });
@@ -94,11 +89,9 @@ class Trainer {
     for (let n = 0; n < N; n += T) x.set(this.model.embed([...ids.subarray(n, n + T)], 0), n * C);
     return this.made(x, (d) => {
       const tokens = G["token_embedding.weight"], positions = G["position_embedding.weight"];
-      for (let n = 0, i = 0; n < N; n++) {
-        for (let c = 0; c < C; c++, i++) {
-          tokens[ids[n] * C + c] += d[i];
-          positions[(n % T) * C + c] += d[i];
-        }
+      for (let i = 0; i < N * C; i++) {
+        tokens[ids[Math.floor(i / C)] * C + i % C] += d[i];
+        positions[i % (T * C)] += d[i];
       }
     });
   }

@@ -4,7 +4,7 @@ const TRAIN_STEPS = 1000;
 
 /** Train in a worker of its own: {job: a promise of {losses, model}, stop()}. */
 function startTraining(changes, onReport) {
-  const request = changedOptions({ text: page.model.excerpt?.text, steps: TRAIN_STEPS, seed: 1337 }, changes);
+  const request = checked({ text: page.model.excerpt?.text, steps: TRAIN_STEPS, seed: 1337 }, changes);
   const engine = new Engine(), asked = engine.ask("train", request, onReport);
   return { job: asked.finally(() => engine.worker.terminate()), stop: () => engine.ask("stop", { job: asked.job }) };
 }
@@ -17,7 +17,10 @@ const training = {
     if (excerpt) byId("train-paste").placeholder = `Paste one, or train on ${letters} letters of ${excerpt.source}.`;
     byId("train-go").addEventListener("click", () => (this.run ? this.run.stop() : this.train()));
     byId("train-use").addEventListener("click", () => this.use(this.trained));
-    byId("own-back").addEventListener("click", () => this.use(undefined));
+    byId("own-back").addEventListener("click", () => {
+      this.use(page.model);
+      byId("strip").focus(); // the button goes
+    });
     this.chart = new LossChart(byId("train-loss"));
   },
 
@@ -39,7 +42,6 @@ const training = {
     byId("train-go").textContent = "Train again";
   },
 
-  /** What the worker tells about once a second. */
   report(report) {
     this.reports.push(report);
     const { step, heldOut, bigram, sample } = report, seconds = (performance.now() - this.began) / 1000;
@@ -49,15 +51,14 @@ const training = {
     byId("train-sample").textContent = escapeInvisible(sample);
     const line = (name) => this.reports.map((one) => [one.step, one[name]]);
     this.chart.show([["train", "training", line("loss")], ["val", "held-out text", line("heldOut")]],
-      [["bigram", "knowing one token before", bigram]]);
+      [["bigram", "table of pairs, on held-out text", bigram]]);
   },
 
-  /** Let all chapters show this model, or the page's own one. */
   async use(model) {
     writing.stop();
     await book.useModel(model);
-    byId("own").hidden = !model;
-    await writing.write(startIds(book.tokenizer, byId("prompt").value));
+    byId("own").hidden = !book.trained;
+    await writing.start();
   },
 };
 book.chapters.push(training);

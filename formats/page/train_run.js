@@ -33,12 +33,9 @@ function windowsAt(ids, starts, T) {
   return [part(0), part(1)];
 }
 
-/** Train a small network on a text, of which the last tenth is held out. Resolves to {losses, model}: the loss of each
- * step, and {config, tokenizer, weights}.
- *
- * send gets {step, loss, heldOut, bigram, sample} about once a second: the mean loss since the last time, and what
- * the network and a table of pairs reach on held-out text. stopped(): whether to end before `steps`.
- */
+/** Train a small network on a text, of which the last tenth is held out. Resolves to {losses, model}: of each step, and
+ * as Book.useModel needs it. send gets {step, loss, heldOut, bigram, sample} about once a second: the mean loss since
+ * the last time, and what network and table of pairs reach on held-out text. stopped(): whether to end. */
 async function trainNetwork({ text, steps, seed }, send, stopped) {
   const plain = alphabetOf(text), tokenizer = makeTokenizer(plain), ids = Uint16Array.from(tokenizer.encode(text));
   if (ids.length < MIN_LETTERS) throw new Error(`a text of at least ${MIN_LETTERS} letters is needed`);
@@ -59,14 +56,14 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
     if (last || performance.now() - mark > 1000) {
       const heldOut = trainer.loss(...test);
       const window = new SlidingWindow(trainer.model, [plain.startId], T / 2);
-      const sampling = { ...NO_FILTERS, temperature: 0.8 };
-      const sample = [...generateTokens(window, 100, seed, sampling, plain.specialIds)].map(({ id }) => id);
-      const recent = losses.slice(reported);
-      const loss = recent.reduce((sum, one) => sum + one, 0) / recent.length;
-      send({ step, loss, heldOut, bigram, sample: tokenizer.decode(sample) });
+      const tokens = generateTokens(window, 100, seed, { temperature: 0.8 }, plain.specialIds);
+      const sample = tokenizer.decode(Array.from(tokens, ({ id }) => id));
+      send({ step, loss: mean(losses.slice(reported)), heldOut, bigram, sample });
       [mark, reported] = [performance.now(), step];
     }
     if (last) break;
   }
-  return { losses, model: { config, tokenizer: plain, weights: weights.weights } };
+  const end = { text: tokenizer.decode([...held]), source: "the held-out end of the training text", unseen: true };
+  const [, prompt] = /\s(\S{1,20})/u.exec(end.text) ?? ["", ""]; // a word
+  return { losses, model: { config, tokenizer: plain, weights: weights.weights, excerpt: end, prompt } };
 }

@@ -10,10 +10,8 @@ function fromBase64(text) {
   return Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }
 
-/** The weights by name; layout: [[name, how many numbers, rows], …] in the order in which they lie in the file.
- *
- * In int8, each row of a matrix has a scale among the float32 numbers, which all come before the int8 ones.
- */
+/** The weights by name; layout: [[name, how many numbers, rows], …] in the order in which they lie in the file. In int8
+ * each row of a matrix has a scale among the float32 numbers, which all come before the int8 ones. */
 function readWeights(base64, precision, layout) {
   const { buffer } = fromBase64(base64), scaled = layout.reduce((sum, [, count, rows]) => sum + (rows || count), 0);
   const all = precision === "float16" ? Float32Array.from(new Uint16Array(buffer), float16)
@@ -29,7 +27,6 @@ function readWeights(base64, precision, layout) {
   return weights;
 }
 
-/** The likeliest tokens of logits (V): [{id, share}]. */
 function likeliest(logits, count) {
   const shares = softmax(logits);
   return Array.from(descending(logits).subarray(0, count), (id) => ({ id, share: shares[id] }));
@@ -38,41 +35,35 @@ function likeliest(logits, count) {
 const UNTRUSTED = "this page does not compute what its model computed when the page was made. The file is damaged or "
   + "was changed: make it again with convert.py.";
 
-/** Throw unless the model gives the logits that PyTorch gave when the page was made. */
-function checkModel(model, { ids, positions, logits, tolerance }) {
-  const all = model.forward(ids, new KVCache(model.config)), { vocab_size: V } = model.config;
-  const same = positions.every((t, row) => {
-    const own = rowOf(all, t, V);
-    return ids.every((id, i) => Math.abs(own[id] - logits[row][i]) <= tolerance); // false if one is not a number
-  });
-  if (!same) throw new Error(UNTRUSTED);
-}
-
 /** What the page can ask of the model. Each method's answer goes back to it. ids: a window, as it is fed. */
 class ModelServer {
   stopped = new Set();
 
+  /** The page's own model, unless it does not give the logits that PyTorch gave when the page was made. */
   load({ model, weights }) {
-    const network = new TinyGPT(model.config, readWeights(weights, model.precision, model.layout));
-    checkModel(network, model.check);
-    this.own = { network, tokenizer: model.tokenizer };
-    this.use({});
+    const { config, check: { ids, positions, logits, tolerance } } = model;
+    const network = new TinyGPT(config, readWeights(weights, model.precision, model.layout));
+    const all = network.forward(ids, new KVCache(config));
+    const same = positions.every((t, row) => ids.every((id, i) =>
+      Math.abs(all[t * config.vocab_size + id] - logits[row][i]) <= tolerance)); // false if one is not a number
+    if (!same) throw new Error(UNTRUSTED);
+    this.own = network;
+    this.use(model);
   }
 
   /** From now on another model answers, {config, weights, tokenizer}; without weights the page's own one. */
   use({ config, weights, tokenizer }) {
-    this.model = weights ? new TinyGPT(config, weights) : this.own.network;
-    this.tokenizer = makeTokenizer(tokenizer ?? this.own.tokenizer);
+    this.model = weights ? new TinyGPT(config, weights) : this.own;
+    this.tokenizer = makeTokenizer(tokenizer);
     this.suppressed = suppressedIds(this.tokenizer);
     this.readings = [];
   }
 
-  /** A reading of the ids, {ids, logits, trace, surprises, loss}, without the heads in `off`. The last two are
-   * remembered: many questions are about the same window. */
+  /** {ids, logits, trace, surprises, loss} of the ids without the heads in `off`; the last two readings are kept. */
   reading(ids, off = []) {
     const key = `${ids} ${off}`, known = this.readings.find((reading) => reading.key === key);
     if (known) return known;
-    const trace = { attention: [], residual: [], middle: [] };
+    const trace = { attention: [], qkv: [], middle: [], hidden: [], residual: [] };
     const logits = this.model.forward(ids, new KVCache(this.model.config), { trace, off: new Set(off) });
     const reading = { key, ids, trace, logits, ...surprisesOf(logits, ids, this.model.config.vocab_size) };
     this.readings = [reading, ...this.readings.slice(0, 1)];
@@ -86,8 +77,8 @@ class ModelServer {
   }
 
   /** Make tokens, sending {ids, surprises} to the page some thirty times a second; the answer is all of their ids. */
-  async generate({ ids, maxNewTokens, seed, stride, sampling, off }, job, send) {
-    const window = new SlidingWindow(this.model, ids, stride, off && new Set(off)), made = [];
+  async generate({ ids, maxNewTokens, seed, stride, sampling, off = [], first }, job, send) {
+    const window = new SlidingWindow(this.model, ids, stride, { off: new Set(off), first }), made = [];
     let fresh = { ids: [], surprises: [] }, mark = performance.now();
     for (const { id, surprise } of generateTokens(window, maxNewTokens, seed, sampling, this.suppressed)) {
       made.push(id);
@@ -109,17 +100,15 @@ class ModelServer {
     this.stopped.add(job);
   }
 
-  /** The attention (nh, T, T) of each layer, the habit of each head, how surprising each of the ids was, and their
-   * loss; lossWithout: without the heads in `off`. */
+  /** Of the ids: attention (nh, T, T) of each layer, the heads' habits, surprises, and loss with and without `off`. */
   look({ ids, off }) {
     const { trace, surprises, loss } = this.reading(ids), texts = ids.map((id) => this.tokenizer.decode([id]));
     const habits = headHabits(trace, ids, this.model.config.num_heads, texts);
     return { attention: trace.attention, habits, surprises, loss, lossWithout: this.reading(ids, off).loss };
   }
 
-  /** What happens at token t. logits (V) and loss: the model's; without (V) and lossWithout: those without the heads in
-   * `off`. target: the next token's id, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the
-   * target's share there. parts: what adds to the target's logit. */
+  /** At token t: logits (V) and loss; without (V) and lossWithout: those without the heads in `off`. target: the next
+   * token, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the target's share there. */
   token({ ids, t, id, off = [], count = 4 }) {
     const { vocab_size: V, embed_dim: C } = this.model.config, reading = this.reading(ids);
     const silenced = this.reading(ids, off), without = rowOf(silenced.logits, t, V).slice();
@@ -138,11 +127,6 @@ class ModelServer {
   }
 
   follow({ ids, position, layer, head }) {
-    const { num_layers: layers, num_heads: heads } = this.model.config;
-    const bounds = [["position", position, ids.length], ["layer", layer, layers], ["head", head, heads]];
-    for (const [name, value, count] of bounds) {
-      if (!(Number.isInteger(value) && value >= 0 && value < count)) throw new Error(`there is no ${name} ${value}`);
-    }
     return followToken(this.model, this.reading(ids), position, layer, head);
   }
 
@@ -175,9 +159,7 @@ function letMessagesIn() {
 }
 
 /** Answer the messages {job, question, request} of the page by {job, answer} or {job, error}, and {job, part} before.
- *
- * Until `load` has checked the model, there is none to ask; to train another one needs none.
- */
+ * Until `load` has checked the model, there is none to ask; to train another one needs none. */
 if (typeof document === "undefined") {
   const server = new ModelServer();
   self.onmessage = async ({ data: { job, question, request } }) => {

@@ -14,17 +14,24 @@ function sliderList({ vocab_size: V, max_seq: maxSeq }) {
 }
 
 const writing = {
-  id: "write", spans: [], pause: 0,
+  id: "write", spans: [], pause: 0, made: {},
 
   setup() {
     byId("controls").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.press();
+      if (this.job !== undefined) this.stop();
+      else if (this.checkSeed()) {
+        this.start();
+        byId("text").scrollIntoView({ block: "nearest" }); // on a phone it may be below the screen
+      }
     });
     byId("prompt").addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.press();
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && this.checkSeed()) this.start();
     });
-    byId("dice").addEventListener("click", () => { byId("seed").value = Math.floor(Math.random() * 2 ** 31); });
+    byId("dice").addEventListener("click", () => {
+      byId("seed").value = Math.floor(Math.random() * 2 ** 31);
+      this.checkSeed();
+    });
     byId("seed").addEventListener("input", () => this.checkSeed());
     byId("prompt").addEventListener("input", () => this.checkPrompt());
     const names = ["over 50%", "25 to 50%", "10 to 25%", "3 to 10%", "1 to 3%", "under 1%"];
@@ -32,8 +39,9 @@ const writing = {
     byId("legend").append(" ", ...swatches, " surprising");
   },
 
-  /** The network's shape bounds the sliders, which are fields of the form. */
+  /** The network's shape bounds the sliders. What was moved, and a prompt that the network can read, stays. */
   model() {
+    const moved = new URLSearchParams(this.moved()), prompt = byId("prompt");
     const sliders = sliderList(book.config).map(([name, label, min, max, step, value, hint]) => {
       const output = html("output", { for: name }, value), range = { type: "range", min, max, step, value };
       const input = html("input", { id: name, name, form: "controls", ...range, "aria-describedby": `${name}-hint` });
@@ -46,13 +54,13 @@ const writing = {
     });
     byId("sliders").replaceChildren(...sliders.slice(0, 3));
     byId("more").replaceChildren(...sliders.slice(3));
+    this.restore(moved);
+    if (unknownText(prompt.value)) prompt.value = book.model.prompt;
+    this.checkPrompt();
   },
 
-  /** Say which characters of the prompt the model has never seen. */
   checkPrompt() {
-    const unknown = book.tokenizer.unknown?.(byId("prompt").value) ?? []; // bytes are all known
-    const warning = `The model has never seen ${unknown.slice(0, 8).join(" ")}: read as “unknown”.`;
-    byId("prompt-note").textContent = unknown.length ? escapeInvisible(warning) : "The model continues this text.";
+    byId("prompt-note").textContent = unknownText(byId("prompt").value) || "The model continues this text.";
   },
 
   /** Whether the seed is one; if not, it is shown and said. */
@@ -60,23 +68,28 @@ const writing = {
     const good = /^\d{1,15}$/.test(byId("seed").value.trim()), { precision } = page.model;
     const exact = precision === "float32" ? "" : `; in ${precision} not always the text of generate.py`;
     byId("seed").setAttribute("aria-invalid", !good);
-    const advice = good ? `the same seed gives the same text${exact}` : "a whole number from 0, please";
-    byId("seed-note").textContent = advice;
+    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number, 0 or more";
     if (!good) byId("seed").focus();
     return good;
   },
 
-  /** What the form asks for, without the prompt. */
   options() {
     const { prompt, ...numbers } = Object.fromEntries(new FormData(byId("controls")));
     return Object.fromEntries(Object.entries(numbers).map(([name, value]) => [name, Number(value) || 0]));
   },
 
-  /** What makes this text, for the address: the fields of the form, but no slider that was not moved. */
+  /** The form's seed, and the sliders that were moved, by name. */
+  moved() {
+    const fields = Array.from(byId("controls").elements).filter(({ name, type, value, defaultValue }) =>
+      name === "seed" || (type === "range" && value !== defaultValue));
+    return Object.fromEntries(fields.map(({ name, value }) => [name, value]));
+  },
+
+  /** What makes the text that is shown, for the address. It may differ from the form, which is of the next text. */
   shared() {
-    const fields = Array.from(byId("controls").elements).filter((field) => field.name);
-    const moved = fields.filter(({ type, value, defaultValue }) => type !== "range" || value !== defaultValue);
-    return moved.map(({ name, value }) => [name, value]);
+    const { tokenizer, text, given, index } = book, empty = given === 1 && text[0] === tokenizer.startId;
+    const prompt = empty ? "" : tokenizer.decode(text.slice(0, given));
+    return new URLSearchParams({ prompt, ...this.made, token: index + 1 });
   },
 
   restore(state) {
@@ -87,9 +100,16 @@ const writing = {
     }
   },
 
-  press() {
-    if (this.job !== undefined) this.stop();
-    else if (this.checkSeed()) this.write(startIds(book.tokenizer, byId("prompt").value));
+  /** Write after the prompt and `more` ids; without a seed only read them. */
+  start(more = [], changes = this.checkSeed() ? {} : { maxNewTokens: 0 }) {
+    const ids = startIds(book.tokenizer, byId("prompt").value);
+    return this.write([...ids, ...more], { given: ids.length, ...changes });
+  },
+
+  read(text) {
+    byId("prompt").value = text;
+    this.checkPrompt();
+    return this.start([], { maxNewTokens: 0 });
   },
 
   stop() {
@@ -102,37 +122,34 @@ const writing = {
     byId("go").textContent = job === undefined ? "Write" : "Stop";
   },
 
-  /** Write `count` tokens after the ids; `index` is chosen at the end, or else the place before the most surprising
-   * token: it needs the most explanation. Who chooses another one meanwhile keeps it. Another text ends this one. */
-  async write(ids, index = undefined, count = this.options().maxNewTokens) {
+  /** Write after the ids, of which `given` are the prompt (see Book.begin); changes: of the form's options. At the end
+   * `index` is chosen, or else the place before the most surprising token, unless another one was chosen meanwhile. */
+  async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, ...changes }) {
     this.stop();
-    const { seed, stride, ...sampling } = this.options(), began = performance.now(), run = {};
-    Object.assign(this, { run, began, last: began });
-    book.begin(ids, stride);
-    this.begin();
-    const first = index ?? ids.length - 1, shown = book.moveTo(first); // all chapters begin with the prompt
+    const { seed, maxNewTokens, stride, ...sampling } = { ...this.options(), ...changes };
+    const began = performance.now(), run = {}, more = ids.length > given && { more: ids.slice(given).join(".") };
+    Object.assign(this, { run, last: began, from: ids.length, made: { ...this.moved(), ...changes, ...more } });
+    book.begin(ids, given, first, stride, surprises);
+    Object.assign(this, { stream: book.tokenizer.stream(), spans: [] });
+    const unread = html("span", { class: "note" }, escapeInvisible(book.tokenizer.decode(ids.slice(0, first))));
+    byId("text").replaceChildren(...(first ? [unread] : []));
+    byId("status").textContent = "Writing.";
+    this.draw();
+    byId("text").scrollTop = byId("text").scrollHeight;
+    const at = index ?? ids.length - 1, shown = book.moveTo(at); // all chapters begin with the prompt
     const add = (fresh) => { if (this.run === run) this.add(fresh); };
-    const job = book.ask("generate", { ids, maxNewTokens: count, seed, stride, sampling }, add);
+    const job = book.ask("generate", { ids, maxNewTokens, seed, stride, sampling, first }, add);
     this.setJob(job.job);
     await job.finally(() => { if (this.run === run) this.setJob(undefined); });
     await shown;
     if (this.run !== run) return;
     clearTimeout(this.timer);
     this.draw();
-    const made = book.surprises.slice(ids.length), best = made.length ? ids.length + argmax(made) - 1 : first;
-    await book.moveTo(book.index === first ? index ?? best : book.index);
-    byId("status").textContent = `Done: ${this.speed()}${this.promptLoss()}`;
-  },
-
-  begin() {
-    this.stream = book.tokenizer.stream();
-    this.spans = [];
-    const unread = escapeInvisible(book.tokenizer.decode(book.text.slice(0, book.firstRead)));
-    byId("text").replaceChildren(...(unread ? [html("span", { class: "note" }, unread)] : []));
-    // The numbers change many times a second: a screen reader hears only that it began and ended.
-    byId("status").replaceChildren("Writing. ", html("span", { id: "speed", "aria-hidden": "true" }));
-    this.draw();
-    byId("text").scrollTop = byId("text").scrollHeight;
+    const nats = book.surprises.slice(ids.length), best = nats.length ? ids.length + argmax(nats) - 1 : at;
+    await book.moveTo(book.index === at ? index ?? best : book.index);
+    const rate = Number((1000 * nats.length / Math.max(1, this.last - began)).toPrecision(2));
+    const speed = nats.length ? `, ${rate.toLocaleString("en")} tokens/s` : "";
+    byId("status").textContent = `Done: ${nats.length} tokens${speed}${this.promptLoss()}`;
   },
 
   /** Tokens have come. Drawing waits four times as long as it took the last time, so that it never holds up writing. */
@@ -144,7 +161,7 @@ const writing = {
   },
 
   draw() {
-    const began = performance.now(), box = byId("text"), from = book.firstRead + this.spans.length;
+    const began = performance.now(), box = byId("text"), from = book.first + this.spans.length;
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
     const fresh = tinted(book.text.slice(from), book.surprises.slice(from), this.stream);
     fresh.forEach((span, i) => {
@@ -154,64 +171,60 @@ const writing = {
     this.spans.push(...fresh);
     box.append(...fresh);
     if (atEnd) box.scrollTop = box.scrollHeight;
-    if (byId("speed")) byId("speed").textContent = this.speed();
     this.timer = undefined;
     this.pause = Math.max(33, 4 * (performance.now() - began));
   },
 
-  speed() {
-    const count = book.text.length - book.given, seconds = (this.last - this.began) / 1000;
-    return `${count} tokens, ${Math.round(count / Math.max(seconds, 1e-3)).toLocaleString("en")} tokens/s`;
-  },
-
-  /** How surprising the prompt was to the model, the loss of a person's text; and how much of it was read. */
   promptLoss() {
-    const { given, firstRead: first } = book, known = book.surprises.slice(first + 1, given);
+    const { given, first } = book, known = book.surprises.slice(first + 1, given);
     if (!known.length) return "";
     const letters = Array.from(book.tokenizer.decode(book.text.slice(first + 1, given))).length;
     const loss = known.reduce((sum, nats) => sum + nats, 0) / Math.max(1, letters);
-    const unread = first ? `. Of your ${given} tokens the model read the last ${given - first}` : "";
-    return `. Your text: ${loss.toFixed(2)} nats a character${unread}`;
+    const unread = first ? `. Of its ${given} tokens the model read the last ${given - first}` : "";
+    return `. The prompt: ${loss.toFixed(2)} nats a character${unread}`;
   },
 
-  /** The prompt's tints are known once it has been read. */
+  /** The tints of what was there before are known once it has been read. */
   window() {
-    this.spans.slice(0, book.given - book.firstRead).forEach((span, i) => {
-      span.classList.add(surpriseClass(book.surprises[book.firstRead + i]) || "s0");
+    this.spans.slice(0, this.from - book.first).forEach((span, i) => {
+      span.classList.add(surpriseClass(book.surprises[book.first + i]) || "s0");
     });
   },
 
-  /** What comes after the chosen token: before and after each filter. */
   token() {
     const { index, text, here, after } = book, nats = book.surprises[index];
     if (!here) return;
     byId("text").querySelector(".chosen")?.classList.remove("chosen");
-    this.spans[index - book.firstRead]?.classList.add("chosen");
+    this.spans[index - book.first]?.classList.add("chosen");
     const [line, why] = [byId("why-line"), byId("why")], { activeElement } = document;
     const [onLine, onTable] = [line, why].map((part) => part.contains(activeElement)); // focus stays where it was
     const back = html("button", { type: "button", class: "small", "data-index": index - 1 }, "Step back");
     const token = () => tokenCode(text[index], "chosen");
     const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
     const own = nats === undefined ? [] : ["The model gave ", token(), ` itself ${percent(Math.exp(-nats))}: `,
-      `${nats.toFixed(2)} nats. `, back];
+      `${fixed(nats)} nats. `, back];
     line.replaceChildren("After ", token(), ...next, ...own);
-    const possible = suppress(here.logits, suppressedIds(book.tokenizer));
+    const never = suppressedIds(book.tokenizer), possible = suppress(here.logits, never);
     const stages = filterStages(possible, new Set(text.slice(0, index + 1)), this.options());
     const names = stages.map(({ name }, n) => (n ? `after ${name}` : "the model says"));
     const shares = stages.map(({ logits }, n) => softmax(n ? logits : here.logits));
     const ids = new Set([...descending(here.logits).subarray(0, 8), ...(after === undefined ? [] : [after])]);
     why.replaceChildren(table(["Token", ...names], [...Array.from(ids, (id) => [
-      [this.rival(id), id === after ? " ← came next" : ""],
-      ...shares.map((stage) => (stage[id] > 0 ? bar(stage[id]) : html("small", {}, "removed"))),
-    ]), ["Tokens left", ...shares.map((stage) => stage.filter((share) => share > 0).length)]]));
+      [this.rival(id), id === after ? html("small", {}, "came next") : ""],
+      ...shares.map((stage) => (stage[id] > 0 ? bar(stage[id])
+        : html("small", {}, never.includes(id) ? "never sampled" : "removed"))),
+    ]), ["Can be sampled", ...stages.map((stage) => stage.logits.filter((logit) => logit > -Infinity).length)]]));
     if (onLine) back.focus();
     if (onTable) why.focus({ preventScroll: true });
   },
 
-  /** A button that continues from here with another token. */
   rival(id) {
-    const { text, index, after } = book, label = `Go on from here with ${showToken(book.tokenizer, id)}`;
-    const onclick = () => this.write([...text.slice(0, index + 1), id], index);
+    const { text, given, index, after, first, stride, here } = book, before = text.slice(0, index + 1);
+    const label = `Go on from here with ${showToken(book.tokenizer, id)}`;
+    const onclick = () => {
+      const surprises = [...book.surprises.slice(0, index + 1), -Math.log(softmax(here.logits)[id])];
+      this.write([...before, id], { given: Math.min(given, before.length), first, surprises, index, stride });
+    };
     const attributes = { type: "button", class: "rival", title: label, "aria-label": label, onclick };
     return html("button", attributes, tokenCode(id, id === after ? "really" : ""));
   },
