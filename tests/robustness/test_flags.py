@@ -66,10 +66,7 @@ def test_a_bad_value_is_refused_by_name(name):
 @pytest.mark.parametrize(
     "script, arguments, words",
     [
-        ("main.py", ["--step", 5], ["--step", "mean --steps?"]),
-        ("main.py", ["--dataset", "a.txt"], ["--dataset", "mean --data?"]),
         ("main.py", ["--preset", "smal"], ["--preset", "mean small?"]),
-        ("main.py", ["--batch_size", 8], ["--batch_size", "mean --batch-size?"]),
         ("main.py", ["--learning-rate", 1e-3], ["--learning-rate", "mean --lr?"]),
         ("generate.py", ["--temperatur", 0.5], ["--temperatur", "mean --temperature?"]),
         ("generate.py", ["--temp", 0.5], ["--temp", "mean --temperature?"]),
