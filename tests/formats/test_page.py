@@ -290,8 +290,7 @@ def test_filters_are_those_of_the_sampler(open_page):
             logits[0, chance.randrange(size)] = -torch.inf
         seen = torch.rand(1, size) < 0.3
         options = {name: chance.choice(values) for name, values in zip(FILTERS, VALUES, strict=True)}
-        arguments = [logits[0].tolist(), seen[0].nonzero()[:, 0].tolist(), options]
-        stages = page.evaluate(FILTER_STAGES, arguments)
+        stages = page.evaluate(FILTER_STAGES, [logits[0].tolist(), seen[0].nonzero()[:, 0].tolist(), options])
         expected = filter_stages(logits, seen, Sampling(*options.values()))
         assert [name for name, _ in stages] == [name for name, _ in expected]
         for (name, mine), (_, theirs) in zip(stages, expected, strict=True):
@@ -431,13 +430,16 @@ def test_every_chapter_gives_one_token_one_probability(book):
 @marked
 def test_heads_that_are_off_cost_what_pytorch_says(book):
     page, loaded = book
-    page.evaluate("book.moveTo(20)")
+    page.evaluate("book.moveTo(19)")
     ids = page.evaluate("book.ids")
     page.locator("#switches button").nth(1).click()  # layer 1, head 2
     page.wait_for_selector("#loss-line:has-text('without')")
     expected = [loss_of(loaded.model, ids), loss_of(without_heads(loaded, (0, 1)), ids)]
     said = [float(number) for number in re.findall(r"\d+\.\d{3}", page.inner_text("#loss-line"))][:2]
     assert said == pytest.approx(expected, abs=2e-3)
+    top = without_heads(loaded, (0, 1))(torch.tensor([ids]))[0, 19].topk(3).indices.tolist()  # not all were shown
+    names = page.evaluate("ids => ids.map(id => showToken(book.tokenizer, id))", top)
+    assert set(names) <= set(page.inner_text("#next").split())
     answer = page.evaluate("async ids => (await tinygpt.look({ids, off: [1, 2]})).lossWithout", ids)
     assert answer == pytest.approx(loss_of(without_heads(loaded, (0, 1), (1, 0)), ids), abs=1e-3)
     ranks = page.evaluate("ids => tinygpt.rankHeads({ids})", ids)
@@ -574,7 +576,7 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
     refusals = {
         "temperature must be a number from 0": "generate({temperature: -1}); generate({temperature: NaN})",
         "there is no option": "generate({temperatur: 1}); generate({toString: 1}); look({ids: [3], of: 0})",
-        "seed must be a whole number": "generate({seed: null}); generate({seed: '3'})",
+        "seed must be a whole number": "generate({seed: null}); generate({seed: '3'}); train({text: '', seed: -1})",
         "off must be a list": "generate({off: [6]}); look({ids: [3], off: 'x'})",
         "ids must be a list of 1 to 256": "logits(Array(300).fill(2)); logits([99]); lens('the'); attention({})",
         "position must be a whole number from 0 to 0": "follow({ids: [3], position: 1, layer: 0, head: 0})",
@@ -595,13 +597,11 @@ def test_the_address_brings_back_text_and_token(open_page):
     expected = python_text(loaded, "the fox\n", 200, Sampling(temperature=0.5), 5)
     assert page.evaluate("book.tokenizer.decode(book.text)") == expected
     assert page.evaluate("book.current") == "break" and "temperature=0.5" in page.evaluate("location.hash")
-    line = page.locator("#text span").nth(7)
-    assert line.text_content() == "\n"
-    line.click()
+    assert page.text_content("#text span >> nth=7") == "\n"
+    page.click("#text span >> nth=7")
     until(page, "() => book.index === 7")
     page.fill("#prompt", "not written")
     page.locator("#why .rival").nth(2).click()
-    page.wait_for_selector(DONE)
     until(page, "() => location.hash.includes('more=')")
     again = open_page(loaded, fragment=page.evaluate("location.hash"))
     assert again.evaluate("book.text") == page.evaluate("book.text")
@@ -764,5 +764,4 @@ def test_firefox_computes_and_shows_the_same(firefox, tmp_path, changes):
         np.testing.assert_allclose(numbers, values, rtol=0, atol=1e-3, err_msg=name)
     firefox.evaluate("book.moveTo(30)")
     assert firefox.evaluate(f"{PANELS.split('; ')}.filter((panel) => !document.querySelector(panel))") == []
-    assert firefox.evaluate(OVERFLOW) <= 0
-    assert firefox.noises == []
+    assert firefox.evaluate(OVERFLOW) <= 0 and firefox.noises == []
