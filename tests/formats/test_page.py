@@ -607,9 +607,9 @@ def test_the_address_brings_back_text_and_token(open_page):
     assert again.evaluate("book.text") == page.evaluate("book.text")
 
 
-CLIPPED = """[...document.querySelectorAll('.chapter :is(small, h3, button, .key, label, .bar-name)')]
-    .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')
-    .map(e => e.outerHTML.slice(0, 80))"""
+CLIPPED = """[...document.querySelectorAll('#cursor, .chapter :is(small, h3, button, .key, label, .bar-name)')]
+    .filter(e => (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 3) && e.checkVisibility()
+        && getComputedStyle(e).display !== 'inline').map(e => e.outerHTML.slice(0, 80))"""
 TOPS = """[...document.querySelectorAll('section, .card:not(.steer)')].filter(e => e.checkVisibility())
     .map(e => `${Math.round(e.getBoundingClientRect().top + scrollY)} ${e.id || e.closest('section').id}`)"""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
@@ -753,8 +753,7 @@ def test_firefox_computes_and_shows_the_same(firefox, tmp_path, changes):
     until(firefox, WRITTEN)
     text = firefox.evaluate("book.tokenizer.decode(book.text)")
     assert text == python_text(loaded, "the fox", 200, Sampling(temperature=0.8), 5)
-    options = json.dumps({"text": TEXT * 40, "steps": 40})
-    losses = firefox.evaluate(f"tinygpt.train({options}).then(({{losses}}) => losses)")
+    losses = firefox.evaluate(f"tinygpt.train({{text: '{TEXT * 40}', steps: 40}}).then((run) => run.losses)")
     assert losses[-1] < 2.5 < 3 < losses[0]
     ids = loaded.tokenizer.encode("the quick brown")
     expected = loaded.model(torch.tensor([ids]))[0].detach()
@@ -764,6 +763,5 @@ def test_firefox_computes_and_shows_the_same(firefox, tmp_path, changes):
         numbers = firefox.evaluate(f"tinygpt.follow({json.dumps(request)}).then((f) => Array.from(f.{name}))")
         np.testing.assert_allclose(numbers, values, rtol=0, atol=1e-3, err_msg=name)
     firefox.evaluate("book.moveTo(30)")
-    panels = json.dumps(PANELS.split("; "))
-    assert firefox.evaluate(f"{panels}.filter((panel) => !document.querySelector(panel))") == []
+    assert firefox.evaluate(f"{PANELS.split('; ')}.filter((panel) => !document.querySelector(panel))") == []
     assert firefox.evaluate(OVERFLOW) <= 0 and firefox.noises == []
