@@ -470,14 +470,14 @@ def test_the_parts_add_up_to_the_logit_and_habits_are_found(book):
     name = """([weights, ids]) => headHabit(Float32Array.from(weights), {ids, blank: ids.map(id => id === 0),
         word: ids.map((_, t) => ids.slice(0, t + 1).filter(id => id === 0).length)})"""
     ids, T = [1, 2, 3, 0, 4, 1, 2, 3, 0, 5, 6, 2] * 3, 36
-    before, spaces, even, three = np.zeros((4, T, T))
+    before, spaces, even, five = np.zeros((4, T, T))
     for t in range(T):
         before[t, max(0, t - 1)] += 0.8
         before[t, 0] += 0.2
         spaces[t, max([3] + [j for j in range(t + 1) if not ids[j]])] = 1
         even[t, : t + 1] = 1 / (t + 1)
-        three[t, max(0, t - 2) : t + 1] = 1 / min(3, t + 1)  # was named "this word so far"
-    habits = [page.evaluate(name, [each.flatten().tolist(), ids]) for each in (before, spaces, even, three)]
+        five[t, max(0, t - 4) : t + 1] = 1 / min(5, t + 1)  # was named "this word so far"
+    habits = [page.evaluate(name, [each.flatten().tolist(), ids]) for each in (before, spaces, even, five)]
     assert habits[0] == {"name": "the token before", "share": pytest.approx(0.8)}
     assert [habit["name"] for habit in habits[1:]] == ["spaces and line ends", "", "the last few"]
 
