@@ -160,12 +160,8 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", type=text, default=AUTO, help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
-    add(
-        "--dtype",
-        type=one_of(AUTO, "float32", "bfloat16", "float16"),
-        default=AUTO,
-        help="of products; auto: the fastest",
-    )
+    dtypes = one_of(AUTO, "float32", "bfloat16", "float16")
+    add("--dtype", type=dtypes, default=AUTO, help="of products; auto: the fastest")
     add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 
@@ -192,7 +188,7 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
     settings = argparse.Namespace(**vars(preset_settings(preset)) | given | {"preset": preset})
     if settings.minutes:
         if "steps" in given:
-            raise UserError("--minutes and --steps exclude each other")
+            raise UserError("--minutes and --steps exclude each other: leave one out")
         settings.steps = MAX_STEPS  # until the warm-up has shown how many fit: see training/plan.py
     elif given.get("preset", AUTO) == AUTO and not given.keys() & {"steps", "resume"}:
         settings.minutes, settings.steps = DEFAULT_MINUTES, MAX_STEPS
@@ -204,7 +200,8 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         settings.epochs = 0.0
     if not settings.resume:  # then the saved ones count
         check_together(settings)
-        if not {"tune": settings.init_from, "lora": settings.lora_rank}.get(settings.preset, True):
+        needed = {"tune": settings.init_from, "lora": settings.lora_rank}  # by the presets that fine-tune
+        if not needed.get(settings.preset, True):
             raise UserError(f"--preset {settings.preset} fine-tunes: it needs --init-from, and lora --lora-rank too")
     return settings, set(given)
 

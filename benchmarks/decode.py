@@ -64,7 +64,6 @@ def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
         return lambda: make(SlidingWindow(model, [[5] * length] * batch, stride, step), tokens, loop), tokens
 
     return {
-        "no cache, a full window": (partial(make_uncached, model, [[5] * window] * batch), FEW),
         **{f"cache, {name}": decode(1, window - 1, None, *engine) for name, engine in engines.items()},
         "past the window, --stride 1": decode(window, FEW, 1, *best),
         "past the window, half of it at once": decode(window + 1, window // 2, None, *best),
@@ -75,16 +74,6 @@ def make(window: SlidingWindow, tokens: int, loop: Callable) -> None:
     """Sample so many tokens in every row."""
     for _ in loop(window, tokens, row_generators(0, len(window.rows)), ORDINARY):
         pass
-
-
-@torch.inference_mode()
-def make_uncached(model: TinyGPT, prompts: list[list[int]]) -> None:
-    """The plain loop, for FEW tokens: the whole window through the whole model for every one."""
-    ids = torch.tensor(prompts)
-    for _ in range(FEW):
-        logits = model(ids[:, -model.config.max_seq :])[:, -1]
-        chosen = torch.multinomial((logits / ORDINARY.temperature).softmax(-1), 1)
-        ids = torch.cat([ids, chosen], dim=1)
 
 
 def peer_tasks(model: TinyGPT, batch: int, folder: Path) -> dict[str, tuple[Task, int]]:

@@ -45,7 +45,7 @@ FORMAT = 3
 LIMITS = {"vocab_size": 2**24, "max_seq": 7000, "embed_dim": 2**14, "num_heads": 2**10, "num_layers": 2**10}
 MODEL, TRAINING, ADAPTER = "model", "training", "adapter"
 HINTS = {  # which file is of which kind
-    MODEL: "give NAME.pth; of an adapter, name its base here, and the adapter with --lora",
+    MODEL: "give NAME.pth; an adapter goes to generate.py or convert.py, with --lora, beside its base",
     TRAINING: "it lies in NAME.last.pth",
     ADAPTER: "main.py --lora-rank makes one",
 }

@@ -155,10 +155,15 @@ class Parser(argparse.ArgumentParser):
         return {action.dest: action for action in self._actions if action.dest != "help"}
 
     def parse_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        for word in sys.argv[1:] if arguments is None else arguments:
+            if word.startswith("--") and word.endswith("=--"):  # which argparse would drop, and hand an empty list on
+                self.error(f"{word[:-3]}: must not be --")
         settings, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            self.error(f"{name} is not a flag{did_you_mean(name, self._option_string_actions)}")
+            text = not name.startswith("-") and "--data" in self._option_string_actions
+            advice = f": for a text, --data {name}" if text else did_you_mean(name, self._option_string_actions)
+            self.error(f"{name} is not a flag{advice}")
         return settings
 
     def error(self, message: str) -> NoReturn:

@@ -41,9 +41,11 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     fitting = state.step + max(1, int((60 * settings.minutes - overhead) / seconds))
     fitting, evaluations = run.dist.from_first((min(fitting, settings.steps), evaluations))
     if evaluations:
-        settings.eval_every = max(state.step + 1, round(fitting / evaluations))  # none before now: it can be repeated
+        settings.eval_every = max(
+            state.step + 1, math.ceil(fitting / evaluations)
+        )  # none before now: it can be repeated
     length = in_minutes(overhead + seconds * (fitting - state.step))
-    plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}"
+    plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}, set-up and evaluations included"
     if fitting < settings.steps:
         plan += f", as many as --minutes {settings.minutes:g} allows"
         if state.best_loss is None:  # else it goes on from a run of another length

@@ -22,7 +22,7 @@ from training.story import append_frame, story_frame
 
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
 MIN_STALE = 3
-MAX_DIFFERENCE = 0.1  # nats per token, of the last tenth of a text from another
+MAX_DIFFERENCE = 0.4  # nats per token, of the last tenth of a text from another
 REASONS = {"plain": "a network of your own", "tune": "fine-tuning", "lora": "adapters"}  # why a preset was chosen
 
 
@@ -57,7 +57,7 @@ def announce(run: Run, given: set[str]) -> None:
         trained = sum(tensor.numel() for tensor in (adapter_weights(run.model) | rows).values())
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
     one_text = not run.corpus.train.separated and run.corpus.name not in NAMES
-    if run.dist.first and not run.state.step and one_text and len(run.train_set.tokens) > 10 * TENTH_PIECE:
+    if run.dist.first and not run.state.step and one_text and len(run.train_set.tokens) > 100 * TENTH_PIECE:
         warn_of_odd_tenth(run)
     if run.state.step:
         print(f"resuming at step {run.state.step}")
@@ -153,7 +153,7 @@ def finish(run: Run, signum: int) -> None:
     if settings.init_from and state.best_step == 0:
         print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr")
     elif state.best_loss > guessing:
-        print(f"NOTE: guessing has a loss of {guessing:.4f}: this run has learned nothing; try a smaller --lr")
+        print(f"NOTE: guessing has a loss of {guessing:.4f}: nothing was learned; try more --steps or a smaller --lr")
     seconds = f"{state.train_seconds:.0f} s of training"
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}")
     if state.stale >= MIN_STALE or patience_is_over:

@@ -119,6 +119,8 @@ class RunPaths:
 
         Raises like `read_checkpoint` if neither can be used.
         """
+        if not self.last.exists() and not self.previous.exists():
+            raise UserError(f"--resume: there is no run {self.best}: give its --out, or start without --resume")
         try:
             return *read_state(self.last), self.last
         except UserError as error:

@@ -115,7 +115,7 @@ function drawCursor() {
   const known = nats === undefined ? "" : ` (the model gave ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
     ...(after === undefined ? [", the last one"] : [", then ", tokenCode(after), known]),
-    ` · it reads ${start + 1} to ${start + ids.length} of ${text.length} tokens`);
+    ` · it reads ${start + 1} to ${index + 1} of ${text.length} tokens`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };
   for (const [name, value] of Object.entries(values)) strip.setAttribute(`aria-${name}`, value);

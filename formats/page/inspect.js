@@ -30,7 +30,7 @@ const HABITS = {
 
 /** The habit of a head, found in its weights (T, T): {name, share} with the share of its attention that goes there. A
  * head without a habit spreads its attention evenly. So what counts is how much more than evenly it looks there; less
- * than a fifth is no habit. "The last few" holds others of the list, and counts less, so that a narrower name can win. */
+ * than a fifth is no habit. "The last few" holds others of the list and counts less: a narrower name may win. */
 function headHabit(weights, of) {
   const T = of.ids.length, first = Math.min(4, T - 1);
   let best = { name: "", share: 0, merit: 0.2 };

@@ -37,7 +37,7 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
     "flags, seconds, evaluation, steps, eval_every, words",
     [
         # 300 s, less 10 s so far and 10 evaluations of 4 s: 250 s, 500 steps after the warm-up's 24
-        ([], 0.5, 4.0, 524, 52, ["524 steps take about 5 minutes", "--preset plain --steps 524 --eval-every 52"]),
+        ([], 0.5, 4.0, 524, 53, ["524 steps take about 5 minutes", "--preset plain --steps 524 --eval-every 53"]),
         (["--minutes", "10", "--eval-every", "33"], 0.125, 0.0, 4744, 33, ["4,744 steps", "--minutes 10 allows"]),
         (["--minutes", "10", "--eval-every", "120"], 0.125, 0.0, 4744, 120, ["--eval-every 120"]),
         (["--minutes", "10", "--eval-every", "8"], 0.125, 1.0, 2384, 8, ["2,384 steps"]),  # an eighth of a second each

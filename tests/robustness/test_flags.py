@@ -39,18 +39,18 @@ def bad_values(action: argparse.Action) -> list[str]:
     """What a flag must refuse, by its type."""
     kind = getattr(action.type, "metavar", None)  # N for whole numbers, X for others, names for one of these
     if action.dest in ANY_TEXT or action.type is Path:
-        return []
+        return ["--"]
     if kind in HUGE:
         signs = ["0"] * (action.dest not in ZERO) + ["-1"] * (action.dest not in NEGATIVE)
-        return [*WORDS, *HUGE[kind], *signs]
-    return WORDS if kind or action.dest == "mirror" else [""]
+        return ["--", *WORDS, *HUGE[kind], *signs]
+    return ["--", *WORDS] if kind or action.dest == "mirror" else ["--", ""]
 
 
 FLAGS = {
     f"{command} {action.option_strings[0]}": (parser, action)
     for command, parser in PARSERS.items()
     for action in parser.flags.values()
-    if action.nargs != 0 and action.option_strings and bad_values(action)
+    if action.nargs != 0 and action.option_strings
 }
 
 
@@ -66,6 +66,7 @@ def test_a_bad_value_is_refused_by_name(name):
 @pytest.mark.parametrize(
     "script, arguments, words",
     [
+        ("main.py", ["my.txt"], ["my.txt", "--data my.txt"]),
         ("main.py", ["--preset", "smal"], ["--preset", "mean small?"]),
         ("main.py", ["--learning-rate", 1e-3], ["--learning-rate", "mean --lr?"]),
         ("generate.py", ["--temperatur", 0.5], ["--temperatur", "mean --temperature?"]),
@@ -157,7 +158,7 @@ def test_a_resume_of_nothing_leaves_nothing(tmp_path, in_process):
     (tmp_path / "checkpoints").mkdir()
     code, _, errors = in_process("main.py", "--resume")
     assert code == 2
-    assert_one_error_line(errors, "no such file")
+    assert_one_error_line(errors, "--resume: there is no run")
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
