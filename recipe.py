@@ -160,8 +160,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", type=text, default=AUTO, help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps, cpu")
-    dtypes = one_of(AUTO, "float32", "bfloat16", "float16")
-    add("--dtype", type=dtypes, default=AUTO, help="of products; auto: the fastest")
+    add("--dtype", type=one_of(AUTO, "float32", "bfloat16", "float16"), default=AUTO, help="of products; auto: fastest")
     add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 

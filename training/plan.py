@@ -13,6 +13,7 @@ from recipe import MAX_STEPS, MIN_WARMUP, preset_settings
 from training.run import Run
 
 EVALUATION_SHARE = 0.2  # of the time of a short run, at most
+MIN_TOKENS = 300_000  # fewer teach too little, however often a text of a few thousand characters is read for that
 
 
 def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, elapsed: float) -> None:
@@ -56,12 +57,14 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
 
 
 def limit_epochs(settings: Namespace, given: set[str], tokens: int) -> None:
-    """Let a run go through its text of so many tokens at most --epochs times.
+    """Let a run go through its text of so many tokens at most --epochs times, but read MIN_TOKENS.
 
-    Of few steps, the warm-up is a tenth, and evaluations come ten times, unless the user has chosen otherwise.
+    Of few steps, the warm-up is a tenth, and evaluations come ten times. All this holds unless the user has chosen.
     """
-    steps = math.ceil(settings.epochs * tokens / (settings.batch_size * settings.max_seq))
-    settings.steps = min(settings.steps, steps)
+    read = settings.epochs * tokens
+    if read < MIN_TOKENS and "epochs" not in given:
+        read, settings.epochs = MIN_TOKENS, 0.0
+    settings.steps = steps = min(settings.steps, math.ceil(read / (settings.batch_size * settings.max_seq)))
     if "warmup" not in given:
         settings.warmup = min(settings.warmup, max(MIN_WARMUP, steps // 10))
     if "eval_every" not in given and settings.eval_every < MAX_STEPS:  # else it is planned

@@ -56,11 +56,13 @@ def test_as_many_steps_as_fit(capsys, flags, seconds, evaluation, steps, eval_ev
 
 def test_a_short_text_has_a_short_warmup_and_several_evaluations(tmp_path):
     """Fine-tuning on 8 kB made 11 steps, all of them within a warm-up of 24."""
-    data = ["--data", written(tmp_path / "t.txt", "to be or not to be\n" * 420), "--max-seq", 16, "--epochs", 9]
-    settings = new_run("--preset", "small", *data, "--batch-size", 32).settings
+    data = ["--data", written(tmp_path / "t.txt", "to be or not to be\n" * 420), "--max-seq", 16, "--preset", "small"]
+    settings = new_run(*data, "--epochs", 9, "--batch-size", 32).settings
     assert (settings.steps, settings.warmup, settings.eval_every) == (127, 12, 12)
-    settings = new_run("--preset", "small", *data, "--warmup", 30, "--eval-every", 50).settings
+    settings = new_run(*data, "--epochs", 9, "--warmup", 30, "--eval-every", 50).settings
     assert (settings.steps, settings.warmup, settings.eval_every) == (253, 30, 50)
+    settings = new_run(*data[:-1], "short", "--batch-size", 125).settings  # ten times through are 36 steps
+    assert (settings.steps, settings.eval_every, settings.epochs) == (150, 15, 0)
 
 
 def test_the_number_of_the_plan_repeats_the_run(train, tmp_path):

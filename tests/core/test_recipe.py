@@ -291,8 +291,9 @@ def test_the_network_fits_the_time_and_the_text(tmp_path, monkeypatch, arguments
     assert parse_flags(["--device", "cpu", *arguments])[0].preset in ("plain", "base", "short", "small", "tune", "lora")
 
 
-def test_a_short_text_gets_its_own_recipe(tmp_path, output_of):
+def test_a_short_text_gets_its_own_recipe(tmp_path, output_of, monkeypatch):
     """A text of 40 kB was given to `mini` for five minutes, which learned it by heart: 2.26, where `tiny` had 1.93."""
+    monkeypatch.setattr("training.plan.MIN_TOKENS", 1)  # to be fast
     folder = tmp_path / "folder"
     folder.mkdir()
     for path in (tmp_path / "short.txt", folder / "a.txt"):

@@ -68,8 +68,6 @@ def test_a_bad_value_is_refused_by_name(name):
     [
         ("main.py", ["my.txt"], ["my.txt", "--data my.txt"]),
         ("main.py", ["--preset", "smal"], ["--preset", "mean small?"]),
-        ("main.py", ["--learning-rate", 1e-3], ["--learning-rate", "mean --lr?"]),
-        ("generate.py", ["--temperatur", 0.5], ["--temperatur", "mean --temperature?"]),
         ("generate.py", ["--temp", 0.5], ["--temp", "mean --temperature?"]),
         ("convert.py", ["a.pth", "b.pth", "--forc"], ["--forc", "mean --force?"]),
     ],
