@@ -168,7 +168,7 @@ def test_a_wrong_base_or_file_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             apply_adapter(Checkpoint(base, tokenizer, {}), tmp_path / name)
-    with pytest.raises(UserError, match="name its base"):
+    with pytest.raises(UserError, match="beside its base"):
         load_model(tmp_path / "a.pth")
 
 
