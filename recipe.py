@@ -19,7 +19,7 @@ SHORT_TEXT = 500_000
 
 # Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
 # A wider network learns more from each step, but makes fewer.
-LIMITS_OF_SIZE = {"tiny": 20, "mini": 120, "small": 500, "best": math.inf}
+LIMITS_OF_SIZE = {"tiny": 42, "mini": 120, "small": 500, "best": math.inf}
 # Of a short text: up to so many TFLOP for each of its characters. Soft targets help who can read it several times.
 LIMITS_OF_SHORT = {"tiny": 60e-6, "brief": 120e-6, "short": math.inf}
 
