@@ -42,9 +42,8 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     fitting = state.step + max(1, int((60 * settings.minutes - overhead) / seconds))
     fitting, evaluations = run.dist.from_first((min(fitting, settings.steps), evaluations))
     if evaluations:
-        settings.eval_every = max(
-            state.step + 1, math.ceil(fitting / evaluations)
-        )  # none before now: it can be repeated
+        # none before now: so the run can be repeated
+        settings.eval_every = max(state.step + 1, math.ceil(fitting / evaluations))
     length = in_minutes(overhead + seconds * (fitting - state.step))
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}, set-up and evaluations included"
     if fitting < settings.steps:
@@ -52,6 +51,8 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
         if state.best_loss is None:  # else it goes on from a run of another length
             repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
             plan += f" ({repeat} repeats this run)"
+    if overhead + seconds * (fitting - state.step) > 60 * settings.minutes:
+        plan += "; the warm-up has taken that long already: take --preset tiny, or a smaller --warmup"
     tqdm.write(plan)
     settings.steps = fitting
 

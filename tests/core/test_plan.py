@@ -42,7 +42,7 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
         (["--minutes", "10", "--eval-every", "120"], 0.125, 0.0, 4744, 120, ["--eval-every 120"]),
         (["--minutes", "10", "--eval-every", "8"], 0.125, 1.0, 2384, 8, ["2,384 steps"]),  # an eighth of a second each
         (["--minutes", "1"], 0.1, 5.0, 424, 212, ["424 steps take about 60 seconds"]),  # 2 evaluations: a fifth of 50 s
-        (["--minutes", "0.1"], 0.5, 0.0, 25, 25, ["25 steps"]),
+        (["--minutes", "0.1"], 0.5, 0.0, 25, 25, ["the warm-up has taken that long already", "--preset tiny"]),
     ],
 )
 def test_as_many_steps_as_fit(capsys, flags, seconds, evaluation, steps, eval_every, words):

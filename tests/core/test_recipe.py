@@ -273,6 +273,7 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
         (["--init-from", "base.pth"], 0.05, "tune"),
         (["--init-from", "base.pth", "--lora-rank", "2"], 0.05, "lora"),
         (["--num-heads", "6"], 0.05, "plain"),
+        (["--embed-dim", "96"], 0.05, "plain"),
         (["--data", "long.txt"], 0.2, "mini"),
         (["--data", "long.txt", "short.txt"], 0.2, "mini"),
         (["--data", "short.txt"], 5.0, "short"),
