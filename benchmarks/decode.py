@@ -57,7 +57,7 @@ def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
     window = model.config.max_seq
     engines = {"PyTorch": (None, generate)}
     if importlib.util.find_spec("numba"):
-        engines |= {f"compiled {kind}": pick_engine("compiled", kind, model, 0) for kind in WEIGHTS}
+        engines |= {f"compiled {kind}": pick_engine("compiled", kind, model, 0, 1) for kind in WEIGHTS}
     best = engines.get("compiled float32", engines["PyTorch"])
 
     def decode(length: int, tokens: int, stride: int | None, step, loop) -> tuple[Task, int]:

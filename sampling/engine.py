@@ -13,15 +13,12 @@ ENGINES = ("auto", "torch", "compiled")
 WEIGHTS = ("float32", "int8")
 MIN_TOKENS = 1_000  # per row, from which on the loops save more than the half second that it takes to load them
 
-
 # The loops compute one row after the other, PyTorch a batch at once: up to so many rows x width the loops are faster
 # (docs/decoding.md). Reading int8 pays for few rows only.
 MAX_NUMBERS, MAX_INT8_ROWS = 12_288, 8
 
 
-def pick_engine(
-    engine: str, weights: str, model: TinyGPT, tokens: int, rows: int = 1
-) -> tuple[Callable | None, Callable]:
+def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int, rows: int) -> tuple[Callable | None, Callable]:
     """A step for `SlidingWindow`, None for the model's own, and a loop, `sampler.generate` or one like it.
 
     tokens: how many new tokens each of so many texts (rows) gets. The compiled loops are compared with the model first.

@@ -137,8 +137,7 @@ class DistContext:
         try:
             return interruptible(lambda: self.store.add("failures reported", 1), ANSWER) == 1
         except (AttributeError, RuntimeError, TimeoutError) as error:  # no store yet; it is gone; out of reach
-            once = os.environ["TORCHELASTIC_MAX_RESTARTS"] == "0"
-            if once and isinstance(error, TimeoutError) and not self.abandoned:
+            if isinstance(error, TimeoutError) and not self.abandoned:
                 # torchrun waits for the store too, for 15 minutes (until Linux gives up), and notices no signal.
                 os.kill(self.launcher, signal.SIGKILL)
             return not self.local_rank

@@ -11,7 +11,7 @@ from torch import nn
 
 import sampler
 from formats.checkpoint import save_model
-from helpers import NETWORK_CHANGES, assert_one_error_line, shaken_model
+from helpers import NETWORK_CHANGES, assert_one_error_line, shaken_model, written
 from sampler import Sampling, SlidingWindow, filter_stages, row_generators
 from sampling import engine
 from support.command import UserError
@@ -170,7 +170,7 @@ def test_probabilities_are_float64(offset):
     ],
 )
 def test_engine_is_the_one_that_pays(model, asked, weights, tokens, compiled):
-    step, loop = engine.pick_engine(asked, weights, model, tokens)
+    step, loop = engine.pick_engine(asked, weights, model, tokens, 1)
     assert isinstance(step, CompiledStep) == (loop is generate) == compiled
 
 
@@ -180,16 +180,16 @@ def test_changed_network_is_noticed(monkeypatch, capsys, change):
     if change:
         monkeypatch.setattr(*NETWORK_CHANGES[change])
     model, state = shaken_model(max_seq=32, num_layers=2), torch.get_rng_state()
-    step, _loop = engine.pick_engine("auto", "float32", model, 10**6)
+    step, _loop = engine.pick_engine("auto", "float32", model, 10**6, 1)
     errors = capsys.readouterr().err
     if change is None:
-        assert isinstance(engine.pick_engine("auto", "int8", model, 5)[0], CompiledStep)
+        assert isinstance(engine.pick_engine("auto", "int8", model, 5, 1)[0], CompiledStep)
         assert isinstance(step, CompiledStep) and not errors and torch.equal(torch.get_rng_state(), state)
         return
     assert step is None and errors.count("\n") == 1 and "PyTorch" in errors
     for flags in [("compiled", "float32"), ("auto", "int8")]:
         with pytest.raises(UserError, match="cannot be used: this network.*; leave .* out"):
-            engine.pick_engine(*flags, model, 5)
+            engine.pick_engine(*flags, model, 5, 1)
 
 
 def test_without_a_folder_for_compiled_code_pytorch_makes_the_text(monkeypatch, capsys, model):
@@ -199,10 +199,10 @@ def test_without_a_folder_for_compiled_code_pytorch_makes_the_text(monkeypatch, 
         raise RuntimeError("cannot cache function 'linear': no locator available")
 
     monkeypatch.setattr("sampling.compiled_step.CompiledStep", no_folder)
-    assert engine.pick_engine("auto", "float32", model, 10**6)[0] is None
+    assert engine.pick_engine("auto", "float32", model, 10**6, 1)[0] is None
     assert "no locator available; PyTorch makes the text" in capsys.readouterr().err
     with pytest.raises(UserError, match="no locator available; leave --engine compiled out"):
-        engine.pick_engine("compiled", "float32", model, 5)
+        engine.pick_engine("compiled", "float32", model, 5, 1)
 
 
 @pytest.fixture
@@ -213,7 +213,6 @@ def checkpoint(tmp_path):
 
 
 def test_auto_takes_what_is_faster_for_so_many_texts():
-    pytest.importorskip("numba")
     model = shaken_model(vocab_size=11, embed_dim=8)
     assert engine.pick_engine("auto", "float32", model, 10**6, 12_288 // 8)[0] is not None
     assert engine.pick_engine("auto", "float32", model, 10**6, 12_288 // 8 + 1)[0] is None
@@ -234,7 +233,11 @@ def test_engines_write_the_same_text(output_of, checkpoint):
         (["--weights", "int8", "--engine", "torch"], ["--weights int8 needs --engine compiled"]),
     ],
 )
-def test_without_numba_the_package_is_named(monkeypatch, output_of, checkpoint, flags, words):
+def test_without_numba_the_package_is_named(monkeypatch, output_of, checkpoint, tmp_path, flags, words):
     monkeypatch.setitem(sys.modules, "numba", None)
     assert_one_error_line(output_of("generate.py", *checkpoint, *flags, code=2), *words)
+    output_of("generate.py", *checkpoint, "--max-new-tokens", 1_000)
+    written(tmp_path / "numba.py", "raise ImportError('it wants an older NumPy')")  # nor does a broken one stop a text
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "numba")
     output_of("generate.py", *checkpoint, "--max-new-tokens", 1_000)
