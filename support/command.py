@@ -161,8 +161,8 @@ class Parser(argparse.ArgumentParser):
         settings, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            text = not name.startswith("-") and "--data" in self._option_string_actions
-            advice = f": for a text, --data {name}" if text else did_you_mean(name, self._option_string_actions)
+            is_text = not name.startswith("-") and "--steps" in self._option_string_actions  # of main.py
+            advice = f": for a text, --data {name}" if is_text else did_you_mean(name, self._option_string_actions)
             self.error(f"{name} is not a flag{advice}")
         return settings
 
