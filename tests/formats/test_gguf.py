@@ -21,9 +21,8 @@ TEXT = "Hello wörld,  €5 and 12 345 !\n\n  don't  n't , . \U0001d11e\t\u00a0�
 
 
 def a_model(kind="char", tied=False, bias=True, gelu="tanh", window=64) -> Checkpoint:
-    # a vocabulary that has grown by fine-tuning is not sorted
-    grown = CharTokenizer("".join(sorted(set(TEXT), reverse=True)), "\n")
-    tokenizer = grown if kind == "char" else BPETokenizer.train([TEXT], 330)
+    characters = "".join(sorted(set(TEXT), reverse=True))  # not in order, as after fine-tuning
+    tokenizer = CharTokenizer(characters, "\n") if kind == "char" else BPETokenizer.train([TEXT], 330)
     torch.manual_seed(0)
     config = TinyGPTConfig(tokenizer.vocab_size, window, 24, 3, 2, bias=bias, gelu=gelu, tie_embeddings=tied)
     model = shaken(TinyGPT(config), 0.2).eval()
