@@ -41,7 +41,7 @@ def load(settings: argparse.Namespace) -> Checkpoint:
     else:
         loaded = load_model(source)
     if lora:
-        loaded.origin = {**apply_adapter(loaded, lora), "merged_from": str(lora)}
+        loaded.origin = {**apply_adapter(loaded, lora), "merged_from": lora.name}
         merge_adapters(loaded.model)
     return loaded
 
@@ -101,14 +101,15 @@ def main() -> None:
     settings = make_parser().parse_args()
     if (settings.data or settings.tokenizer) and settings.source.suffix != ".pt":
         raise UserError("--data and --tokenizer are for nanoGPT's ckpt.pt: other sources have their vocabulary")
-    if settings.target is None:
-        return show(settings)
-    target = Path(settings.target)
-    ending = "/" if settings.target.endswith("/") or target.is_dir() else target.suffix
-    if ending not in (".pth", ".html", ".gguf", "/"):
-        raise UserError(f"TARGET {target} must end in .pth, .html or .gguf, or in / for a Hugging Face folder")
+    name = settings.target or ""
+    target = Path(name)
+    ending = "/" if name.endswith("/") or target.is_dir() else target.suffix
     if (settings.precision or settings.excerpt) and ending != ".html":
         raise UserError("--precision and --excerpt are for a page: all others hold float32, and no text")
+    if settings.target is None:
+        return show(settings)
+    if ending not in (".pth", ".html", ".gguf", "/"):
+        raise UserError(f"TARGET {target} must end in .pth, .html or .gguf, or in / for a Hugging Face folder")
     for path in [settings.source] * settings.source.is_dir() + [target] * (ending in (".gguf", "/")):
         if re.search(r"[\ud800-\udfff]", str(path)):  # how Python stands for bytes that are no UTF-8
             raise UserError(f"{one_line(str(path))} is not UTF-8: the packages behind such files need another name")

@@ -72,6 +72,7 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
     # The text, as tokens. Among several processes, the first of each machine downloads and encodes it.
     with dist.one_per_machine_first("corpus"):
         corpus = load_corpus(settings.data, documents=settings.documents, glob=settings.glob)
+        # a model to fine-tune gets the characters that it lacks: its vocabulary and its tables grow
         tokenizer = start.tokenizer_for(corpus) or make_tokenizer(settings.tokenizer, corpus)
         train_tokens = encode_split(tokenizer, corpus.train, token_folder())
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())

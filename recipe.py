@@ -19,11 +19,11 @@ SHORT_TEXT = 500_000
 
 # Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
 # A wider network learns more from each step, but makes fewer.
-LIMITS_OF_SIZE = {"tiny": 42, "mini": 120, "small": 500, "best": math.inf}
+MAX_TFLOP = {"tiny": 42, "mini": 120, "small": 500, "best": math.inf}
 # Of a short text: up to so many TFLOP for each of its characters. Soft targets help who can read it several times.
-LIMITS_OF_SHORT = {"tiny": 60e-6, "brief": 120e-6, "short": math.inf}
+MAX_TFLOP_PER_CHARACTER = {"tiny": 60e-6, "brief": 120e-6, "short": math.inf}
 
-# What each preset changes of the defaults below; `plain` is the defaults, for what is not chosen by measurement.
+# What each preset changes of the defaults below; `plain` is the defaults: for a network of your own.
 TINY = {
     "max_seq": 64,
     "embed_dim": 128,
@@ -87,13 +87,17 @@ class PresetAction(argparse.Action):
         parser.set_defaults(**PRESETS.get(value, {}))
 
 
-def add_file_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("files").add_argument
+def add_corpus_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("corpus").add_argument
     corpora = "tinyshakespeare, gutenberg, synthetic, auto, or UTF-8 texts, or folders of them"
     add("--data", type=path_name, nargs="+", default=[AUTO], help=corpora)
     parts = 'where a text holds many: lines, blank (empty lines between them), or "=STRING" between them'
     add("--documents", type=text, help=parts)
     add("--glob", type=text, default=GLOB, help="the files that are taken of a folder and its subfolders")
+
+
+def add_file_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("files").add_argument
     add("--tokenizer", type=text, default="char", help="char, or a BPE vocabulary from train_tokenizer.py")
     add("--out", type=path_name, default=usual_path(), help="where the best model goes")
     add("--init-from", type=path_name, help="a model to fine-tune: its weights, shape and tokenizer")
@@ -164,7 +168,8 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--compile", action=YES_NO, default=None, help="torch.compile (default: on NVIDIA GPUs)")
 
 
-FLAGS = (add_file_flags, add_training_flags, add_optimizer_flags, add_network_flags, add_lora_flags, add_machine_flags)
+FLAGS = (add_corpus_flags, add_file_flags, add_training_flags, add_optimizer_flags, add_network_flags, add_lora_flags)
+FLAGS += (add_machine_flags,)
 
 
 def make_parser(description: str = "") -> Parser:
@@ -181,20 +186,17 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
     Raises UserError that names the flag if a value is out of bounds or does not go with the others.
     """
     given = given_flags(make_parser(description), arguments)
-    preset = given.get("preset", AUTO)
-    if preset == AUTO:
-        preset = usual_preset(given)
+    chosen = given.get("preset", AUTO) != AUTO
+    preset = given["preset"] if chosen else usual_preset(given)
     settings = argparse.Namespace(**vars(preset_settings(preset)) | given | {"preset": preset})
-    if settings.minutes:
-        if "steps" in given:
-            raise UserError("--minutes and --steps exclude each other: leave one out")
-        settings.steps = MAX_STEPS  # until the warm-up has shown how many fit: see training/plan.py
-    elif given.get("preset", AUTO) == AUTO and not given.keys() & {"steps", "resume"}:
-        settings.minutes, settings.steps = DEFAULT_MINUTES, MAX_STEPS
-    if settings.minutes and given.get("preset", AUTO) == AUTO:
+    if settings.minutes and "steps" in given:
+        raise UserError("--minutes and --steps exclude each other: leave one out")
+    if not chosen and not given.keys() & {"minutes", "steps", "resume"}:
+        settings.minutes = DEFAULT_MINUTES
+    if settings.minutes:  # until the warm-up has shown how many steps fit: see training/plan.py
+        settings.steps, settings.eval_every = MAX_STEPS, given.get("eval_every", MAX_STEPS)
+    if settings.minutes and not chosen:
         settings.epochs = given.get("epochs", settings.epochs or MAX_EPOCHS)
-    if settings.minutes and "eval_every" not in given:
-        settings.eval_every = MAX_STEPS  # until then too
     if "steps" in given and "epochs" not in given:
         settings.epochs = 0.0
     if not settings.resume:  # then the saved ones count
@@ -215,8 +217,8 @@ def preset_settings(preset: str) -> argparse.Namespace:
 def usual_preset(given: dict) -> str:
     """The preset for this text, this machine, and the time that there is.
 
-    plain if the network is another one. small on a CPU whose speed does not count: with --steps, and for several
-    processes, which must agree, and might measure different speeds.
+    plain if the network is another one. small, or short for a short text, on a CPU whose speed does not count: with
+    --steps, and for several processes, which must agree, and might measure different speeds.
     """
     device = pick_device(given.get("device", AUTO))
     if "init_from" in given:
@@ -228,10 +230,10 @@ def usual_preset(given: dict) -> str:
     if device.type != "cpu" or "steps" in given or "RANK" in os.environ:
         return "short" if short else "base" if device.type == "cuda" else "small"
     rate = product_rate(device, pick_dtype(given.get("dtype", AUTO), device))
-    products = 60 * given.get("minutes", DEFAULT_MINUTES) * rate
+    tflop = 60 * given.get("minutes", DEFAULT_MINUTES) * rate
     if short:
-        return next(preset for preset, limit in LIMITS_OF_SHORT.items() if products <= limit * characters)
-    return next(preset for preset, limit in LIMITS_OF_SIZE.items() if products <= limit)
+        return next(preset for preset, limit in MAX_TFLOP_PER_CHARACTER.items() if tflop <= limit * characters)
+    return next(preset for preset, limit in MAX_TFLOP.items() if tflop <= limit)
 
 
 def check_together(settings: argparse.Namespace) -> None:

@@ -8,8 +8,8 @@ V vocab_size.
 The vector x of each position is called the residual stream. It runs from the embeddings to the head, and every
 attention and every MLP only adds to it (He et al. 2015): the gradient of the loss reaches the first layer through these
 sums without shrinking. LayerNorm rescales the vector of each position to mean 0 and variance 1, then weights its
-numbers. Here it stands before each of them, x + f(norm(x)); the first transformer had it behind the sum, norm(x +
-f(x)). Such "pre-norm" stacks train well with a short warm-up or none (Xiong et al. 2020,
+numbers. Here it comes before each attention and each MLP, x + f(norm(x)); in the first transformer it came after the
+sum, norm(x + f(x)). Such "pre-norm" stacks train well with a short warm-up or none (Xiong et al. 2020,
 https://arxiv.org/abs/2002.04745).
 """
 
@@ -191,9 +191,8 @@ class TinyGPT(nn.Module):
         super().__init__()
         self.config = config
         width = config.embed_dim
-        # Two tables, nn.Embedding(rows, width). from_pretrained gives them zeros at first: to sample normal numbers on
-        # the meta device, on which loaders build the network, imports 822 modules of PyTorch's compiler, in 3 to 5
-        # seconds.
+        # Two tables, nn.Embedding(rows, width), of zeros at first: random numbers come from `init`, and loaders, which
+        # bring their own, start faster.
         self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, width), freeze=False)
         self.position_embedding = nn.Embedding.from_pretrained(torch.zeros(config.max_seq, width), freeze=False)
         self.dropout = nn.Dropout(config.dropout)

@@ -8,14 +8,14 @@ python train_tokenizer.py --merges 20 --tokenizer tokenizer.json
 import support.start  # noqa: F401  first: Ctrl-C during the imports is one line
 
 import argparse
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from corpora.fast_bpe import bpe_class
-from corpora.tokenizer_files import bpe_from_json, bpe_to_json, load_bpe
+from corpora.tokenizer_files import bpe_to_json, load_bpe
 from data_setup import load_corpus
+from recipe import add_corpus_flags
 from support.command import Parser, UserError, flag_of, given_flags, run, text, visible, whole
 from support.durable import check_overwrite, write_atomically
 from tokenizer import MIN_VOCAB_SIZE, BPETokenizer
@@ -24,8 +24,8 @@ from tokenizer import MIN_VOCAB_SIZE, BPETokenizer
 def build_parser() -> argparse.ArgumentParser:
     """Every flag."""
     parser = Parser(__doc__)
+    add_corpus_flags(parser)  # its training part is read
     learn = parser.add_argument_group("learn")
-    learn.add_argument("--data", type=text, default="auto", help="the corpus, as in main.py; its training part is read")
     size = "how many tokens, the 256 bytes and <bos> included"
     learn.add_argument("--vocab-size", type=whole(MIN_VOCAB_SIZE, 2**17), default=1024, help=size)
     learn.add_argument("--out", type=text, default="tokenizer.json", help="the file to write")
@@ -39,8 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def learn(args: argparse.Namespace) -> None:
     """Learn a byte-level BPE and write it to a file."""
-    check_overwrite(Path(args.out), lambda path: bpe_from_json(path.read_text(encoding="utf-8")), args.force)
-    corpus = load_corpus(args.data)
+    # a file that holds what this command would write for its vocabulary is an earlier output of it
+    check_overwrite(Path(args.out), lambda path: path.read_text("utf-8") == bpe_to_json(load_bpe(path)), args.force)
+    corpus = load_corpus(args.data, documents=args.documents, glob=args.glob)
     blocks = tqdm(corpus.train.blocks(), desc="reading", unit=" blocks", disable=None, leave=False)
     tokenizer = bpe_class(len(corpus.train)).train(blocks, args.vocab_size)
     tokens = sum(len(ids) for ids in tokenizer.encode_blocks(corpus.val.blocks()))
@@ -53,7 +54,7 @@ def show_token(tokenizer: BPETokenizer, token_id: int) -> str:
     """A token as text, with a sign for each space, and bytes that are not a whole character as numbers."""
     piece = tokenizer.decode_bytes([token_id]).decode("utf-8", "backslashreplace")
     piece = piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n").replace("\t", "\\t")
-    return visible(piece, sys.stdout)
+    return visible(piece)
 
 
 def show_merges(tokenizer: BPETokenizer, count: int) -> None:

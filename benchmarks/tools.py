@@ -63,7 +63,8 @@ def measure(name: str, key: dict, flags: list, look: Callable[[Path], dict] = la
     out = Path(ROOT, "checkpoints", f"bench-{digest}.pth")
     started = time.perf_counter()
     new = ["--device", "cpu", "--seed", key["seed"], "--data", "tinyshakespeare", *flags]
-    command = [sys.executable, "main.py", "--out", out, *(["--resume"] if RunPaths(out).last.exists() else new)]
+    resumed = RunPaths(out).last.exists()
+    command = [sys.executable, "main.py", "--out", out, *(["--resume"] if resumed else new)]
     subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
     lines = read_metrics(RunPaths(out).metrics)
     seconds = time.perf_counter() - started
@@ -77,7 +78,7 @@ def measure(name: str, key: dict, flags: list, look: Callable[[Path], dict] = la
         "network": f"{config.num_layers} x {config.embed_dim}, window {config.max_seq}",
         "parameters": sum(tensor.numel() for name, tensor in tensors.items() if "/" not in name),
         "steps": lines[-1]["step"],
-        "seconds": round(seconds, 1),
+        "seconds": None if resumed else round(seconds, 1),
         "val_loss": min(line["val_loss"] for line in lines),
         "curve": [[round(line["train_seconds"], 1), round(line["val_loss"], 4)] for line in lines],
         **look(out),
@@ -92,12 +93,6 @@ def measure(name: str, key: dict, flags: list, look: Callable[[Path], dict] = la
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics file, one per evaluation."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def spread(values: list[float], unit: str = "", digits: int = 0) -> str:
-    """Median and range: `8 (7 to 9) s`."""
-    low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high}){unit}"
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

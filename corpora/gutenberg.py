@@ -9,7 +9,6 @@ https://www.gutenberg.org/MIRRORS.ALL
 
 import argparse
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def fetch_books(folder: Path, books: list[int], mirror: str) -> None:
         except (OSError, ValueError) as error:
             raise OSError(f"cannot fetch {url}: {one_line(error)}; the same command goes on from there") from None
         write_atomically(folder / f"{number}.txt", lambda file, text=text: file.write(text.encode()))
-        tqdm.write(f"{number:6d}  {len(text):10,} characters  {visible(title, sys.stdout)}")
+        tqdm.write(f"{number:6d}  {len(text):10,} characters  {visible(title)}")
 
 
 def strip_licence(text: str) -> tuple[str, str]:

@@ -119,10 +119,6 @@ class Split:
         """All of it, many short documents in one block."""
         return map("".join, gathered(block for span in self.spans for block in span.blocks()))
 
-    def text(self) -> str:
-        """All of it in one string."""
-        return "".join(self.blocks())
-
     def count_bytes(self) -> int:
         """Its length in UTF-8."""
         return sum(len(block.encode("utf-8", "surrogatepass")) for block in self.blocks())
@@ -243,14 +239,14 @@ def encode_split(tokenizer: Tokenizer, split: Split, cache: Path) -> np.ndarray:
 
 
 def count_unknown(tokenizer: Tokenizer, ids: np.ndarray) -> int:
-    """How many of the ids are `<unk>`."""
+    """How many of the ids (N,) are `<unk>`."""
     if tokenizer.unk_id is None:
         return 0
     return sum(int((mapped_anew(ids)[i : i + BLOCK] == tokenizer.unk_id).sum()) for i in range(0, len(ids), BLOCK))
 
 
 def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memmap:
-    """The ids of a split in a file, made the first time and found again by the sha256 of text and tokenizer.
+    """The ids (N,) of a split in a file, made the first time and found again by the sha256 of text and tokenizer.
 
     The same sha256 and the number of bytes stand behind the ids. A file that is not whole, or holds impossible ids, is
     made anew.
@@ -272,7 +268,7 @@ def encode_into_file(tokenizer: Tokenizer, split: Split, cache: Path) -> np.memm
 
 
 def stored_ids(path: Path, key: bytes, tokenizer: Tokenizer) -> np.memmap | None:
-    """The ids in a whole file of `encode_into_file`; None if there is no such file."""
+    """The ids (N,) in a whole file of `encode_into_file`; None if there is no such file."""
     bytes_of_ids = path.stat().st_size - len(key) - 8 if path.is_file() else 0
     if bytes_of_ids <= 0:
         return None

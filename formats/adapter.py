@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpora.tokenizer_files import tokenizer_from_plain
 from formats.checkpoint import (
     ADAPTER,
     Checkpoint,
@@ -80,7 +79,8 @@ def apply_adapter(base: Checkpoint, path: Path) -> dict:
         check_fields(header, {"characters": str, "start": str})
         config, model, new = config_from_plain(header["config"]), base.model, len(header["characters"])
         tokenizer = grown_tokenizer(base.tokenizer, header["characters"], header["start"])
-        tokenizer = tokenizer_from_plain(tokenizer.to_plain())  # checked
+        if tokenizer.vocab_size != model.config.vocab_size + new:
+            raise ValueError("its base has no characters that others could stand behind")
         rows = own_rows(tokenizer, new)
         shapes = {f"{name}.rows": torch.Size([len(rows), model.config.embed_dim]) for name in tables(model) if rows}
         added = {name: tensors.pop(name, None) for name in shapes}

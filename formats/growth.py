@@ -10,18 +10,20 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from corpora.tokenizer_files import tokenizer_from_plain
 from tiny_decoder import TinyGPT
-from tokenizer import BOS, BPETokenizer, CharTokenizer, Tokenizer
+from tokenizer import BOS, Tokenizer
 
 
 def grown_tokenizer(base: Tokenizer, characters: str, start: str) -> Tokenizer:
     """The tokenizer with more characters behind its own; `start`: what a text without a prompt begins after.
 
-    To a byte-level tokenizer no character is new.
+    To a byte-level tokenizer no character is new. Raises ValueError if no tokenizer has these.
     """
-    if isinstance(base, CharTokenizer):
-        return CharTokenizer(base.characters + characters, start)
-    return BPETokenizer(base.tokens, base.merges, start)
+    plain = base.to_plain() | {"start": start}
+    if characters:
+        plain["characters"] = plain.get("characters", "") + characters
+    return tokenizer_from_plain(plain)
 
 
 def tables(model: TinyGPT) -> dict[str, nn.Module]:
@@ -43,7 +45,7 @@ def grow_model(model: TinyGPT, count: int, special: int) -> None:
 
 def own_rows(tokenizer: Tokenizer, new: int) -> list[int]:
     """The ids whose rows an adapter has of its own, if the last `new` characters of the tokenizer are: these and the
-    special tokens. None if it has no new character, and texts do not begin behind `<bos>`."""
+    special tokens. No rows if there is no new character, and texts do not begin behind `<bos>`."""
     if not new and tokenizer.start != BOS:
         return []
     return [*tokenizer.special_ids, *range(tokenizer.vocab_size - new, tokenizer.vocab_size)]

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from math import inf, nan
 from types import ModuleType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from support import start
 
@@ -247,14 +247,13 @@ def given_flags(parser: Parser, arguments: list[str] | None) -> dict[str, object
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all of them but newline and tab
 
 
-def visible(text: str, stream: TextIO | None = None) -> str:
-    """The text as it can be written to `stream` (stdout if None): on a terminal, control characters are spelled out.
+def visible(text: str) -> str:
+    """The text as it can be written to stdout: on a terminal, control characters are spelled out.
 
     Text from others (a corpus, a model) could otherwise steer the terminal: set the clipboard or the window's title,
     stop its output. Newline and tab stay, and into a pipe or file all goes as it is.
     """
-    on_terminal = (stream or sys.stdout).isatty()
-    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text) if on_terminal else text
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text) if sys.stdout.isatty() else text
 
 
 # --- Running -----------------------------------------------------------------------------------------------------

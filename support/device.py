@@ -15,6 +15,7 @@ from torch import Tensor
 from support.command import UserError, one_line
 
 
+@functools.cache
 def pick_device(name: str) -> torch.device:
     """The device that `name` stands for; "auto" is the first that is there of cuda, mps and cpu.
 

@@ -48,8 +48,9 @@ def check_environment() -> None:
         sys.exit(2)
 
 
-# A script of ours runs, not a test or a notebook that imports one.
-IS_SCRIPT = os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT
+# A script of ours runs, not a test, a notebook, or a reader's own script, which import one.
+SCRIPTS = ("main.py", "generate.py", "convert.py", "bench.py", "data_setup.py", "train_tokenizer.py")
+IS_SCRIPT = os.path.abspath(sys.argv[0]) in [os.path.join(ROOT, name) for name in SCRIPTS]
 if IS_SCRIPT:
     signal.signal(signal.SIGINT, leave)
     check_environment()

@@ -1,18 +1,17 @@
 """What is refused before a run begins: flags that contradict each other, the saved run, or the machine."""
 
-import os
 from argparse import Namespace
 from pathlib import Path
 
 import torch
 
 from recipe import AUTO, MAX_STEPS, check_together, make_parser, preset_settings
-from support.command import UserError, flag_of, typed
+from support.command import UserError, flag_of
 from tiny_decoder import TinyGPTConfig
 from training.distributed import DistContext
 
-# What may change when a run is resumed; everything else would make it another run.
-ADJUSTABLE = {"steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience"}
+# What may change when a run is resumed; everything else would make it another run. (Of data, the place, not the text.)
+ADJUSTABLE = {"data", "steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience"}
 ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device", "dtype", "compile"}
 # What the base of a fine-tuning decides.
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")
@@ -56,10 +55,8 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
     """The settings saved in `path`, changed by those given; UserError that names a flag that contradicts them."""
     for name in sorted(given - ADJUSTABLE):
         value, kept = getattr(settings, name), getattr(saved, name)
-        same_paths = name == "data" and list(map(os.path.normpath, value)) == list(map(os.path.normpath, kept))
-        if value not in (kept, AUTO, [AUTO]) and not same_paths:
+        if value not in (kept, AUTO):
             advice = "leave the flag out, or start a new run with another --out"
-            value, kept = (typed(words) if name == "data" else words for words in (value, kept))
             raise UserError(f"{flag_of(name)} {value} contradicts the run in {path} ({kept}): {advice}")
     resumed = vars(saved) | {"stop_at": None, "out": settings.out}  # the files may have been renamed
     if "steps" in given and saved.eval_every == MAX_STEPS:  # the plan that would have set it is dropped

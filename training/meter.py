@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from recipe import MAX_STEPS
 from training.run import Run
 
 
@@ -33,7 +34,7 @@ class Meter:
         state.seconds_sum += seconds
         state.loss_sum += loss
         state.loss_steps += 1
-        self.bar.total = self.run.settings.steps
+        self.bar.total = self.run.settings.steps if self.run.settings.steps < MAX_STEPS else None  # not yet planned
         self.bar.update()
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 

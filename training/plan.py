@@ -50,6 +50,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
         plan += f", as many as --minutes {settings.minutes:g} allows"
         if state.best_loss is None:  # else it goes on from a run of another length
             repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
+            repeat += f" --warmup {settings.warmup}" if settings.warmup != preset.warmup else ""
             plan += f" ({repeat} repeats this run)"
     if overhead + seconds * (fitting - state.step) > 60 * settings.minutes:
         plan += "; the warm-up has taken that long already: take --preset tiny, or a smaller --warmup"

@@ -34,7 +34,7 @@ def counted(number: int, thing: str) -> str:
 def announce(run: Run, given: set[str]) -> None:
     """Say what was chosen, and why if the user did not; given: the names of the flags."""
     settings, corpus = run.settings, run.corpus
-    why = "" if "preset" in given else f", for {REASONS.get(settings.preset, 'this text, time and machine')}"
+    why = "" if given & {"preset", "resume"} else f", for {REASONS.get(settings.preset, 'this text, time and machine')}"
     batch = counted(settings.batch_size, "window")
     length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:
@@ -127,11 +127,12 @@ def print_base(run: Run) -> None:
 
 def print_step(run: Run, line: dict[str, float], sample: str) -> None:
     """A line of the metrics and a sample; `*` marks a new best."""
-    state, floor = run.state, f" (floor {run.corpus.floor:.4f})" if run.corpus.floor else ""
+    state = run.state
     names = [name for name in ("val_nats_per_character", "val_bits_per_byte") if name in line]
     units = "".join(f", {line[name]:.4f} {name.removeprefix('val_').replace('_', ' ')}" for name in names)
+    floor = run.corpus.floor and f" (floor {run.corpus.floor:.4f}{' nats per character' if units else ''})"
     tqdm.write(
-        f"step {state.step:5d} | train {line['train_loss']:.4f} | val {line['val_loss']:.4f}{units}{floor}"
+        f"step {state.step:5d} | train {line['train_loss']:.4f} | val {line['val_loss']:.4f}{units}{floor or ''}"
         f"{'' if state.stale else ' *'} | {line['tokens_per_second']:,.0f} tokens/s | {state.train_seconds:.0f} s"
     )
     tqdm.write("    " + visible(sample.strip()).replace("\n", "\n    "))

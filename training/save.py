@@ -30,7 +30,7 @@ def origin_of(run: Run) -> dict:
         "train_seconds": run.state.train_seconds,
         "seed": run.settings.seed,
         "bigram_entropy": run.bigram_entropy,
-        "floor": run.corpus.floor,
+        "floor": run.corpus.floor if run.tokenizer.kind == "char" else None,  # it is in nats per character
         "recipe": {name: getattr(run.settings, name) for name in RECIPE},
     }
 

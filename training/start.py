@@ -37,8 +37,8 @@ class Start:
     saved_in: Path | None = None  # the training state that is resumed
 
     def tokenizer_for(self, corpus: Corpus) -> Tokenizer | None:
-        """The tokenizer of the base or of the saved run; None for a new run. A base learns the characters of the corpus
-        that it does not know, and where documents begin."""
+        """The tokenizer of the base or of the saved run; None for a new run. A base gets the characters of the corpus
+        that it lacks, and learns where documents begin: this changes `model` and `state` too."""
         base = self.tokenizer
         if base is None or self.saved_in:
             return base
@@ -103,8 +103,8 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
         raise UserError(f"{path} cannot be used: {error}") from None
     settings = checks.settings_to_resume(saved, settings, given, path)
     checks.refuse_unused(settings, given)
-    if "minutes" in given:
-        state.planned = False
+    if given & {"minutes", "steps"}:  # more of them, even if --patience was over
+        state.planned, state.stale = state.planned and "minutes" not in given, 0
     last = min(settings.steps, settings.stop_at or settings.steps)
     if state.step >= last and not state.evaluation_due(settings):
         advice = "give --minutes, or a larger --steps or --stop-at"
@@ -138,7 +138,9 @@ def restore(run: Run, start: Start) -> None:
     path, tensors, step = start.saved_in, start.tensors, start.state.step
     updates = step - start.state.skipped
     if run.corpus.sha256 != start.state.corpus_sha256:
-        raise UserError(f"--data {run.corpus.name} is no longer the text that the run in {path} was trained on")
+        raise UserError(
+            f"--data {run.corpus.name} is not the text that the run in {path} was trained on, or has changed"
+        )
     with user_errors(f"{path} cannot be used: its optimizers or average: "):
         restore_optimizers(run.optimizers, with_prefix(tensors, "optimizer/"), updates)
         averages = with_prefix(tensors, "average/")

@@ -96,7 +96,7 @@ def test_utf_16_without_a_mark_is_refused(tmp_path, encoding):
     with pytest.raises(UserError, match=f"a.txt .*UTF-16.*iconv -f {encoding[:6]}{encoding[7:]} "):
         load_corpus(str(path))
     path = written(tmp_path / "b.txt", "now and then a \0 stays as it is" * 9)
-    assert load_corpus(str(path)).train.text()[15] == "\0"
+    assert "".join(load_corpus(str(path)).train.blocks())[15] == "\0"
 
 
 def test_a_span_is_a_slice(tmp_path, small_blocks):
@@ -114,7 +114,7 @@ def test_one_text_is_split_by_position(tmp_path, small_blocks):
     text = "0123456789é" * 10
     for source in (text, written(tmp_path / "a.txt", text)):
         corpus = split_documents("a", [source])
-        assert (corpus.train.text(), corpus.val.text()) == (text[:99], text[99:])
+        assert ("".join(corpus.train.blocks()), "".join(corpus.val.blocks())) == (text[:99], text[99:])
         assert (len(corpus.train), len(corpus.val)) == (99, 11)
         assert corpus.val.count_bytes() == len(text[99:].encode())
         assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -127,7 +127,7 @@ def test_a_folder_is_its_texts_shuffled_with_its_subfolders(tmp_path, capsys):
     for name, text in texts.items():
         written(tmp_path / name, text)
     corpus = load_corpus(str(tmp_path))
-    assert (corpus.train.text(), corpus.val.text()) == ("C" * 5 + "A" * 45 + "B" * 40, "B" * 10)
+    assert ("".join(corpus.train.blocks()), "".join(corpus.val.blocks())) == ("C" * 5 + "A" * 45 + "B" * 40, "B" * 10)
     said = capsys.readouterr().err
     assert "files: 4, characters: 100" in said and "skipped: .h.txt" not in said and "skipped: n.md" in said
     tokenizer = CharTokenizer.from_blocks(corpus.train.blocks(), start="<bos>")
@@ -165,7 +165,7 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
     corpus, tokenizer = split_documents("x", [DIGITS]), CharTokenizer.from_text(DIGITS)
     ids = encode_split(tokenizer, corpus.train, tmp_path)
     assert isinstance(ids, np.memmap) and ids.dtype == np.uint16
-    assert ids.tolist() == tokenizer.encode(corpus.train.text())
+    assert ids.tolist() == tokenizer.encode("".join(corpus.train.blocks()))
     with monkeypatch.context() as patch:
         patch.setattr(texts, "token_blocks", None)  # a second start encodes nothing
         assert np.array_equal(encode_split(tokenizer, corpus.train, tmp_path), ids)

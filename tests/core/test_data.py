@@ -30,7 +30,9 @@ def test_auto_takes_the_file_that_is_there_and_else_falls_back_loudly(tmp_path, 
     assert "SYNTHETIC" in capsys.readouterr().err
     written(tmp_path / "text.txt", text)
     corpus = load_corpus("auto", tmp_path)
-    assert corpus.train.text() + corpus.val.text() == text.decode() and not capsys.readouterr().err
+    assert (
+        "".join(corpus.train.blocks()) + "".join(corpus.val.blocks()) == text.decode() and not capsys.readouterr().err
+    )
     written(tmp_path / "text.txt", text[:-1])
     with pytest.raises(OSError, match="text.txt"):  # a damaged copy is no reason to train on something else
         load_corpus("auto", tmp_path)
@@ -50,7 +52,7 @@ def test_the_real_tinyshakespeare():
     corpus = load_corpus("tinyshakespeare", ROOT / "data")
     assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
     assert corpus.sha256 == data_setup.TINYSHAKESPEARE.sha256
-    assert corpus.train.text().startswith("First Citizen:")
+    assert "".join(corpus.train.blocks()).startswith("First Citizen:")
 
 
 # --- Windows -----------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def test_the_corpus_is_seeded_and_its_floor_is_that_of_its_validation_targets():
     text, nats = synthetic_text(50_000)
     assert text[:500] == synthetic_text(500)[0] != synthetic_text(500, seed=1)[0]
     corpus = data_setup.synthetic_corpus(50_000)
-    assert corpus.train.text() + corpus.val.text() == text
+    assert "".join(corpus.train.blocks()) + "".join(corpus.val.blocks()) == text
     assert corpus.floor == pytest.approx(nats[45_001:].sum() / 4_999)
 
 

@@ -294,7 +294,7 @@ def test_an_adapter_brings_its_characters_and_their_rows(tmp_path, shape, new, s
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("characters", "ÄÄÖ"), ("characters", "aÖ三"), ("start", "?"), ("start", 3)]
+    ("field", "value"), [("characters", "ÄÄÖ"), ("characters", "aÖ三"), ("start", "?"), ("start", 3), ("start", "xy")]
 )
 def test_an_adapter_whose_characters_do_not_fit_is_refused(tmp_path, field, value):
     model, tokenizer = grown()
