@@ -19,7 +19,7 @@ from corpora.fast_bpe import FastBPETokenizer, for_length
 from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from corpora.tokenizer_files import bpe_from_json, bpe_to_json, load_bpe, tokenizer_from_plain
-from data_setup import split_documents
+from data_setup import load_corpus, split_documents
 from helpers import SMALL_NETWORK, assert_one_error_line
 from support.command import UserError, interruptible
 from tokenizer import SYMBOLS, BPETokenizer, UnknownCharacterWarning, split_words
@@ -195,6 +195,9 @@ def test_train_show_and_a_whole_run_without_the_package(output_of, tmp_path, mon
     assert "300 tokens" in output_of("train_tokenizer.py", "--data", "my.txt", "--vocab-size", 300, "--out", "t.json")
     tokenizer = load_bpe(tmp_path / "t.json")
     assert tokenizer.to_plain() == BPETokenizer.train([TEXT[:27_000]], 300).to_plain()  # of the training part only
+    documents = load_corpus(str(tmp_path / "my.txt"), documents="lines").train.blocks()
+    output_of("train_tokenizer.py", "--data", "my.txt", "--documents", "lines", "--vocab-size", 300, "--out", "d.json")
+    assert load_bpe(tmp_path / "d.json").to_plain() == BPETokenizer.train(documents, 300).to_plain()
 
     shown = re.findall(r"(\S+)\((\d+)\)", output_of("train_tokenizer.py", "--tokenizer", "t.json", "--show", "the é"))
     assert [int(token_id) for _, token_id in shown] == tokenizer.encode("the é")
@@ -219,18 +222,20 @@ def test_train_show_and_a_whole_run_without_the_package(output_of, tmp_path, mon
 
 def test_one_line_errors(output_of, tmp_path):
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "gpt2.json").write_text(json.dumps(json.loads(bpe_to_json(TOKENIZER))), encoding="utf-8")
     (tmp_path / "folder").mkdir()
     for arguments, words in (
         (["train_tokenizer.py", "--data", "my.txt", "--vocab-size", 256], ("--vocab-size", "257")),
         (["train_tokenizer.py", "--data", "my.txt", "--out", "folder"], ("folder", "not a regular file")),
         (["train_tokenizer.py", "--data", "my.txt", "--out", "my.txt"], ("my.txt", "--force")),
+        (["train_tokenizer.py", "--data", "my.txt", "--out", "gpt2.json"], ("gpt2.json", "--force")),
         (["train_tokenizer.py", "--show", "x", "--data", "y"], ("--data", "does nothing")),
         (["train_tokenizer.py", "--merges", 3, "--vocab-size", 300], ("--vocab-size", "does nothing")),
         (["train_tokenizer.py", "--tokenizer", "x"], ("--tokenizer", "does nothing")),
         (["main.py", *SMALL_NETWORK, "--data", "my.txt", "--tokenizer", "my.txt"], ("my.txt", "JSON is damaged")),
     ):
         assert_one_error_line(output_of(*arguments, code=2), *words)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["my.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["gpt2.json", "my.txt"]
     assert (tmp_path / "my.txt").read_text(encoding="utf-8") == TEXT
 
 

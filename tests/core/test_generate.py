@@ -108,6 +108,7 @@ def test_explain_shows_the_filters_at_work(sample, text_of):
         (["--prompt", "a", "b"], ["--prompt 'a b'"]),
         (["--beams", 2, "--n-best", 3], ["--n-best"]),
         (["--beams", 2, "--temperature", 1, "--seed", 1], ["--beams makes no use of --seed, --temperature"]),
+        (["--length-penalty", 2], ["--length-penalty", "--beams"]),
         (["--prompt", "a", "--score", "f"], ["--score makes no use of --prompt"]),
         (["--checkpoint", "."], [". is a folder", ".pth"]),
         (["--prompt-file", "empty.txt"], ["no text"]),

@@ -11,6 +11,7 @@ from helpers import SMALL_NETWORK, new_run, read_metrics, written
 from recipe import parse_flags
 from support.command import UserError
 from training.distributed import ALONE
+from training.meter import Meter
 from training.plan import plan_steps
 from training.state import TrainState
 
@@ -42,6 +43,7 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
         (["--minutes", "10", "--eval-every", "120"], 0.125, 0.0, 4744, 120, ["--eval-every 120"]),
         (["--minutes", "10", "--eval-every", "8"], 0.125, 1.0, 2384, 8, ["2,384 steps"]),  # an eighth of a second each
         (["--minutes", "1"], 0.1, 5.0, 424, 212, ["424 steps take about 60 seconds"]),  # 2 evaluations: a fifth of 50 s
+        (["--minutes", "1", "--warmup", "9"], 0.5, 0.0, 124, 13, ["--warmup 9 repeats this run"]),
         (["--minutes", "0.1"], 0.5, 0.0, 25, 25, ["the warm-up has taken that long already", "--preset tiny"]),
     ],
 )
@@ -99,4 +101,15 @@ def test_patience_ends_a_run(train):
     flags = ["--steps", 50, "--eval-every", 1, "--lr", 50, "--muon-lr", 50, "--grad-clip", 1e-9, "--patience", 2]
     assert "2 evaluations without a new best" in train(*FLAGS, "a.pth", *flags)
     again = train("--resume", "--out", "a.pth")  # made one step more than a run that was not cut there
-    assert "2 evaluations without a new best" in again and "\nstep" not in again
+    assert "2 evaluations without a new best" in again and "\nstep" not in again and ", for this text" not in again
+    assert "\nstep" in train("--resume", "--steps", 60, "--out", "a.pth")  # more was asked for
+
+
+def test_the_progress_bar_has_no_end_before_the_plan():
+    run = SimpleNamespace(settings=parse_flags([])[0], state=TrainState())
+    with Meter(run) as meter:
+        meter.count(1.0)
+        assert meter.bar.total is None
+        run.settings.steps = 5
+        meter.count(1.0)
+        assert meter.bar.total == 5

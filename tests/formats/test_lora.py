@@ -23,7 +23,7 @@ from optimizers import make_optimizers
 from recipe import parse_flags
 from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT, next_token_loss
-from tokenizer import BOS, CharTokenizer
+from tokenizer import BOS, BPETokenizer, CharTokenizer
 
 CONFIG = LoRAConfig(rank=3, alpha=6.0, targets=tuple(TARGETS))
 TOKENIZER = CharTokenizer.from_text("abcdefghi")  # with the two special tokens: the tiny config's 11
@@ -306,6 +306,18 @@ def test_an_adapter_whose_characters_do_not_fit_is_refused(tmp_path, field, valu
     with pytest.raises(UserError, match="cannot be used"):
         apply_adapter(base, tmp_path / "a.pth")
     assert torch.equal(base.model(IDS), fresh()(IDS)) and base.tokenizer is TOKENIZER
+
+
+def test_characters_for_a_byte_level_base_are_refused(tmp_path):
+    """Its vocabulary has every byte: their rows would have no token."""
+    base = Checkpoint(fresh(vocab_size=257), BPETokenizer.train(["ab"], 257), {})
+    model = fresh(vocab_size=257)
+    add_adapters(model, CONFIG)
+    save_adapter(tmp_path / "a.pth", model, base.tokenizer, CONFIG, {})
+    header, tensors = read_checkpoint(tmp_path / "a.pth", ADAPTER)
+    write_checkpoint(tmp_path / "a.pth", header | {"characters": "abc"}, tensors)
+    with pytest.raises(UserError, match="cannot be used"):
+        apply_adapter(base, tmp_path / "a.pth")
 
 
 def test_under_adapters_only_new_rows_and_special_ones_are_trained():

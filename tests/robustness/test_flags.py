@@ -116,7 +116,7 @@ def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkey
 
 # --- On resume ---------------------------------------------------------------------------------------------------
 
-CHANGED = dict(data="synthetic", tokenizer="other.json", preset="base", max_seq=16, embed_dim=16, num_heads=1)
+CHANGED = dict(tokenizer="other.json", preset="base", max_seq=16, embed_dim=16, num_heads=1)
 CHANGED |= dict(num_layers=2, dropout=0.3, batch_size=8, grad_accum=2, optimizer="adamw", weight_decay=0.5)
 CHANGED |= dict(grad_clip=3.0, seed=5, schedule="cosine", attention_dropout=0.3, init="sinusoid", windows="random")
 CHANGED |= dict(documents="lines", glob="*.md", muon_momentum=0.5, ema_decay=0.9, distill=0.5, epochs=3.0)
@@ -145,6 +145,15 @@ def test_a_flag_that_contradicts_the_resumed_run_is_named(unfinished, tmp_path, 
     assert code == 2
     assert_one_error_line(errors, f"{flag_of(name)} {CHANGED[name]} contradicts", "--out")
     assert files_of(tmp_path) == before
+
+
+def test_a_text_that_was_moved_is_taken_and_another_is_not(unfinished, tmp_path, in_process):
+    copy_of(unfinished, tmp_path)
+    (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    assert_one_error_line(
+        in_process("main.py", "--resume", "--data", "synthetic")[2], "--data synthetic is not the text"
+    )
+    assert in_process("main.py", "--resume", "--data", "moved.txt")[0] == 0
 
 
 def test_every_setting_is_either_adjustable_or_compared():

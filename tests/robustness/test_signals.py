@@ -3,6 +3,7 @@
 import builtins
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 import main
 from faults import OUT, SMALL_RUN, Child, assert_nothing_lost, copy_of, files_of, train, write_corpus
-from helpers import ROOT, assert_same_state
+from helpers import ROOT, assert_same_state, written
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to be fast, and POSIX signals")
 RUN = [*SMALL_RUN, "--steps", 6, "--eval-every", 2, "--out", OUT.best]
@@ -147,6 +148,13 @@ def test_ctrl_c_while_python_imports_is_one_line(tmp_path, script):
             output, errors = process.communicate(timeout=60)
         said = [line for line in errors.splitlines() if not line.startswith("import time:")]
         assert (process.returncode, said, output) == (130, ["interrupted"], ""), number
+
+
+def test_a_readers_own_script_keeps_its_own_ctrl_c(tmp_path):
+    """It was taken for one of ours, because of its folder: Ctrl-C ended it at once, past every `finally`."""
+    shutil.copytree(ROOT / "support", tmp_path / "support")
+    code = "import signal, support.start\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, written(tmp_path / "mine.py", code)], check=True)
 
 
 LEAVING = """
