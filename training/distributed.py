@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -106,9 +105,7 @@ class DistContext:
         """
         if self.size == 1:
             return network
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch 2.13 renames broadcast_buffers, which older ones know alone
-            return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def stop_signal(self, stop: StopSignal) -> int:
         """The signal that ends the run, on whichever process it came, or 0; all processes agree on it."""

@@ -64,6 +64,7 @@ def test_training_states_and_adapters_are_described(tmp_path, in_process):
         (("nothing.pth",), ("no such file",)),
         (("a.pth", "a.onnx"), (".gguf", ".pth")),
         (("a.pth", "b.pth", "--data", "x.txt"), ("--data", "ckpt.pt")),
+        (("a.pth", "--precision", "int8"), ("--precision", "are for a page")),
         (("a.pth", "a.pth"), ("--force",)),
         (("text.pth",), ("not a TinyGPT checkpoint", "not a .pth")),
         (("gpt2/", "b.pth"), ("gpt2: no such file", "docs/formats.md")),
