@@ -220,11 +220,11 @@ def usual_preset(given: dict) -> str:
     plain if the network is another one. small, or short for a short text, on a CPU whose speed does not count: with
     --steps, and for several processes, which must agree, and might measure different speeds.
     """
-    device = pick_device(given.get("device", AUTO))
     if "init_from" in given:
         return "lora" if "lora_rank" in given else "tune"
     if given.keys() & {"resume", "embed_dim", "num_heads", "num_layers"}:
         return "plain"
+    device = pick_device(given.get("device", AUTO))
     characters = text_size(given.get("data", []), given.get("glob", GLOB))
     short = 0 < characters < SHORT_TEXT
     if device.type != "cpu" or "steps" in given or "RANK" in os.environ:

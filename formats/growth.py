@@ -21,9 +21,7 @@ def grown_tokenizer(base: Tokenizer, characters: str, start: str) -> Tokenizer:
     To a byte-level tokenizer no character is new. Raises ValueError if no tokenizer has these.
     """
     plain = base.to_plain() | {"start": start}
-    if characters:
-        plain["characters"] = plain.get("characters", "") + characters
-    return tokenizer_from_plain(plain)
+    return tokenizer_from_plain(plain | {"characters": plain.get("characters", "") + characters})
 
 
 def tables(model: TinyGPT) -> dict[str, nn.Module]:

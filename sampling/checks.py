@@ -27,7 +27,5 @@ def check_together(settings: argparse.Namespace, given: dict[str, object]) -> No
         unused = sorted(given.keys() & others)
         if getattr(settings, name) and unused:
             raise UserError(f"{flag_of(name)} makes no use of {', '.join(map(flag_of, unused))}: leave it out")
-    if "length_penalty" in given and not settings.beams:
-        raise UserError("--length-penalty is for --beams: leave it out")
     if settings.n_best > max(1, settings.beams):
         raise UserError(f"--n-best {settings.n_best} needs at least as many --beams, not {settings.beams}")

@@ -17,18 +17,23 @@ from support.command import UserError, one_line
 
 @functools.cache
 def pick_device(name: str) -> torch.device:
-    """The device that `name` stands for; "auto" is the first that is there of cuda, mps and cpu.
+    """The device that `name` stands for; "auto" is the first that is there of cuda, mps and cpu, or the CPU if PyTorch
+    cannot compute on that one.
 
     A note on stderr says if PyTorch cannot make good use of the machine. Raises UserError if it cannot compute there.
     """
-    if name == "auto":
+    automatic = name == "auto"
+    if automatic:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.ones(1, device=device).add(1).item()  # a GPU too old for this PyTorch has memory, but runs no kernel
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = one_line(error)[:100]
-        raise UserError(f"--device {name}: PyTorch cannot compute there ({reason}); try --device cpu") from None
+        problem = f"--device {name}: PyTorch cannot compute there ({one_line(error)[:100]})"
+        if not automatic:
+            raise UserError(f"{problem}; try --device cpu") from None
+        print(f"NOTE: {problem}; the CPU computes", file=sys.stderr)
+        device = torch.device("cpu")
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"--device {name}: only cpu, cuda and mps can train or sample")
     if device.type == "mps" and torch.__version__ < (2, 13):

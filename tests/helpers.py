@@ -1,8 +1,10 @@
 """What several test files need: small or changed networks, random ids, small texts, runs, comparisons of states."""
 
 import json
+import os
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,6 +20,7 @@ from training.start import begin, find_start
 from training.state import RunPaths
 
 ROOT = Path(__file__).resolve().parent.parent
+posix = pytest.mark.skipif(os.name != "posix", reason="what POSIX systems and their shells have")
 SMALL_NETWORK = ["--max-seq", "16", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--batch-size", "4"]
 
 

@@ -13,7 +13,7 @@ from recipe import MAX_STEPS, MIN_WARMUP, preset_settings
 from training.run import Run
 
 EVALUATION_SHARE = 0.2  # of the time of a short run, at most
-MIN_TOKENS = 300_000  # fewer teach too little, however often a text of a few thousand characters is read for that
+MIN_TOKENS = 300_000  # fewer teach too little, however often a short text is read for that
 
 
 def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, elapsed: float) -> None:

@@ -19,9 +19,14 @@ FLAGS = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--out"]
 
 
 @pytest.fixture
-def train(output_of, tmp_path):
+def train(output_of, tmp_path, monkeypatch):
     written(tmp_path / "t.txt", "to be or not to be\n" * 200)
-    return lambda *flags, code=0: output_of("main.py", *flags, code=code)
+
+    def run(*flags, code=0):
+        monkeypatch.setattr(main, "STARTED", time.perf_counter())  # of this command, not of the tests
+        return output_of("main.py", *flags, code=code)
+
+    return run
 
 
 def test_a_run_that_asks_for_nothing_plans_five_minutes():
@@ -68,7 +73,7 @@ def test_a_short_text_has_a_short_warmup_and_several_evaluations(tmp_path):
 
 
 def test_the_number_of_the_plan_repeats_the_run(train, tmp_path):
-    out = train(*FLAGS, "a.pth", "--minutes", 0.05, "--eval-every", 10)
+    out = train(*FLAGS, "a.pth", "--minutes", 0.02, "--eval-every", 10)
     repeat = re.search(r"\((--preset \w+ --steps \d+ --eval-every \d+) repeats this run", out)[1].split()
     train(*FLAGS, "b.pth", *repeat)
     first, second = (read_metrics(tmp_path / f"{name}.metrics.jsonl") for name in "ab")
@@ -87,9 +92,8 @@ def test_a_run_stopped_before_its_plan_and_given_steps_is_evaluated_as_usual(tra
     assert [line["step"] for line in read_metrics(tmp_path / "a.metrics.jsonl")] == [120, 130]
 
 
-def test_a_finished_run_goes_on_for_so_many_minutes(train, tmp_path, monkeypatch):
+def test_a_finished_run_goes_on_for_so_many_minutes(train, tmp_path):
     train(*FLAGS, "a.pth", "--steps", 9, "--eval-every", 3)
-    monkeypatch.setattr(main, "STARTED", time.perf_counter())  # of this command, not of the tests
     longer = train("--resume", "--minutes", 0.03, "--out", "a.pth")
     steps = int(re.search(r"([\d,]+) steps take", longer)[1].replace(",", ""))
     assert "resuming at step 9" in longer and "--minutes 0.03 allows" in longer and "repeats this run" not in longer

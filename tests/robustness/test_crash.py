@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-import importlib.metadata
 import json
 import os
 import re

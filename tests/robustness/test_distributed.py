@@ -195,13 +195,13 @@ def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signum", ["SIGTERM", "SIGINT", "SIGKILL"])  # Windows has no SIGKILL
 def test_a_signal_to_torchrun_stops_all_ranks_after_saving(folder, signum):
     flags = [*PLAIN, "--steps", "5000", "--eval-every", "10", "--out", "a.pth"]
     with start(folder, *flags, launch=STANDALONE) as launcher:
         for line in launcher.stdout:
             if line.startswith("step"):
-                launcher.send_signal(signum)
+                launcher.send_signal(getattr(signal, signum))
                 break
         _, errors = launcher.communicate(timeout=60)
     deadline = time.monotonic() + 60

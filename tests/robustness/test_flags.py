@@ -15,7 +15,7 @@ import main
 import recipe
 import train_tokenizer
 from faults import SMALL_RUN, copy_of, files_of, run_here, write_corpus
-from helpers import assert_one_error_line, new_run
+from helpers import assert_one_error_line, new_run, posix
 from support.command import UserError, flag_of, run
 from training.checks import ADJUSTABLE
 
@@ -95,8 +95,10 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
         (["--out", "model.pt"], ["--out model.pt"]),
         (["--out", "model.last.pth"], ["--out model.last.pth"]),
         (["--out", ".pth"], ["--out"]),
-        (["--max-seq", 7000, "--batch-size", 1048576], ["GiB", "--batch-size"]),
-        (["--embed-dim", 16384, "--num-layers", 1024, "--num-heads", 1], ["GiB", "--embed-dim"]),
+        pytest.param(["--max-seq", 7000, "--batch-size", 1048576], ["GiB", "--batch-size"], marks=posix),
+        pytest.param(
+            ["--embed-dim", 2**14, "--num-layers", 2**10, "--num-heads", 1], ["GiB", "--embed-dim"], marks=posix
+        ),
         (["--max-seq", 2000], ["--max-seq"]),
         (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw: leave"]),
         (["--init-from", "."], [". is a folder", ".pth"]),
@@ -200,7 +202,7 @@ not_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, r
         ("a" * 300 + ".pth", ["too long"]),
         ("a" * 230 + ".pth", ["too long", "--out"]),  # as such it fits, what is written beside it does not
         ("folder.pth", ["--out folder.pth must name a file"]),
-        ("/proc/nowhere/model.pth", ["/proc/nowhere"]),
+        pytest.param("/proc/nowhere/model.pth", ["/proc"], marks=posix),
         pytest.param("locked/model.pth", ["--out", "locked"], marks=not_root),
     ],
 )
@@ -214,6 +216,7 @@ def test_an_output_that_cannot_be_written_is_found_before_training(in_process, t
     assert "step" not in output
 
 
+@posix
 @pytest.mark.parametrize("out", ["check points/a b.pth", "it's.pth", "$HOME.pth", "-x.pth"])
 def test_suggested_commands_are_quoted_for_the_shell(output_of, tmp_path, out):
     """What a run tells to type is the command that it means, even of a name that looks like a flag."""

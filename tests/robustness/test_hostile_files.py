@@ -25,7 +25,7 @@ from formats.adapter import apply_adapter
 from formats.checkpoint import FORMAT, LIMITS, MODEL, TRAINING, load_model, read_checkpoint, save_model
 from formats.describe import describe_file
 from formats.huggingface import load_huggingface, save_huggingface
-from helpers import ROOT, assert_one_error_line, tiny_config
+from helpers import ROOT, assert_one_error_line, posix, tiny_config
 from support.command import UserError, one_line
 from tiny_decoder import TinyGPT
 from tokenizer import CharTokenizer
@@ -409,6 +409,7 @@ def test_a_training_state_that_does_not_fit_is_refused(refused, edit):
     refused("resume", edited(damage), words, str(OUT.last))
 
 
+@posix
 def test_a_batch_that_the_memory_does_not_hold_is_refused_on_resume(refused, monkeypatch):
     """A small file must not make a large run, on a machine with 1 GiB of memory."""
     pages = 2**30 // os.sysconf("SC_PAGE_SIZE")

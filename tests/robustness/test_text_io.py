@@ -8,9 +8,9 @@ import pytest
 
 from conftest import environment
 from faults import OUT, SMALL_RUN, TEXT, copy_of, run_here, write_corpus
-from helpers import ROOT, assert_one_error_line
+from helpers import ROOT, assert_one_error_line, posix
 
-posix = pytest.mark.skipif(os.name != "posix", reason="POSIX shells and descriptors")
+SAMPLE = "$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens"
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +32,6 @@ def shell(folder, line: str, **changes: str | None) -> subprocess.CompletedProce
 
 
 # --- Corpora -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        (b"ab", ["bad.txt", "2 characters"]),
-        (b"Too short for a window.", ["window", "--max-seq"]),
-        (b"\xed\xa0\x80" * 99, ["bad.txt", "UTF-8", "0xed"]),  # a lone surrogate, encoded
-    ],
-)
-def test_a_corpus_that_cannot_be_used_is_one_line(in_process, tmp_path, content, words):
-    (tmp_path / "bad.txt").write_bytes(content)
-    flags = ["--data", "bad.txt", *SMALL_RUN[2:], "--max-seq", 64, "--steps", 1]
-    code, _, errors = in_process("main.py", *flags)
-    assert code == 2
-    assert_one_error_line(errors, *words)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["bad.txt"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +75,7 @@ def test_any_prompt_works_and_unknown_characters_are_named(trained, in_process, 
 
 @posix
 def test_bytes_that_are_not_utf8_from_the_shell_into_an_ascii_pipe(trained):
-    line = r"$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens 5 --prompt $'T\xff\xc3\xa9'"
+    line = rf"{SAMPLE} 5 --prompt $'T\xff\xc3\xa9'"
     done = shell(trained, line, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(r"T\udcff\xe9") and done.stdout.isascii()
@@ -103,9 +86,7 @@ def test_bytes_that_are_not_utf8_from_the_shell_into_an_ascii_pipe(trained):
 @pytest.mark.parametrize("encoding, read", [(None, "U+00E9"), ("latin-1", "U+00C3")])
 def test_pipes_are_utf8_whatever_the_locale_unless_the_user_says_otherwise(trained, encoding, read):
     """In a locale of another encoding, an é from a pipe was two characters, and into one it was \\xe9."""
-    line = (
-        r"printf '\xc3\xa9' | $RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --prompt - --max-new-tokens 0"
-    )
+    line = rf"printf '\xc3\xa9' | {SAMPLE} 0 --prompt -"
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": None, "FLAGS": "-X utf8=0"}
     done = shell(trained, line, PYTHONIOENCODING=encoding, **locale)
     assert done.returncode == 0 and done.stdout == "é\n" and read in done.stderr
@@ -116,10 +97,7 @@ def test_pipes_are_utf8_whatever_the_locale_unless_the_user_says_otherwise(train
 
 @posix
 def test_a_reader_that_has_enough_ends_the_text_quietly(trained):
-    done = shell(
-        trained,
-        "$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens 100000 --stride 4 | head -c 3",
-    )
+    done = shell(trained, f"{SAMPLE} 100000 --stride 4 | head -c 3")
     assert (done.returncode, len(done.stdout)) == (0, 3)
     assert "Traceback" not in done.stderr and "Broken" not in done.stderr
 
@@ -127,9 +105,7 @@ def test_a_reader_that_has_enough_ends_the_text_quietly(trained):
 @posix
 @pytest.mark.slow
 def test_closed_streams_are_no_reason_to_fail(trained):
-    done = shell(
-        trained, "$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens 5 --prompt - <&- >&- 2>&-"
-    )
+    done = shell(trained, f"{SAMPLE} 5 --prompt - <&- >&- 2>&-")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -137,7 +113,7 @@ def test_closed_streams_are_no_reason_to_fail(trained):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout_is_exit_1_with_the_reason(trained):
-    done = shell(trained, "$RUN generate.py --checkpoint checkpoints/tiny_decoder.pth --max-new-tokens 5 > /dev/full")
+    done = shell(trained, f"{SAMPLE} 5 > /dev/full")
     assert done.returncode == 1
     assert_one_error_line(done.stderr, "No space left")
     assert "Exception ignored" not in done.stderr
