@@ -90,6 +90,7 @@ def in_process(monkeypatch, capsys):
     `in_process("main.py", "--steps", "5")` -> (exit code, stdout, stderr). The working folder is the empty tmp_path.
     """
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # support.command.run replaces it
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of all tests that follow
 
     def run(script: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -122,6 +122,14 @@ def test_mistakes_are_named(sample, tmp_path, arguments, words):
     assert_one_error_line(errors, *words)
 
 
+def test_a_single_text_of_a_small_network_takes_one_thread(sample, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for flags in (["--num-samples", 2], ["--engine", "compiled"], []):
+        assert asked == [] and sample("--max-new-tokens", 1, *flags)[0] == 0
+    assert asked == [1]
+
+
 def test_start_up_loads_no_compiler(sample, tmp_path):
     """PyTorch's compiler and its algebra package take longer to import than torch itself; nothing here needs them."""
     program = (
