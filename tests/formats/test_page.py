@@ -193,7 +193,7 @@ def book(opened_book):
 
 def until(page, condition: str, *arguments) -> None:
     """Wait until an expression is true. (Playwright's own way to wait for one is refused by the page's policy.)"""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not page.evaluate(condition, *arguments):
         assert time.monotonic() < deadline, f"waited in vain for {condition}"
         time.sleep(0.02)
@@ -637,8 +637,6 @@ TOPS = """[...document.querySelectorAll('section, .card:not(.steer)')].filter(e 
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 LOOK = "['(prefers-color-scheme: dark)', '(forced-colors: active)'].map(query => matchMedia(query).matches)"
 LOOK += ".concat(devicePixelRatio)"
-
-
 IN_A_FRAME = """text => document.body.appendChild(Object.assign(document.createElement('iframe'),
     {srcdoc: text, sandbox: 'allow-same-origin'}))"""
 
@@ -649,8 +647,9 @@ def test_without_javascript_the_page_says_so(browser):
     save_page(Path("page.html"), checkpoint(), None, "int8")
     page = browser.new_page()
     page.evaluate(IN_A_FRAME, Path("page.html").read_text("utf-8"))
-    shown = "document.querySelector('iframe').contentDocument.querySelector('noscript')?.innerText"
-    until(page, f"{shown}?.includes('JavaScript is switched')")
+    shown = "document.querySelector('iframe').contentDocument.querySelector('noscript p')"
+    until(page, f"{shown}?.checkVisibility()")
+    assert "JavaScript is switched off" in page.evaluate(f"{shown}.innerText")
     page.context.close()
 
 
