@@ -1,12 +1,12 @@
 /* The page begins here. */
 
 /** Say in words what went wrong, wherever it was. */
-addEventListener("unhandledrejection", (event) => {
-  event.preventDefault();
-  byId("alert").textContent = `Something went wrong: ${event.reason.message}`;
+function sayWrong({ message }) {
+  byId("alert").textContent = `Something went wrong: ${message}`;
   byId("alert").hidden = false;
   if (!window.tinygpt.trusted) byId("status").textContent = "The model was not loaded.";
-});
+}
+addEventListener("unhandledrejection", ({ reason }) => sayWrong(reason));
 
 let saving; // a timer: browsers refuse to change the address too often
 
@@ -40,4 +40,4 @@ async function main() {
   if (state.has("token")) await book.moveTo(Number(state.get("token")) - 1 || 0);
 }
 
-main();
+main().catch(sayWrong);

@@ -1,7 +1,7 @@
-"""The HTML page: what is in the file, and, in Chromium, that it computes what PyTorch computes.
+"""The HTML page: what is in the file, and, in Chromium and Firefox, that it computes what PyTorch computes.
 
 The oracles are the Python side: the model itself with the same rounded weights, sampler.py, tokenizer.py and
-sampling/inspect.py. Chromium opens the file itself (file://) and is offline.
+sampling/inspect.py. The browsers open the file itself (file://) and are offline.
 """
 
 import copy
@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from firefox import Firefox
 from torch.nn import functional as F
 
 from formats import write_page
@@ -36,7 +35,7 @@ from tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 HOSTILE = "".join(sorted(set("</script><img onerror=alert(1)>{{data}}&\"'\n`$\\ éß€😀\u2028")))
 TEXT = "the quick brown fox jumps over the lazy dog. THE DOG! "
 DONE = "#status:has-text('Done')"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WRITTEN = "document.getElementById('status').textContent.startsWith('Done')"
 
 
 def checkpoint(characters=TEXT, tokenizer=None, seed: int = 0, **changes) -> Checkpoint:
@@ -98,20 +97,35 @@ def test_damaged_metrics_cost_only_their_lines(tmp_path):
 # --- In the browser ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium, headless; without it the tests are skipped, loudly."""
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None or importlib.util.find_spec("axe_playwright_python") is None:
-        needed = "needs Chromium and `pip install playwright axe-playwright-python`"
+PROGRAMS = {"chromium": "chromium chromium-browser google-chrome chrome", "firefox": "firefox-esr firefox"}
+OPTIONS = {"chromium": {"args": ["--no-sandbox"]}, "firefox": {"channel": "moz-firefox"}}  # by WebDriver BiDi
+PREFERENCES = {"dark": ("layout.css.prefers-color-scheme.content-override", 0)}  # of Firefox, from its start
+PREFERENCES["active"] = ("browser.display.document_color_use", 2)
+
+
+def program_of(name: str) -> str | None:
+    return next(filter(None, map(shutil.which, PROGRAMS[name].split())), None)
+
+
+def launched(browser_type, **options):
+    """An installed browser, headless."""
+    name = browser_type.name
+    return browser_type.launch(executable_path=program_of(name), **OPTIONS[name], **options)
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def browser(request):
+    """Chromium, then Firefox; without one of them its tests are skipped, loudly."""
+    if program_of(request.param) is None or importlib.util.find_spec("axe_playwright_python") is None:
+        needed = f"needs {request.param} and `pip install playwright axe-playwright-python`"
         warnings.warn(f"NOT TESTED: the page in a browser; {needed}", stacklevel=1)
         pytest.skip(needed)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+        one = launched(getattr(playwright, request.param))
+        yield one
+        one.close()
 
 
 class Opener:
@@ -130,7 +144,10 @@ class Opener:
             path.write_text(change(text), "utf-8")
             assert path.read_text("utf-8") != text
         screen = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light", **screen}
-        context = self.browser.new_context(offline=True, java_script_enabled=awaited != "noscript", **screen)
+        browser, asked = self.browser, PREFERENCES.keys() & {screen["color_scheme"], screen.get("forced_colors")}
+        if asked and browser.browser_type.name == "firefox":
+            browser = launched(browser.browser_type, firefox_user_prefs=dict(PREFERENCES[one] for one in asked))
+        context = browser.new_context(offline=True, **screen)
         page = context.new_page()
         page.on("console", lambda message: self.noises.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: self.noises.append(f"error: {error}"))
@@ -149,7 +166,7 @@ def open_page(browser, tmp_path):
     yield opener
     assert opener.noises == []
     for context in opener.contexts:
-        context.close()
+        (context if context.browser == browser else context.browser).close()
 
 
 EXCERPT = Excerpt("a text", TEXT * 10, True)
@@ -176,10 +193,14 @@ def book(opened_book):
 
 def until(page, condition: str, *arguments) -> None:
     """Wait until an expression is true. (Playwright's own way to wait for one is refused by the page's policy.)"""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not page.evaluate(condition, *arguments):
         assert time.monotonic() < deadline, f"waited in vain for {condition}"
         time.sleep(0.02)
+
+
+def in_firefox(page) -> bool:
+    return page.context.browser.browser_type.name == "firefox"
 
 
 def write(page) -> None:
@@ -364,8 +385,9 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     assert [panel for panel in PANELS.split("; ") if not page.locator(panel).count()] == []
     assert page.text_content("#text").startswith("</script><img onerror=alert(1)>U+2028")
     assert open_page.noises == []
-    assert page.evaluate("fetch('https://example.org').then(() => 'connected', () => 'refused')") == "refused"
-    assert "Content Security Policy" in open_page.noises.pop(0)
+    with page.expect_event("pageerror" if in_firefox(page) else "console"):
+        assert page.evaluate("fetch('https://example.org').then(() => 'connected', () => 'refused')") == "refused"
+    assert "default-src 'none'" in open_page.noises.pop(0)
     open_page.noises.clear()
 
 
@@ -613,11 +635,22 @@ CLIPPED = """[...document.querySelectorAll('#cursor, .chapter :is(small, h3, but
 TOPS = """[...document.querySelectorAll('section, .card:not(.steer)')].filter(e => e.checkVisibility())
     .map(e => `${Math.round(e.getBoundingClientRect().top + scrollY)} ${e.id || e.closest('section').id}`)"""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+LOOK = "['(prefers-color-scheme: dark)', '(forced-colors: active)'].map(query => matchMedia(query).matches)"
+LOOK += ".concat(devicePixelRatio)"
+IN_A_FRAME = """text => document.body.appendChild(Object.assign(document.createElement('iframe'),
+    {srcdoc: text, sandbox: 'allow-same-origin'}))"""
 
 
 @marked
-def test_without_javascript_the_page_says_so(open_page):
-    assert "JavaScript is switched" in open_page(checkpoint(), awaited="noscript").inner_text("noscript")
+def test_without_javascript_the_page_says_so(browser):
+    """In a frame that may not run scripts."""
+    save_page(Path("page.html"), checkpoint(), None, "int8")
+    page = browser.new_page()
+    page.evaluate(IN_A_FRAME, Path("page.html").read_text("utf-8"))
+    shown = "document.querySelector('iframe').contentDocument.querySelector('noscript p')"
+    until(page, f"{shown}?.checkVisibility()")
+    assert "JavaScript is switched off" in page.evaluate(f"{shown}.innerText")
+    page.context.close()
 
 
 DARK = {"color_scheme": "dark"}
@@ -632,6 +665,7 @@ def test_nothing_overflows_jumps_or_is_out_of_reach(open_page, width, screen):
     loaded = checkpoint()
     loaded.origin["val_loss"] = 1.5
     page = open_page(loaded, viewport={"width": width, "height": 900}, excerpt=EXCERPT, **screen)
+    assert page.evaluate(LOOK) == [screen == DARK, "forced_colors" in screen, 2 if screen == ZOOM else 1]
     before = page.evaluate(TOPS)
     assert page.evaluate(OVERFLOW) <= 0
     page.evaluate("document.getElementById('go').click()")
@@ -711,57 +745,23 @@ def test_the_keyboard_alone_goes_through_all_chapters(open_page):
         assert page.evaluate("book.current") == chapter
 
 
+MEDIA = """([one, other]) => [...document.styleSheets[0].cssRules].filter(rule => rule.media?.mediaText === one)
+    .forEach(rule => { rule.media.mediaText = other; })"""
+
+
 @marked
 def test_in_print_the_chapters_stand_one_after_the_other(book):
+    """In Firefox, print cannot be emulated: its rules are used on the screen."""
     page, _ = book
-    page.emulate_media(media="print")
+    if in_firefox(page):
+        page.evaluate(MEDIA, ["print", "screen"])
+    else:
+        page.emulate_media(media="print")
     assert page.locator(":is(button, input, select, textarea):not(.grid button, .rival, .layer):visible").count() == 0
     assert page.evaluate("getComputedStyle(document.querySelector('.top')).position") == "static"
     hidden = "[...document.querySelectorAll('#text, #follow-steps')].map(e => e.scrollHeight - e.clientHeight)"
     assert max(page.evaluate(hidden)) <= 1
-    page.emulate_media(media="screen")
-
-
-# --- In Firefox ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def firefox(tmp_path_factory):
-    program = shutil.which("firefox-esr") or shutil.which("firefox")
-    if program is None or importlib.util.find_spec("websocket") is None:
-        needed = "needs firefox-esr and `pip install websocket-client`"
-        warnings.warn(f"NOT TESTED: the page in Firefox; {needed}", stacklevel=1)
-        pytest.skip(needed)
-    window = Firefox(program, tmp_path_factory.mktemp("firefox"))
-    yield window
-    window.close()
-
-
-WRITTEN = "document.getElementById('status').textContent.startsWith('Done')"
-
-
-@marked
-@pytest.mark.parametrize("changes", [{}, {"bias": False, "tie_embeddings": True, "gelu": "tanh"}])
-def test_firefox_computes_and_shows_the_same(firefox, tmp_path, changes):
-    loaded = checkpoint(HOSTILE + TEXT, **changes)
-    save_page(tmp_path / "page.html", loaded, None, "float32", EXCERPT)
-    firefox.open((tmp_path / "page.html").as_uri())
-    until(firefox, WRITTEN)
-    assert firefox.evaluate("tinygpt.ready.then(() => tinygpt.trusted)")
-    firefox.evaluate("Object.assign(document.getElementById('prompt'), {value: 'the fox'}).value")
-    firefox.evaluate("Object.assign(document.getElementById('seed'), {value: '5'}).form.requestSubmit()")
-    until(firefox, WRITTEN)
-    text = firefox.evaluate("book.tokenizer.decode(book.text)")
-    assert text == python_text(loaded, "the fox", 200, Sampling(temperature=0.8), 5)
-    losses = firefox.evaluate(f"tinygpt.train({{text: '{TEXT * 40}', steps: 40}}).then((run) => run.losses)")
-    assert losses[-1] < 2.5 < 3 < losses[0]
-    ids = loaded.tokenizer.encode("the quick brown")
-    expected = loaded.model(torch.tensor([ids]))[0].detach()
-    np.testing.assert_allclose(firefox.evaluate(f"tinygpt.logits({ids})"), expected, rtol=0, atol=1e-3)
-    request = {"ids": ids, "position": 7, "layer": 1, "head": 1}
-    for name, values in followed(loaded.model, **request).items():
-        numbers = firefox.evaluate(f"tinygpt.follow({json.dumps(request)}).then((f) => Array.from(f.{name}))")
-        np.testing.assert_allclose(numbers, values, rtol=0, atol=1e-3, err_msg=name)
-    firefox.evaluate("book.moveTo(30)")
-    assert firefox.evaluate(f"{PANELS.split('; ')}.filter((panel) => !document.querySelector(panel))") == []
-    assert firefox.evaluate(OVERFLOW) <= 0 and firefox.noises == []
+    if in_firefox(page):
+        page.evaluate(MEDIA, ["screen", "print"])
+    else:
+        page.emulate_media(media="screen")
