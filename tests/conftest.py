@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def in_process(monkeypatch, capsys):
     def run(script: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr("main.STARTED", time.perf_counter())  # that of the tests is long ago
         with pytest.raises(SystemExit) as stop:
             run_command(importlib.import_module(script.removesuffix(".py")).main)
         return (stop.value.code, *capsys.readouterr())

@@ -1,12 +1,10 @@
 """--minutes: how many steps fit; --patience; what a run says about its length."""
 
 import re
-import time
 from types import SimpleNamespace
 
 import pytest
 
-import main
 from helpers import SMALL_NETWORK, new_run, read_metrics, written
 from recipe import parse_flags
 from support.command import UserError
@@ -19,14 +17,9 @@ FLAGS = ["--data", "t.txt", *SMALL_NETWORK, "--warmup", 5, "--out"]
 
 
 @pytest.fixture
-def train(output_of, tmp_path, monkeypatch):
+def train(output_of, tmp_path):
     written(tmp_path / "t.txt", "to be or not to be\n" * 200)
-
-    def run(*flags, code=0):
-        monkeypatch.setattr(main, "STARTED", time.perf_counter())  # of this command, not of the tests
-        return output_of("main.py", *flags, code=code)
-
-    return run
+    return lambda *flags, code=0: output_of("main.py", *flags, code=code)
 
 
 def test_a_run_that_asks_for_nothing_plans_five_minutes():
