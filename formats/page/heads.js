@@ -60,6 +60,7 @@ book.chapters.push({
 
   setup() {
     this.grid = new HeadGrid(byId("grid"), (index) => book.chooseHead(index));
+    byId("grid").addEventListener("click", () => byId("map").scrollIntoView({ block: "nearest" })); // on a phone
     byId("map").addEventListener("click", ({ offsetY, target }) => {
       const { start, size } = mapView(book);
       book.moveTo(book.start + start + Math.floor((offsetY / target.clientHeight) * size));
@@ -75,7 +76,7 @@ book.chapters.push({
     const index = book.layer * book.config.num_heads + book.head, weights = headWeights(index);
     this.grid.paint((other) => other === index, headHabitText);
     paintMap(byId("map"), weights, book.ids.length, { ...mapView(book), chosen: book.position });
-    byId("head-title").textContent = `${headPlace(index)}: ${headHabitText(index)}`;
+    byId("head-title").textContent = `${headPlace(index)} · ${headHabitText(index)}`;
     this.drawLooks(rowOf(weights, book.position, book.ids.length));
     this.drawLens();
     this.drawParts();

@@ -36,7 +36,9 @@ async function main() {
   if (place > 0) showChapter(place);
   else markChapter(book.chapters[0].id);
   const more = (state.get("more")?.match(/\d+/g) ?? []).map(Number).filter((id) => id < book.config.vocab_size);
-  await writing.start(more);
+  const length = state.get("maxNewTokens"); // of a text that was stopped it lies between the steps of the slider
+  const exact = /^\d{1,4}$/.test(length) && writing.checkSeed() ? { maxNewTokens: Number(length) } : undefined;
+  await writing.start(more, exact);
   if (state.has("token")) await book.moveTo(Number(state.get("token")) - 1 || 0);
 }
 

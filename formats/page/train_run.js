@@ -1,7 +1,6 @@
 /* A training run in the worker: from a text to a network, and what the page sees meanwhile. */
 
-const SHAPE = { max_seq: 32, embed_dim: 48, num_heads: 4, num_layers: 1, bias: true, gelu: "exact",
-  tie_embeddings: false };
+const SHAPE = { max_seq: 32, embed_dim: 48, num_heads: 4, num_layers: 1, gelu: "exact" };
 const BATCH = 8; // windows
 const RATE = 0.01, WARMUP = 30; // the learning rate at its peak, and after how many steps it is reached
 const MIN_LETTERS = 1000, MAX_ALPHABET = 200;

@@ -109,7 +109,7 @@ class ModelServer {
 
   /** At token t: logits (V) and loss; without (V) and lossWithout: those without the heads in `off`. target: the next
    * token, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the target's share there. */
-  token({ ids, t, id, off = [], count = 4 }) {
+  token({ ids, t, id, off = [], count = 3 }) {
     const { vocab_size: V, embed_dim: C } = this.model.config, reading = this.reading(ids);
     const silenced = this.reading(ids, off), without = rowOf(silenced.logits, t, V).slice();
     const logits = rowOf(reading.logits, t, V).slice(), target = id ?? argmax(logits);

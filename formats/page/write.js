@@ -146,6 +146,7 @@ const writing = {
     clearTimeout(this.timer);
     this.draw();
     const nats = book.surprises.slice(ids.length), best = nats.length ? ids.length + argmax(nats) - 1 : at;
+    if (nats.length < maxNewTokens) this.made.maxNewTokens = nats.length; // it was stopped: the address says where
     await book.moveTo(book.index === at ? index ?? best : book.index);
     const rate = Number((1000 * nats.length / Math.max(1, this.last - began)).toPrecision(2));
     const speed = nats.length ? `, ${rate.toLocaleString("en")} tokens/s` : "";

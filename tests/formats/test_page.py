@@ -567,6 +567,7 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
     assert page.locator("#follow-steps canvas").count()  # nothing waits for the end of the text
     page.click("#go")
     page.wait_for_selector(DONE)
+    until(page, "() => location.hash.includes(`maxNewTokens=${book.text.length - book.given}&`)")  # not a million
     assert 20 < page.locator("#text span").count() < 1e5 and page.evaluate("document.activeElement.id") == "go"
     page.fill("#maxNewTokens", "0")
     page.fill("#prompt", "the quick brown fox " * 60)
@@ -592,9 +593,9 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
 @marked
 def test_the_address_brings_back_text_and_token(open_page):
     loaded = checkpoint(TEXT + "\n")
-    page = open_page(loaded, fragment="#break&prompt=the+fox%0A&seed=5&temperature=0.5&token=30")
+    page = open_page(loaded, fragment="#break&prompt=the+fox%0A&seed=5&temperature=0.5&maxNewTokens=137&token=30")
     until(page, "() => book.index === 29 && location.hash.includes('token=30')")
-    expected = python_text(loaded, "the fox\n", 200, Sampling(temperature=0.5), 5)
+    expected = python_text(loaded, "the fox\n", 137, Sampling(temperature=0.5), 5)
     assert page.evaluate("book.tokenizer.decode(book.text)") == expected
     assert page.evaluate("book.current") == "break" and "temperature=0.5" in page.evaluate("location.hash")
     assert page.text_content("#text span >> nth=7") == "\n"
@@ -620,8 +621,7 @@ def test_without_javascript_the_page_says_so(open_page):
     assert "JavaScript is switched" in open_page(checkpoint(), awaited="noscript").inner_text("noscript")
 
 
-DARK = {"color_scheme": "dark"}
-ZOOM = {"device_scale_factor": 2}  # 683: 1366 pixels at a zoom of 200%
+DARK, ZOOM = {"color_scheme": "dark"}, {"device_scale_factor": 2}  # 683: 1366 pixels at a zoom of 200%
 SCREENS = [(360, DARK), (683, ZOOM), (768, {}), (1366, DARK), (1366, {"forced_colors": "active"}), (3840, {})]
 
 
@@ -631,7 +631,7 @@ def test_nothing_overflows_jumps_or_is_out_of_reach(open_page, width, screen):
     """Nothing overflows sideways, and nothing moves downwards while text streams or another token is chosen."""
     loaded = checkpoint()
     loaded.origin["val_loss"] = 1.5
-    page = open_page(loaded, viewport={"width": width, "height": 900}, excerpt=EXCERPT, **screen)
+    page = open_page(loaded, viewport={"width": width, "height": max(900, width * 9 // 16)}, excerpt=EXCERPT, **screen)
     before = page.evaluate(TOPS)
     assert page.evaluate(OVERFLOW) <= 0
     page.evaluate("document.getElementById('go').click()")
@@ -641,16 +641,14 @@ def test_nothing_overflows_jumps_or_is_out_of_reach(open_page, width, screen):
         page.evaluate("index => book.moveTo(index)", index)
         assert page.evaluate(TOPS) == before
     page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
-    assert page.evaluate(OVERFLOW) <= 0
-    assert page.evaluate(CLIPPED) == []
+    assert page.evaluate(OVERFLOW) <= 0 and page.evaluate(CLIPPED) == []
     page.evaluate(importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8"))
     found = page.evaluate("async () => (await axe.run()).violations")  # contrast, names, roles, the keyboard
     assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
 
 
-# What fits on a screen at once: on a phone a control and its effect; on a projector what a chapter is about.
 PHONE = "#guess-form, #guess-result; #go, #text; #temperature, #topK, #why thead; #follow-next, #follow-steps; "
-PHONE += "#grid, #head-title; #switches, #loss-line; #compare, #text-whole; #train-go, #train-status"
+PHONE += "#grid, #map; #switches, #loss-line; #compare, #text-whole; #train-go, #train-status"
 PROJECTOR = "#guess-form, #guess-score; #prompt, #go, #temperature, #text; #follow-next, #follow-steps; #grid, #map, "
 PROJECTOR += "#looks; #switches, #text-broken; #token-map; #train-go, #train-loss, #train-sample; #floor-text"
 TOO_TALL = """all => all.split('; ').filter(parts => {
@@ -665,14 +663,16 @@ def test_a_control_and_its_effect_are_on_one_screen(book):
     page, _ = book
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate(TOO_TALL, PHONE) == []
-    page.evaluate("document.getElementById('prompt').scrollIntoView({block: 'end'})")
-    page.evaluate("document.getElementById('go').click()")
-    box = page.locator("#text").bounding_box()
-    assert box["y"] + box["height"] < 741
+    assert page.evaluate("['follow-way', 'grid', 'lens'].every(id => byId(id).scrollWidth <= byId(id).clientWidth)")
+    for button, effect in (("#grid button", "#map"), ("#go", "#text")):
+        page.locator(button).first.evaluate("e => { e.scrollIntoView({block: 'end'}); e.click(); }")
+        assert page.locator(effect).evaluate("e => e.getBoundingClientRect().bottom") < 741
     page.wait_for_selector(DONE)
-    for width, height in ((1366, 768), (1920, 1080)):
+    for width, height in ((1366, 768), (1920, 1080), (3840, 2160)):
         page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.querySelector('main').clientWidth > 0.9 * innerWidth"), "half of it was empty"
         page.click("#projector")
+        assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize) > innerWidth / 100")
         for place, parts in enumerate(PROJECTOR.split("; ")):
             page.evaluate("showChapter", place)
             assert page.evaluate(TOO_TALL, f"section.now h2, {parts}") == [] and page.evaluate(OVERFLOW) <= 0
