@@ -112,10 +112,10 @@ function drawCursor() {
   const chip = strip.children[position], nats = book.surprises[index + 1];
   chip.classList.add("chosen");
   strip.scrollLeft = chip.offsetLeft - strip.offsetLeft - strip.clientWidth / 2;
-  const known = nats === undefined ? "" : ` (the model gave ${percent(Math.exp(-nats))})`;
+  const known = nats === undefined ? "" : ` (probability ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
     ...(after === undefined ? [", the last one"] : [", then ", tokenCode(after), known]),
-    ` · it reads ${start + 1} to ${index + 1} of ${text.length} tokens`);
+    ` · the model reads ${start + 1} to ${index + 1} of ${text.length}`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };
   for (const [name, value] of Object.entries(values)) strip.setAttribute(`aria-${name}`, value);

@@ -78,8 +78,8 @@ const following = {
       ["Compare with the keys", "Every token up to here made a key in the same way: what can I be found by? Query "
         + "times key is the score.", looks(["key", "score"], (j) => [vectorBars(f.keys[j]), fixed(f.scores[j])]),
       `scores = q kᵀ / √${hs} + mask`, "attention.attend"],
-      ["Softmax: where to look", `e to the power of each score, divided by the sum of all: shares of 100% over `
-        + `${t + 1} tokens. The lines under the strip's tokens show them. The mask hides later tokens.`,
+      ["Softmax: where to look", "e to the power of each score, divided by the sum of all: shares that add up "
+        + "to 100%. The lines under the strip's tokens show them. The mask hides later tokens.",
       looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.attend"],
       ["Fetch: the values", "Every token also made a value: what do I hand over? Each value, times its share, is added "
         + "up. Only here does a token learn of others.",

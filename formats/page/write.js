@@ -202,7 +202,7 @@ const writing = {
     const back = html("button", { type: "button", class: "small", "data-index": index - 1 }, "Step back");
     const token = () => tokenCode(text[index], "chosen");
     const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
-    const own = nats === undefined ? [] : ["The model gave ", token(), ` itself ${percent(Math.exp(-nats))}: `,
+    const own = nats === undefined ? [] : ["The probability of ", token(), ` was ${percent(Math.exp(-nats))}: `,
       `${fixed(nats)} nats. `, back];
     line.replaceChildren("After ", token(), ...next, ...own);
     const never = suppressedIds(book.tokenizer), possible = suppress(here.logits, never);

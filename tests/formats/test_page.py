@@ -424,7 +424,7 @@ def test_every_chapter_gives_one_token_one_probability(book):
         assert page.evaluate("book.ids[book.position] === book.text[book.index] && book.start + book.position") == index
         places = "#why tr:has(.really) .number >> nth=0", "#lens tbody tr:last-child td:last-child"
         shown = {page.inner_text(place) for place in places}
-        assert len(shown) == 1 and f"gave {shown.pop()}" in page.inner_text("#cursor")
+        assert len(shown) == 1 and f"probability {shown.pop()}" in page.inner_text("#cursor")
 
 
 @marked
