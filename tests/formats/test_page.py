@@ -207,9 +207,16 @@ VARIANTS = [
 def test_logits_attention_and_lens_are_pytorchs(open_page, changes, precision):
     """Of a model with the weights as they were rounded."""
     loaded = checkpoint(**changes)
-    page = open_page(loaded, precision=precision)
+    page = open_page(loaded, precision=precision, excerpt=EXCERPT)
     loaded.model.load_state_dict(write_page.encode(model_weights(loaded.model), precision)[2], strict=False)
     config = loaded.model.config
+    assert (" + b" in page.inner_text("#follow-steps")) == config.bias
+    page.fill("#guess-input", "e")
+    page.click("#guess-form button.main")  # it was disabled if a round was longer than the window
+    until(page, "() => guessing.theirs.length === 1")
+    ids, at, nats = page.evaluate("[guessing.ids, guessing.at - 1, guessing.theirs[0]]")
+    window = torch.tensor([ids[max(0, at - config.max_seq) : at]])
+    assert nats == pytest.approx(-loaded.model(window)[0, -1].log_softmax(-1)[ids[at]].item(), abs=1e-3)
     for length in (1, 2, 5, config.max_seq):
         ids = random_ids(length, seed=length, vocab_size=config.vocab_size).tolist()
         logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
@@ -352,7 +359,7 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     corpus = "<img src=x onerror=alert(1)>"
     loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1}}
     page = open_page(loaded, excerpt=Excerpt(corpus, HOSTILE * 20, False))
-    assert corpus in page.inner_text(".lead")
+    assert corpus in page.inner_text("h1 + p")
     for text in (HOSTILE, "\ufffd", "", "😀</script>"):
         assert page.evaluate("text => tinygpt.encode(text)", text) == loaded.tokenizer.encode(text)
         assert page.evaluate("text => tinygpt.decode(tinygpt.encode(text))", text) == text
@@ -363,6 +370,9 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     assert scripts == len(write_page.INTERFACE)
     assert [panel for panel in PANELS.split("; ") if not page.locator(panel).count()] == []
     assert page.text_content("#text").startswith("</script><img onerror=alert(1)>U+2028")
+    hidden = page.evaluate("escapeInvisible('\\u061c\\u{e0041}\\u3164\\u200d')")
+    assert hidden == "U+061CU+E0041U+3164\u200d", "what joins letters and emoji stays"
+    assert page.evaluate("[0, 1].map(id => showToken(book.tokenizer, id))") == ["(unknown)", "(start)"]
     assert open_page.noises == []
     assert page.evaluate("fetch('https://example.org').then(() => 'connected', () => 'refused')") == "refused"
     assert "Content Security Policy" in open_page.noises.pop(0)
@@ -425,6 +435,8 @@ def test_every_chapter_gives_one_token_one_probability(book):
         places = "#why tr:has(.really) .number >> nth=0", "#lens tbody tr:last-child td:last-child"
         shown = {page.inner_text(place) for place in places}
         assert len(shown) == 1 and f"probability {shown.pop()}" in page.inner_text("#cursor")
+    page.evaluate("book.moveTo(Infinity)")
+    assert page.locator("main section:not(#guess) .really").count() == 0, "at the end nothing came next"
 
 
 @marked
@@ -446,7 +458,7 @@ def test_heads_that_are_off_cost_what_pytorch_says(book):
     losses = [loss_of(without_heads(loaded, (rank["layer"], rank["head"])), ids) for rank in ranks]
     assert [rank["loss"] for rank in ranks] == pytest.approx(losses, abs=1e-3)
     assert [rank["change"] for rank in ranks] == sorted((rank["change"] for rank in ranks), reverse=True)
-    page.click("#rank")
+    page.evaluate("document.getElementById('rank').click(); book.moveTo(18)")  # the ranking is of the window
     page.wait_for_selector("#rank-state:has-text('Most needed')")
     page.dblclick("#compare")  # the second press ends what the first one shows: the two were mixed
     page.wait_for_selector("#text-broken span >> nth=100")
@@ -454,8 +466,9 @@ def test_heads_that_are_off_cost_what_pytorch_says(book):
     assert page.text_content("#text-whole") == page.text_content("#text")[: len(page.text_content("#text-whole"))]
     assert page.text_content("#text-broken") != page.text_content("#text-whole")
     until(page, "writing.read('the dog').then(() => document.getElementById('text-whole').textContent === '')")
-    page.click("#all-on")
-    page.wait_for_selector("#loss-line:has-text('all heads')")
+    page.evaluate("['go', 'all-on'].forEach(id => document.getElementById(id).click())")  # no window is read yet
+    page.wait_for_selector(DONE)
+    assert page.inner_text("#loss-line").endswith("all heads.") and page.is_hidden("#alert")
 
 
 @marked
@@ -514,6 +527,9 @@ def test_a_bet_costs_its_surprise(book):
 @marked
 def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page, _ = book
+    page.evaluate(
+        "Object.assign(new Book(), {config: book.config, engine: book.engine}).moveTo(1)"
+    )  # it has no text yet
     page.fill("#temperature", "0.5")
     page.fill("#topK", "3")
     heads = page.locator("#why thead th").all_inner_texts()
@@ -554,12 +570,14 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
 
 @marked
 def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
-    loaded, fragment = checkpoint(max_seq=256, embed_dim=96, num_layers=3), "#follow&seed=x&prompt=the%20dog&token=4"
+    loaded, fragment = checkpoint(max_seq=256, embed_dim=96, num_layers=3), "#follow&seed=x&prompt=the%20dog&token=4.5"
     page = open_page(loaded, fragment=fragment, awaited="#seed[aria-invalid=true]")
     assert page.inner_text("#seed-note").startswith("a whole number")
     assert page.evaluate("document.activeElement.id") == "seed"
     until(page, "() => book.index === 3")  # the prompt is read all the same
     assert page.locator("#strip .chip").count() >= 7 and not page.is_visible("#alert")
+    page.click("#compare")
+    assert page.text_content("#text-whole") == "", "it was written with seed 0"
     page.fill("#seed", "7")
     page.evaluate("Object.assign(document.getElementById('maxNewTokens'), {max: 1e6, value: 1e6})")
     page.click("#go")
@@ -574,6 +592,9 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
     write(page)
     assert "model read the last 256" in page.inner_text("#status") and "nats a character" in page.inner_text("#status")
     assert page.evaluate("document.getElementById('text').scrollTop") > 0
+    page.evaluate("book.moveTo(book.first + 100)")
+    strip, chip = map(page.locator("#strip").evaluate, (CENTRE, CENTRE.replace("e.", "e.querySelector('.chosen').")))
+    assert abs(strip - chip) < 15
     refusals = {
         "temperature must be a number from 0": "generate({temperature: -1}); generate({temperature: NaN})",
         "there is no option": "generate({temperatur: 1}); generate({toString: 1}); look({ids: [3], of: 0})",
@@ -599,13 +620,17 @@ def test_the_address_brings_back_text_and_token(open_page):
     assert page.evaluate("book.tokenizer.decode(book.text)") == expected
     assert page.evaluate("book.current") == "break" and "temperature=0.5" in page.evaluate("location.hash")
     assert page.text_content("#text span >> nth=7") == "\n"
-    page.click("#text span >> nth=7")
-    until(page, "() => book.index === 7")
-    page.fill("#prompt", "not written")
-    page.locator("#why .rival").nth(2).click()
-    until(page, "() => location.hash.includes('more=')")
+    page.fill("#prompt", "the quick brown fox " * 4)
+    write(page)
+    for index in (60, 150):  # a rival inside a prompt that is longer than the window, and one far behind it
+        page.evaluate("index => book.moveTo(index)", index)
+        page.fill("#prompt", "not written")
+        page.locator("#why .rival").nth(2).click()
+        page.wait_for_selector(DONE)
+    until(page, "() => location.hash.includes('more=') && location.hash.includes('token=151')")
     again = open_page(loaded, fragment=page.evaluate("location.hash"))
-    assert again.evaluate("book.text") == page.evaluate("book.text")
+    assert again.evaluate("[book.first, ...book.text]") == page.evaluate("[book.first, ...book.text]")
+    assert "character" in page.inner_text("#status") and "character" not in again.inner_text("#status")
 
 
 CLIPPED = """[...document.querySelectorAll('#cursor, .chapter :is(small, h3, button, .key, label, .bar-name)')]
@@ -614,6 +639,7 @@ CLIPPED = """[...document.querySelectorAll('#cursor, .chapter :is(small, h3, but
 TOPS = """[...document.querySelectorAll('section, .card:not(.steer)')].filter(e => e.checkVisibility())
     .map(e => `${Math.round(e.getBoundingClientRect().top + scrollY)} ${e.id || e.closest('section').id}`)"""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+CENTRE = "e => e.getBoundingClientRect().left + e.getBoundingClientRect().width / 2"
 
 
 @marked
@@ -714,12 +740,16 @@ def test_the_keyboard_alone_goes_through_all_chapters(open_page):
 @marked
 def test_in_print_the_chapters_stand_one_after_the_other(book):
     page, _ = book
-    page.emulate_media(media="print")
+    filters = []
+    for media in ("screen", "print"):
+        page.emulate_media(media=media, color_scheme="dark")
+        filters.append(page.evaluate("getComputedStyle(document.getElementById('map')).filter"))
+    assert filters[0].startswith("invert") and filters[1] == "none", "dark maps were printed on white paper"
     assert page.locator(":is(button, input, select, textarea):not(.grid button, .rival, .layer):visible").count() == 0
     assert page.evaluate("getComputedStyle(document.querySelector('.top')).position") == "static"
     hidden = "[...document.querySelectorAll('#text, #follow-steps')].map(e => e.scrollHeight - e.clientHeight)"
     assert max(page.evaluate(hidden)) <= 1
-    page.emulate_media(media="screen")
+    page.emulate_media(media="screen", color_scheme="light")
 
 
 # --- In Firefox ------------------------------------------------------------------------------------------------------
