@@ -372,7 +372,7 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     assert page.text_content("#text").startswith("</script><img onerror=alert(1)>U+2028")
     hidden = page.evaluate("escapeInvisible('\\u061c\\u{e0041}\\u3164\\u200d')")
     assert hidden == "U+061CU+E0041U+3164\u200d", "what joins letters and emoji stays"
-    assert page.evaluate("[0, 1].map(id => showToken(book.tokenizer, id))") == ["(unknown)", "(start)"]
+    assert page.evaluate("[0, 1].map(id => showToken(book.tokenizer, id))") == ["(unknown)", "(special)"]
     assert open_page.noises == []
     assert page.evaluate("fetch('https://example.org').then(() => 'connected', () => 'refused')") == "refused"
     assert "Content Security Policy" in open_page.noises.pop(0)

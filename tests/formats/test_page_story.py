@@ -290,5 +290,5 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     page.click("#own-back")
     until(page, "() => document.getElementById('own').hidden && document.activeElement.id === 'strip'")
     assert page.evaluate("[tinygpt.config.vocab_size, writing.options().temperature]") == [own, 0.5]
-    until(page, "() => location.hash.includes('prompt=&')")
+    until(page, "() => location.hash.includes('prompt=t&')")  # the start token of an empty prompt
     assert page.is_hidden("#alert")
