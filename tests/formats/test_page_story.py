@@ -282,7 +282,7 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     ids = page.evaluate("tinygpt.encode('the lazy dog')")
     logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
     np.testing.assert_allclose(logits, model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
-    assert page.locator("#grid canvas").count() == 4
+    assert page.locator("#grid canvas").count() == 4 and " + b" in page.inner_text("#follow-steps")
     read = [page.input_value("#prompt"), page.evaluate("book.tokenizer.decode(guessing.ids)")]
     assert all(read) and all(text in SOURCE for text in read), "the page's text and prompt were read as unknown"
     until(page, "() => !location.hash.includes('prompt')")  # nobody else's page has this network
