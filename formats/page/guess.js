@@ -60,9 +60,7 @@ const guessing = {
   },
 
   append(ids, surprises) {
-    const box = byId("guess-text");
-    box.append(...tinted(ids, surprises, this.stream));
-    box.scrollTop = box.scrollHeight;
+    byId("guess-text").append(...tinted(ids, surprises, this.stream));
   },
 
   async bet() {

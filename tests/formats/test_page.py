@@ -537,8 +537,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     assert page.locator("#why tr:last-child td").all_inner_texts()[-1] == "3"
     page.evaluate("book.moveTo(5)")
     page.locator("#strip").press("ArrowRight")
-    until(page, "() => book.position === 6")
-    assert page.get_attribute("#strip", "aria-valuenow") == "7"
+    until(page, "() => book.position === 6 && byId('strip').getAttribute('aria-valuenow') === '7'")
     page.locator("#strip .chip").nth(9).click()
     until(page, "() => book.position === 9")
     page.evaluate("showChapter(1)")
@@ -688,13 +687,13 @@ TOO_TALL = """all => all.split('; ').filter(parts => {
 
 @marked
 def test_a_control_and_its_effect_are_on_one_screen(book):
-    page, _ = book
+    (page, _), bottom = book, "e => e.getBoundingClientRect().bottom"
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate(TOO_TALL, PHONE) == []
     assert page.evaluate("['follow-way', 'grid', 'lens'].every(id => byId(id).scrollWidth <= byId(id).clientWidth)")
     for button, effect in (("#grid button", "#map"), ("#go", "#text")):
         page.locator(button).first.evaluate("e => { e.scrollIntoView({block: 'end'}); e.click(); }")
-        assert page.locator(effect).evaluate("e => e.getBoundingClientRect().bottom") < 741
+        assert page.locator(effect).evaluate(bottom) < 741
     page.wait_for_selector(DONE)
     for width, height in ((1366, 768), (1920, 1080), (3840, 2160)):
         page.set_viewport_size({"width": width, "height": height})
@@ -704,6 +703,7 @@ def test_a_control_and_its_effect_are_on_one_screen(book):
         for place, parts in enumerate(PROJECTOR.split("; ")):
             page.evaluate("showChapter", place)
             assert page.evaluate(TOO_TALL, f"section.now h2, {parts}") == [] and page.evaluate(OVERFLOW) <= 0
+            assert page.locator("#guess-text").evaluate(bottom) <= page.locator("#guess .text").evaluate(bottom)
         page.click("#projector")
     page.set_viewport_size({"width": 1280, "height": 900})
 

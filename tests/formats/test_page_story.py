@@ -273,8 +273,7 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     until(page, f"book.trained && {test_page.WRITTEN}")
     size = len(set(SOURCE)) + 2
     assert page.evaluate("tinygpt.config.vocab_size") == size != own
-    config = TinyGPTConfig(size, 32, 48, 4, 1)
-    model = TinyGPT(config).eval()
+    model = TinyGPT(TinyGPTConfig(size, 32, 48, 4, 1)).eval()
     weights = page.evaluate("Object.entries(training.trained.weights).map(([name, w]) => [name, Array.from(w)])")
     shapes = {name: p.shape for name, p in model.named_parameters()}
     assert {name for name, _ in weights} == shapes.keys()
