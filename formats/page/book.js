@@ -116,7 +116,7 @@ function drawCursor() {
   const known = nats === undefined ? "" : ` (probability ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
     ...(after === undefined ? [", the last one"] : [", then ", tokenCode(after), known]),
-    ` · the model reads ${start + 1} to ${index + 1} of ${text.length}`);
+    ` · the model reads tokens ${start + 1} to ${index + 1} of ${text.length}`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };
   for (const [name, value] of Object.entries(values)) strip.setAttribute(`aria-${name}`, value);
@@ -132,12 +132,13 @@ function showChapter(place) {
 }
 
 function markChapter(id) {
+  const contents = byId("contents");
   book.current = id;
-  for (const link of byId("contents").children) {
+  for (const link of contents.children) {
     const current = link.hash === `#${id}`;
     byId(link.hash.slice(1)).classList.toggle("now", current);
     link.setAttribute("aria-current", current);
-    if (current) byId("contents").scrollLeft = link.offsetLeft - byId("contents").clientWidth / 2;
+    if (current) contents.scrollLeft = link.offsetLeft + (link.offsetWidth - contents.clientWidth) / 2;
   }
   keepState();
 }
