@@ -50,7 +50,7 @@ def principal_components(vectors: Tensor) -> tuple[Tensor, list[float]]:
     centred = (vectors - vectors.mean(0)).double()
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     points = F.pad(u * s, (0, 2))[:, :2]  # a single vector has one axis
-    shares = (s**2 / (s**2).sum().clamp(min=1e-30))[:2]
+    shares = F.pad(s**2 / (s**2).sum().clamp(min=1e-30), (0, 2))[:2]
     return points, shares.tolist()
 
 

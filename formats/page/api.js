@@ -70,8 +70,7 @@ function startIds(tokenizer, text) {
   return ids.length ? ids : [tokenizer.startId];
 }
 
-/** What window.tinygpt holds: see docs/page.md. Promises reject before the page has checked itself, and after it has
- * failed to compute what it computed when it was made (but for train). */
+/** What window.tinygpt holds: see docs/page.md. Promises wait until the page has checked itself. */
 function makeApi(book, engine) {
   const ask = (question, options = {}, minIds = 1) => async (changes) => {
     const request = checked({ ids: undefined, ...options }, changes, minIds);

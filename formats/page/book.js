@@ -5,13 +5,11 @@
      setup()   once, before there is a model: listen to buttons.
      model()   the network has changed: build what depends on book.config and book.tokenizer.
      window()  the window has changed: book.ids, as the model reads them; book.reading is what ModelServer.look says.
-     token()   the token (book.position, in the window) or the head (book.layer, book.head) has changed: book.here is
-               what ModelServer.token says. It may return a promise. */
+     token()   book.position, book.layer or book.head has changed: book.here is what ModelServer.token says. */
 
 class Book {
   constructor() {
     Object.assign(this, { chapters: [], index: 0, start: 0, position: 0, layer: 0, head: 0, moves: 0, current: "" });
-    Object.assign(this, { reading: { habits: [] } });
     this.begin([], 0, 0, 1, []);
   }
 
@@ -51,20 +49,23 @@ class Book {
   /** Let all chapters show a network: {config, tokenizer, weights, excerpt, prompt}, without weights the page's own. */
   async useModel(model) {
     const { config, tokenizer, weights } = model;
+    this.begin([], 0, 0, 1, []); // nothing more is asked about the old text: the new network may not be able to read it
     await this.engine.ask("use", { config, tokenizer, weights });
     Object.assign(this, { model, config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
-    Object.assign(this, { layer: 0, head: 0, moves: this.moves + 1, here: undefined });
+    Object.assign(this, { layer: 0, head: 0 });
     for (const chapter of this.chapters) chapter.model?.();
   }
 
   /** Begin a text, to which the model will add tokens. given: how many of it were not written by the model. first: the
    * first one that the model reads, of a long text. stride: by how much its window moves. */
   begin(text, given, first, stride, surprises) {
-    Object.assign(this, { text: [...text], given, first, stride, surprises, ids: [] });
+    Object.assign(this, { text: [...text], given, first, stride, surprises });
+    Object.assign(this, { ids: [], here: undefined, moves: this.moves + 1 });
   }
 
   /** Choose a token of the text, and with it the window that the model read when it stood on this token. */
   async moveTo(index) {
+    if (!this.text.length) return; // there is no model yet
     this.moves++;
     const isNew = this.watch(), { max_seq: maxSeq } = this.config;
     this.index = Math.max(this.first, Math.min(this.text.length - 1, index));
@@ -111,11 +112,11 @@ function drawCursor() {
   strip.querySelector(".chosen")?.classList.remove("chosen");
   const chip = strip.children[position], nats = book.surprises[index + 1];
   chip.classList.add("chosen");
-  strip.scrollLeft = chip.offsetLeft - strip.offsetLeft - strip.clientWidth / 2;
-  const known = nats === undefined ? "" : ` (the model gave ${percent(Math.exp(-nats))})`;
+  strip.scrollLeft = chip.offsetLeft - strip.clientWidth / 2;
+  const known = nats === undefined ? "" : ` (probability ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
     ...(after === undefined ? [", the last one"] : [", then ", tokenCode(after), known]),
-    ` · it reads ${start + 1} to ${index + 1} of ${text.length} tokens`);
+    ` · the model reads tokens ${start + 1} to ${index + 1} of ${text.length}`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };
   for (const [name, value] of Object.entries(values)) strip.setAttribute(`aria-${name}`, value);
@@ -131,12 +132,13 @@ function showChapter(place) {
 }
 
 function markChapter(id) {
+  const contents = byId("contents");
   book.current = id;
-  for (const link of byId("contents").children) {
+  for (const link of contents.children) {
     const current = link.hash === `#${id}`;
     byId(link.hash.slice(1)).classList.toggle("now", current);
     link.setAttribute("aria-current", current);
-    if (current) byId("contents").scrollLeft = link.offsetLeft - byId("contents").clientWidth / 2;
+    if (current) contents.scrollLeft = link.offsetLeft + (link.offsetWidth - contents.clientWidth) / 2;
   }
   keepState();
 }

@@ -46,7 +46,7 @@ book.chapters.push({
     const pairs = Array.from(a.subarray(0, 8)).flatMap((id, rank) => [id, b[rank]]); // the likeliest of both, in turn
     const ids = [...new Set([here.target, ...pairs])].slice(0, 8).sort((one, two) => whole[two] - whole[one]);
     byId("next").replaceChildren(...ids.map((id) =>
-      barRow(tokenCode(id, id === here.target ? "really" : ""), bar(whole[id]), bar(broken[id], undefined, "bar1"))));
+      barRow(nextToken(id), bar(whole[id]), bar(broken[id], undefined, "bar1"))));
     const heads = `${off.length} head${off.length > 1 ? "s" : ""}`;
     byId("loss-line").textContent = book.ids.length < 2 ? "A loss needs two tokens."
       : `Loss of this window: ${here.loss.toFixed(3)} nats per token${off.length ? `; without ${heads} `
@@ -54,11 +54,11 @@ book.chapters.push({
   },
 
   async rank() {
-    const isNew = book.watch(), heads = this.grid.cells.length;
+    const { ids } = book, heads = this.grid.cells.length;
     const say = (text) => { byId("rank-state").textContent = text; };
-    if (book.ids.length < 2) return say("A loss needs two tokens.");
-    const ranks = await book.ask("rankHeads", {}, (done) => say(`${done} of ${heads}`));
-    if (!isNew()) return;
+    if (ids.length < 2) return say("A loss needs two tokens.");
+    const ranks = await book.ask("rankHeads", {}, (done) => ids === book.ids && say(`${done} of ${heads}`));
+    if (ids !== book.ids) return; // they are of another window
     for (const { layer, head, change } of ranks) this.ranks.set(layer * book.config.num_heads + head, signed(change));
     const name = ({ layer, head, change }) => `layer ${layer + 1}, head ${head + 1} (${signed(change)})`;
     say(`Most needed: ${name(ranks[0])}; least: ${name(ranks[ranks.length - 1])}, in nats.`);
@@ -67,6 +67,7 @@ book.chapters.push({
 
   /** The same prompt and random numbers with all heads and without some, side by side. */
   compare() {
+    if (!book.given || !writing.checkSeed()) return;
     const { seed, stride, maxNewTokens, ...sampling } = writing.options(), { text, given, first } = book;
     const ids = text.slice(0, given), off = [...this.off], { num_heads: nh } = book.config;
     this.clearPair();

@@ -52,6 +52,9 @@ function table(columns, rows) {
 
 const tokenCode = (id, kind = "") => html("code", { class: `tok ${kind}` }, showToken(book.tokenizer, id));
 
+/** A token that may come next; the one that did is marked. */
+const nextToken = (id) => tokenCode(id, id === book.after ? "really" : "");
+
 function placedToken(t) {
   const index = book.start + t;
   return html("span", { "data-index": index }, tokenCode(book.ids[t], t === book.position ? "chosen" : ""),
@@ -64,10 +67,9 @@ function unknownText(text) {
   return unknown ? escapeInvisible(`The model has never seen ${unknown}: read as “unknown”.`) : "";
 }
 
-/** How surprising a token was, as a class of the style sheet: s0 (expected) to s5, by its probability. */
+/** How surprising a token was, as a class of the style sheet: s0 (expected) to s5, by its probability; s: not known. */
 function surpriseClass(nats) {
-  const bounds = [0.5, 0.25, 0.1, 0.03, 0.01].map((probability) => -Math.log(probability));
-  return nats === undefined ? "" : `s${bounds.filter((bound) => nats > bound).length}`;
+  return nats === undefined ? "s" : `s${[0.5, 0.25, 0.1, 0.03, 0.01].filter((p) => Math.exp(-nats) < p).length}`;
 }
 
 /** A text in the tints of its surprises, as far as they are known: an element for each token. */
@@ -85,7 +87,7 @@ function vectorBars(vector) {
   const largest = vector.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-9);
   vector.forEach((value, i) => {
     const length = Math.max(1, Math.round((middle * Math.abs(value)) / largest));
-    context.fillStyle = style.getPropertyValue(value > 0 ? "--bar" : "--bar2");
+    context.fillStyle = style.getPropertyValue(value > 0 ? "--plus" : "--minus");
     context.fillRect(i, value > 0 ? middle - length : middle + 1, 1, length);
   });
   return canvas;

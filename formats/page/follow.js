@@ -18,8 +18,7 @@ const following = {
     });
   },
 
-  /** One step on, through all layers: a layer that is done hands the stream on to the next. Returns whether it was the
-   * last; the step after that is the first again. */
+  /** One step on, through all layers, and after the last the first again. Returns whether it is now the last. */
   next() {
     const { layer, head, config: { num_heads: nh, num_layers: L } } = book, last = this.cards.length - 1;
     const done = this.step === last, through = this.step === last - 1 && layer < L - 1;
@@ -57,7 +56,7 @@ const following = {
 
   /** The steps: title, text, pictures, formula, and where it stands in tiny_decoder.py. */
   steps(f) {
-    const { ids, position: t, layer, here: { target } } = book, l = layer + 1;
+    const { ids, position: t, layer, here: { target } } = book, l = layer + 1, b = book.config.bias ? " + b" : "";
     const { embed_dim: C, num_heads: nh, num_layers: L, vocab_size: V } = book.config, hs = C / nh;
     const shares = softmax(f.logits), answering = f.hidden.filter((value) => value > 0.1).length;
     const most = Array.from(f.weights.keys()).sort((a, b) => f.weights[b] - f.weights[a]).slice(0, MAX_ROWS);
@@ -68,18 +67,20 @@ const following = {
     return [
       ["Look the token up", [tokenCode(ids[t], "chosen"), ` is row ${ids[t]} in a table of ${V} rows. The row has `
         + `${C} numbers: ${beginning(f.token)}`], vectorBars(f.token), "x = E[id]", "token_embedding"],
-      ["Add where it stands", `It is token ${t + 1} of the window: row ${t + 1} of a second table is added. Without `
-        + "it, the order of the tokens would not matter.", vectorBars(f.place), "x = E[id] + P[t]",
-      "position_embedding"],
+      ["Add where it stands", `It is token ${t + 1} of the window: row ${t} of a second table is added (rows count `
+        + "from 0). Without it, the first layer could not tell in which order earlier tokens stand.",
+      vectorBars(f.place), "x = E[id] + P[t]", "position_embedding"],
       ["The stream", `This row of numbers is all that the token knows. ${before} it holds ${beginning(f.x)}`,
         vectorBars(f.x), "x: one row for each token", "for block in self.blocks"],
-      ["Ask: the query", `Layer ${l} brings the row to mean 0 and variance 1. This head makes ${hs} numbers of it, `
-        + "the query: what am I looking for?", vectorBars(f.q), "q = Wq · LayerNorm(x) + b", "attention.project"],
+      ["Ask: the query", `Layer ${l} brings the row to mean 0 and variance 1, then scales ${b && "and shifts "}each `
+        + `number (learned). This head makes ${hs} numbers of it, the query: what am I looking for?`, vectorBars(f.q),
+      `q = Wq · LayerNorm(x)${b}`, "attention.project"],
       ["Compare with the keys", "Every token up to here made a key in the same way: what can I be found by? Query "
-        + "times key is the score.", looks(["key", "score"], (j) => [vectorBars(f.keys[j]), fixed(f.scores[j])]),
+        + `times key, divided by √${hs}, is the score.`,
+      looks(["key", "score"], (j) => [vectorBars(f.keys[j]), fixed(f.scores[j])]),
       `scores = q kᵀ / √${hs} + mask`, "attention.attend"],
-      ["Softmax: where to look", `e to the power of each score, divided by the sum of all: shares of 100% over `
-        + `${t + 1} tokens. The lines under the strip's tokens show them. The mask hides later tokens.`,
+      ["Softmax: where to look", "e to the power of each score, divided by the sum of all: shares that add up "
+        + "to 100%. A stronger line under the strip's token is a larger share. The mask hides later tokens.",
       looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.attend"],
       ["Fetch: the values", "Every token also made a value: what do I hand over? Each value, times its share, is added "
         + "up. Only here does a token learn of others.",
@@ -87,14 +88,14 @@ const following = {
       "h = weights · v", "attention.attend"],
       ["Write it back", `The ${nh > 1 ? `${nh} heads side by side go` : "head goes"} through a matrix, and the result `
         + `is added to the stream. Now it holds ${beginning(f.attended)}`, vectorBars(f.attended),
-      "x = x + Wo · heads + b", "attention.out_proj"],
+      `x = x + Wo · heads${b}`, "attention.out_proj"],
       ["Think: the MLP", `${4 * C} neurons read the row, and no other token. ${answering} of them answer with more `
-        + "than 0.1.", vectorBars(f.hidden), "h = GELU(Wup · LayerNorm(x) + b)", "mlp.up, mlp.gelu"],
+        + "than 0.1.", vectorBars(f.hidden), `h = GELU(Wup · LayerNorm(x)${b})`, "mlp.up, mlp.gelu"],
       ["Write it back", `Their answers are added too. Layer ${l} of ${L} is done. The stream holds `
-        + beginning(f.after), vectorBars(f.after), "x = x + Wdown · h + b", "mlp.down"],
+        + beginning(f.after), vectorBars(f.after), `x = x + Wdown · h${b}`, "mlp.down"],
       ["Score every token", `After layer ${L} the row is compared with ${V} rows, one for each token. Softmax makes `
         + "the guess out of these logits.", table(["token", "logit", "probability"], next.map((id) =>
-        [tokenCode(id, id === target ? "really" : ""), fixed(f.logits[id]), bar(shares[id])])),
+        [nextToken(id), fixed(f.logits[id]), bar(shares[id])])),
       "p = softmax(H · LayerNorm(x))", "final_norm, head"],
     ];
   },

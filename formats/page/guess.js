@@ -1,6 +1,6 @@
 /* Chapter "Guess": you against the model, token by token (Shannon 1951, Prediction and entropy of printed English). */
 
-const ROUND = 20, MIN_CONTEXT = 8; // guesses, and tokens before the first
+const ROUND = 20, FEWEST = ROUND + 8; // guesses, and tokens with those before the first
 
 const guessing = {
   id: "guess",
@@ -21,10 +21,11 @@ const guessing = {
 
   /** A network that was trained here knows the characters of its own text; the end of that it has never seen. */
   model() {
-    const { excerpt } = book.model;
-    byId("guess-unseen").hidden = !excerpt?.unseen;
-    byId("guess-name").textContent = excerpt ? `From ${excerpt.source}` : "Your text";
-    byId("guess-own").hidden = Boolean(excerpt);
+    const { excerpt } = book.model, beginning = excerpt?.text.slice(0, 1000) ?? "";
+    this.excerpt = book.tokenizer.encode(beginning).length < FEWEST ? undefined : excerpt;
+    byId("guess-unseen").hidden = !this.excerpt?.unseen;
+    byId("guess-name").textContent = this.excerpt ? `From ${excerpt.source}` : "Your text";
+    byId("guess-own").hidden = Boolean(this.excerpt);
     this.open();
   },
 
@@ -36,20 +37,21 @@ const guessing = {
 
   /** A random place of the text: the model reads what you read. */
   open() {
-    const text = book.model.excerpt?.text ?? byId("guess-paste").value, ids = book.tokenizer.encode(text);
-    const { max_seq: maxSeq, vocab_size: V } = book.config, length = Math.min(maxSeq, 200 + ROUND);
+    const text = this.excerpt?.text ?? byId("guess-paste").value, ids = book.tokenizer.encode(text);
+    const { max_seq: maxSeq, vocab_size: V } = book.config, length = Math.min(Math.max(maxSeq, FEWEST), 200 + ROUND);
     const start = Math.floor(Math.random() * Math.max(1, ids.length - length));
     Object.assign(this, { ids: ids.slice(start, start + length), you: [], theirs: [] });
     Object.assign(this, { at: this.ids.length - ROUND, stream: book.tokenizer.stream() });
     this.counts = new Float64Array(V).fill(0.5);
     for (const id of ids) this.counts[id]++;
-    const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.at < MIN_CONTEXT;
+    const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.ids.length < FEWEST;
     byId("guess-form").querySelector("button.main").disabled = tooShort;
     byId("guess-take").hidden = true;
     byId("guess-text").replaceChildren();
     this.append(this.ids.slice(0, Math.max(0, this.at)), []);
-    this.say(tooShort ? `At least ${MIN_CONTEXT + ROUND} ${unit}s of text are needed; the model reads up to ${maxSeq}. `
-      : `Type a ${unit} and bet. A space and the end of a line count too. `, unknownText(text));
+    this.say(tooShort ? `A text of at least ${FEWEST} ${unit}s is needed. `
+      : `Type a ${unit} and bet. ${book.tokenizer.bytes ? "Most words begin with their space: type it too. "
+        : "A space and the end of a line count too. "}`, unknownText(text));
     this.score();
   },
 
@@ -58,9 +60,7 @@ const guessing = {
   },
 
   append(ids, surprises) {
-    const box = byId("guess-text");
-    box.append(...tinted(ids, surprises, this.stream));
-    box.scrollTop = box.scrollHeight;
+    byId("guess-text").append(...tinted(ids, surprises, this.stream));
   },
 
   async bet() {
@@ -69,7 +69,8 @@ const guessing = {
     if (truth === undefined) return this.say(`All ${ROUND} bets are made. For new ones press “Another place”.`);
     if (!text) return this.say("First say what comes next.");
     this.at++; // one bet for each token, even if the button is pressed twice
-    const { logits } = await book.ask("token", { ids, t: at - 1 });
+    const { max_seq: maxSeq } = book.config, from = Math.max(0, at - maxSeq);
+    const { logits } = await book.ask("token", { ids: ids.slice(from, from + maxSeq), t: at - 1 - from });
     if (you !== this.you) return; // another place was chosen
     const [guess] = book.tokenizer.encode(text), shares = softmax(logits), best = argmax(logits);
     const others = this.counts.reduce((sum, count) => sum + count) - this.counts[guess];
@@ -89,7 +90,7 @@ const guessing = {
     const rounds = this.you.length, blind = Math.log(book.config.vocab_size), { val_loss: val } = page.model.origin;
     const [you, model] = [this.you, this.theirs].map(mean);
     const losses = [...(rounds ? [["you", you], ["the model", model]] : []),
-      ...(typeof val === "number" && !book.trained ? [["its validation loss", val]] : []), ["blind guessing", blind]];
+      ...(typeof val === "number" && !book.trained ? [["the model overall", val]] : []), ["blind guessing", blind]];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),
       ...losses.map(([name, nats]) => barRow(name, bar(Math.min(1, nats / blind), nats.toFixed(2)))));
     if (rounds < ROUND) return;

@@ -60,11 +60,11 @@ book.chapters.push({
 
   setup() {
     this.grid = new HeadGrid(byId("grid"), (index) => book.chooseHead(index));
+    byId("grid").addEventListener("click", () => byId("map").scrollIntoView({ block: "nearest" })); // on a phone
     byId("map").addEventListener("click", ({ offsetY, target }) => {
       const { start, size } = mapView(book);
       book.moveTo(book.start + start + Math.floor((offsetY / target.clientHeight) * size));
     });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => book.moveTo(book.index));
   },
 
   model() {
@@ -75,7 +75,7 @@ book.chapters.push({
     const index = book.layer * book.config.num_heads + book.head, weights = headWeights(index);
     this.grid.paint((other) => other === index, headHabitText);
     paintMap(byId("map"), weights, book.ids.length, { ...mapView(book), chosen: book.position });
-    byId("head-title").textContent = `${headPlace(index)}: ${headHabitText(index)}`;
+    byId("head-title").textContent = `${headPlace(index)} · ${headHabitText(index)}`;
     this.drawLooks(rowOf(weights, book.position, book.ids.length));
     this.drawLens();
     this.drawParts();
@@ -94,8 +94,8 @@ book.chapters.push({
   drawLens() {
     const { here: { lens, target } } = book;
     const name = (depth) => (depth === 0 ? "embeddings" : depth === lens.length - 1 ? "output" : `layer ${depth}`);
-    const cell = ({ id, share }) => [tokenCode(id, id === target ? "really" : ""), bar(share)];
-    const columns = ["After", ...lens[0].top.map((_, rank) => `${rank + 1}.`), tokenCode(target, "really")];
+    const cell = ({ id, share }) => [nextToken(id), bar(share)];
+    const columns = ["After", ...lens[0].top.map((_, rank) => `${rank + 1}.`), nextToken(target)];
     byId("lens").replaceChildren(table(columns,
       lens.map(({ top, share }, depth) => [name(depth), ...top.map(cell), percent(share)])));
   },
@@ -103,7 +103,7 @@ book.chapters.push({
   drawParts() {
     const { here: { parts, target, logits } } = book, middle = mean(logits);
     const largest = Math.max(1e-9, ...parts.map(({ value }) => Math.abs(value)));
-    byId("parts-title").replaceChildren("Who adds to ", tokenCode(target, "really"), "?");
+    byId("parts-title").replaceChildren("Who adds to ", nextToken(target), "?");
     byId("parts").replaceChildren(...parts.map(({ part, value }) => {
       const share = Math.abs(value) / largest / 2, [kind, start] = value < 0 ? ["bar1", 0.5 - share] : ["", 0.5];
       return barRow(part, bar(share, signed(value, 2), kind, start));

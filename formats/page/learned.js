@@ -28,7 +28,7 @@ function tokenText(now, first, tokenizer) {
   const letters = (pattern, { ids, points }) => points.filter((_, i) => pattern.test(tokenizer.decode([ids[i]])));
   const nearness = (map) => spread(letters(/^[aeiou]$/, map)) / spread(letters(/^[a-z]$/, map));
   if (letters(/^[aeiou]$/, now).length < 5) return "Tokens that are used alike come to lie near each other.";
-  const learned = nearness(now) < 0.8 && !(first && nearness(first) < 0.8);
+  const learned = first && nearness(now) < 0.8 && nearness(first) >= 0.8;
   return `The distance of two vowels is ${comparison(nearness, now, first)} of that of two small letters`
     + `${learned ? ", and nobody told the model what a vowel is" : ""}.`;
 }
@@ -83,11 +83,12 @@ const learned = {
   },
 
   drawMaps({ tokens, positions }) {
-    const [first] = this.frames, { max_seq: maxSeq, vocab_size: V } = page.model.config;
+    const [first] = this.frames, { max_seq: maxSeq, vocab_size: V, embed_dim: C } = page.model.config;
     drawTokenMap(byId("token-map"), tokens, this.tokenizer, this.bounds.tokens);
     drawPositionMap(byId("position-map"), positions, maxSeq, this.bounds.positions);
     const some = tokens.ids.length < V - 2 ? ` Shown are the first ${tokens.ids.length} readable tokens.` : "";
-    const axes = ({ shares: [x, y] }) => `The two axes show ${percent(x + y)} of the variance (principal components).`;
+    const axes = ({ shares: [x, y] }) =>
+      `A flat picture of ${C} numbers each: it shows ${percent(x + y)} of their variance (principal components).`;
     byId("token-note").textContent = `${tokenText(tokens, first?.tokens, this.tokenizer)} ${axes(tokens)}${some}`;
     byId("position-note").textContent = `${positionText(positions, first?.positions)} ${axes(positions)}`;
   },

@@ -22,7 +22,6 @@ function keepState() {
 async function main() {
   const engine = new Engine(page.model, byId("weights").textContent);
   Object.assign(book, { config: page.model.config, tokenizer: makeTokenizer(page.model.tokenizer) });
-  byId("prompt").value = page.model.prompt;
   book.open(engine);
   window.tinygpt = makeApi(book, engine);
   const [chapter, ...rest] = location.hash.slice(1).split("&"), state = new URLSearchParams(rest.join("&"));
@@ -36,8 +35,10 @@ async function main() {
   if (place > 0) showChapter(place);
   else markChapter(book.chapters[0].id);
   const more = (state.get("more")?.match(/\d+/g) ?? []).map(Number).filter((id) => id < book.config.vocab_size);
-  await writing.start(more);
-  if (state.has("token")) await book.moveTo(Number(state.get("token")) - 1 || 0);
+  const length = state.get("maxNewTokens"); // of a text that was stopped it lies between the steps of the slider
+  const exact = /^\d{1,4}$/.test(length) && writing.checkSeed() ? { maxNewTokens: Number(length) } : undefined;
+  await writing.start(more, exact, Math.abs(parseInt(state.get("first"), 10)));
+  if (state.has("token")) await book.moveTo(parseInt(state.get("token"), 10) - 1 || 0);
 }
 
 main().catch(sayWrong);

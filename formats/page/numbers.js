@@ -22,17 +22,17 @@ function recipeTables({ config, origin: { recipe = {}, ...origin }, parameters, 
 }
 
 const GLOSSARY = {
-  token: "a piece of text, here a row in a table of V: a character, or part of a word",
-  embedding: "the row of C numbers that stands for a token, or for a position; it is learned",
+  token: "a piece of text: a character, or part of a word; the model knows V of them, each by its number",
+  embedding: "the row of numbers (C of them) that stands for a token, or for a position; it is learned",
   residual: "the stream: what a token's row becomes, while every layer adds to it (a residual connection)",
   query: "what a token looks for, as numbers: one row for each head",
-  key: "what a token can be found by; a query's product with it is the score",
+  key: "what a token can be found by; a query is compared with it",
   value: "what a token hands over to whoever looks at it",
   head: "one of several attentions side by side, each with its own queries, keys and values",
   logit: "the score of a token as the next one, before softmax",
   softmax: "makes probabilities out of scores: e to the power of each, divided by the sum of all",
   nats: "the unit of surprise, −ln p; one nat is 1.44 bits",
-  gradient: "how the loss changes if one weight grows a little; training goes the other way",
+  gradient: "for every weight, how the loss changes if it grows a little; training goes the other way",
   perplexity: "exp of the loss: as uncertain as a choice among this many equally likely tokens",
 };
 

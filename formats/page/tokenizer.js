@@ -92,8 +92,8 @@ const makeTokenizer = (plain) => (plain.kind === "bpe" ? new BPETokenizer(plain)
 /** The ids that are never sampled: all special ones, unless one ends the text. */
 const suppressedIds = ({ specialIds, endId }) => specialIds.filter((id) => id !== endId);
 
-// Characters that show nothing, or turn the direction of what follows.
-const INVISIBLE = /[\p{Cc}\p{Cn}\p{Co}\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/gu;
+// Characters that show nothing, or turn the direction of what follows; not those that join or vary their neighbours.
+const INVISIBLE = /(?![\u200c\u200d\ufe00-\ufe0f])[\p{Cc}\p{Cn}\p{Co}\p{DI}\u2028\u2029]/gu;
 
 /** A text in which what cannot be seen is written as its number, except white space. */
 function escapeInvisible(text) {
@@ -103,8 +103,8 @@ function escapeInvisible(text) {
 
 /** How a token is written in a table: white space visible, bytes that are no whole character as numbers. */
 function showToken(tokenizer, id) {
-  if (tokenizer.specialIds.includes(id)) return id === tokenizer.startId ? "(start)" : "(special)";
   const text = tokenizer.decode([id]);
+  if (tokenizer.specialIds.includes(id)) return id === tokenizer.startId ? "(start)" : text ? "(unknown)" : "(special)";
   if (tokenizer.bytes && text.includes(REPLACEMENT)) {
     return tokenizer.bytes(id).map((byte) => `x${byte.toString(16).toUpperCase()}`).join(" ");
   }

@@ -1,7 +1,6 @@
 /* A training run in the worker: from a text to a network, and what the page sees meanwhile. */
 
-const SHAPE = { max_seq: 32, embed_dim: 48, num_heads: 4, num_layers: 1, bias: true, gelu: "exact",
-  tie_embeddings: false };
+const SHAPE = { max_seq: 32, embed_dim: 48, num_heads: 4, num_layers: 1, gelu: "exact", bias: true };
 const BATCH = 8; // windows
 const RATE = 0.01, WARMUP = 30; // the learning rate at its peak, and after how many steps it is reached
 const MIN_LETTERS = 1000, MAX_ALPHABET = 200;
@@ -53,7 +52,7 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
     trainer.step(RATE * Math.min(1, step / WARMUP) * (1 - 0.9 * step / steps));
     await letMessagesIn();
     const last = step === steps || stopped();
-    if (last || performance.now() - mark > 1000) {
+    if (last || step === 1 || performance.now() - mark > 1000) {
       const heldOut = trainer.loss(...test);
       const window = new SlidingWindow(trainer.model, [plain.startId], T / 2);
       const tokens = generateTokens(window, 100, seed, { temperature: 0.8 }, plain.specialIds);

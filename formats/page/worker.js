@@ -109,13 +109,13 @@ class ModelServer {
 
   /** At token t: logits (V) and loss; without (V) and lossWithout: those without the heads in `off`. target: the next
    * token, `id` or else the likeliest. lens: of every layer the likeliest tokens, and the target's share there. */
-  token({ ids, t, id, off = [], count = 4 }) {
+  token({ ids, t, id, off = [] }) {
     const { vocab_size: V, embed_dim: C } = this.model.config, reading = this.reading(ids);
     const silenced = this.reading(ids, off), without = rowOf(silenced.logits, t, V).slice();
     const logits = rowOf(reading.logits, t, V).slice(), target = id ?? argmax(logits);
     const lens = reading.trace.residual.map((x) => {
       const early = this.model.predict(rowOf(x, t, C).slice(), 1);
-      return { top: likeliest(early, count), share: softmax(early)[target] };
+      return { top: likeliest(early, 3), share: softmax(early)[target] };
     });
     const parts = contributions(this.model, reading, t, target), { loss } = reading;
     return { logits, loss, without, lossWithout: silenced.loss, target, lens, parts };
@@ -134,11 +134,13 @@ class ModelServer {
     return trainNetwork(request, send, () => this.stopped.delete(job));
   }
 
-  /** The loss of the ids without each head: [{layer, head, loss, change}], the most needed head first. */
+  /** The loss of the ids without each head of this model: [{layer, head, loss, change}], the most needed head first. */
   async rankHeads({ ids }, job, send) {
-    const { num_layers: layers, num_heads: heads } = this.model.config, { loss } = this.reading(ids), ranks = [];
+    const { model } = this, { num_layers: layers, num_heads: heads, vocab_size: V } = model.config;
+    const { loss } = this.reading(ids), ranks = []; // meanwhile another model may come into use
     for (let index = 0; index < layers * heads; index++) {
-      const { loss: without } = this.reading(ids, [index]);
+      const logits = model.forward(ids, new KVCache(model.config), { off: new Set([index]) });
+      const { loss: without } = surprisesOf(logits, ids, V);
       ranks.push({ layer: Math.floor(index / heads), head: index % heads, loss: without, change: without - loss });
       send(index + 1);
       await letMessagesIn();

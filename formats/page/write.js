@@ -28,10 +28,7 @@ const writing = {
     byId("prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && this.checkSeed()) this.start();
     });
-    byId("dice").addEventListener("click", () => {
-      byId("seed").value = Math.floor(Math.random() * 2 ** 31);
-      this.checkSeed();
-    });
+    byId("dice").addEventListener("click", () => this.restore(new Map([["seed", Math.floor(Math.random() * 1e9)]])));
     byId("seed").addEventListener("input", () => this.checkSeed());
     byId("prompt").addEventListener("input", () => this.checkPrompt());
     const names = ["over 50%", "25 to 50%", "10 to 25%", "3 to 10%", "1 to 3%", "under 1%"];
@@ -39,7 +36,7 @@ const writing = {
     byId("legend").append(" ", ...swatches, " surprising");
   },
 
-  /** The network's shape bounds the sliders. What was moved, and a prompt that the network can read, stays. */
+  /** The network's shape bounds the sliders. What was moved stays. A prompt may be private: see keepState. */
   model() {
     const moved = new URLSearchParams(this.moved()), prompt = byId("prompt");
     const sliders = sliderList(book.config).map(([name, label, min, max, step, value, hint]) => {
@@ -55,7 +52,7 @@ const writing = {
     byId("sliders").replaceChildren(...sliders.slice(0, 3));
     byId("more").replaceChildren(...sliders.slice(3));
     this.restore(moved);
-    if (unknownText(prompt.value)) prompt.value = book.model.prompt;
+    if (!book.trained || unknownText(prompt.value)) prompt.value = book.model.prompt;
     this.checkPrompt();
   },
 
@@ -87,8 +84,7 @@ const writing = {
 
   /** What makes the text that is shown, for the address. It may differ from the form, which is of the next text. */
   shared() {
-    const { tokenizer, text, given, index } = book, empty = given === 1 && text[0] === tokenizer.startId;
-    const prompt = empty ? "" : tokenizer.decode(text.slice(0, given));
+    const { tokenizer, text, given, index } = book, prompt = tokenizer.decode(text.slice(0, given));
     return new URLSearchParams({ prompt, ...this.made, token: index + 1 });
   },
 
@@ -100,10 +96,10 @@ const writing = {
     }
   },
 
-  /** Write after the prompt and `more` ids; without a seed only read them. */
-  start(more = [], changes = this.checkSeed() ? {} : { maxNewTokens: 0 }) {
-    const ids = startIds(book.tokenizer, byId("prompt").value);
-    return this.write([...ids, ...more], { given: ids.length, ...changes });
+  /** Write after the prompt and `more` ids; without a seed only read them. from: the first that is read, if known. */
+  start(more = [], changes = this.checkSeed() ? {} : { maxNewTokens: 0 }, from = NaN) {
+    const ids = startIds(book.tokenizer, byId("prompt").value), first = from < ids.length ? from : undefined;
+    return this.write([...ids, ...more], { given: ids.length, first, ...changes });
   },
 
   read(text) {
@@ -127,8 +123,8 @@ const writing = {
   async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, ...changes }) {
     this.stop();
     const { seed, maxNewTokens, stride, ...sampling } = { ...this.options(), ...changes };
-    const began = performance.now(), run = {}, more = ids.length > given && { more: ids.slice(given).join(".") };
-    Object.assign(this, { run, last: began, from: ids.length, made: { ...this.moved(), ...changes, ...more } });
+    const more = ids.length > given && { first, more: ids.slice(given).join(".") };
+    Object.assign(this, { from: ids.length, made: { ...this.moved(), ...changes, ...more } });
     book.begin(ids, given, first, stride, surprises);
     Object.assign(this, { stream: book.tokenizer.stream(), spans: [] });
     const unread = html("span", { class: "note" }, escapeInvisible(book.tokenizer.decode(ids.slice(0, first))));
@@ -136,27 +132,25 @@ const writing = {
     byId("status").textContent = "Writing.";
     this.draw();
     byId("text").scrollTop = byId("text").scrollHeight;
-    const at = index ?? ids.length - 1, shown = book.moveTo(at); // all chapters begin with the prompt
-    const add = (fresh) => { if (this.run === run) this.add(fresh); };
+    const { text } = book, at = index ?? ids.length - 1, shown = book.moveTo(at); // all chapters begin with the prompt
+    const add = (fresh) => { if (text === book.text) this.add(fresh); };
     const job = book.ask("generate", { ids, maxNewTokens, seed, stride, sampling, first }, add);
     this.setJob(job.job);
-    await job.finally(() => { if (this.run === run) this.setJob(undefined); });
+    await job.finally(() => { if (text === book.text) this.setJob(undefined); });
     await shown;
-    if (this.run !== run) return;
+    if (text !== book.text) return; // another one has begun
     clearTimeout(this.timer);
     this.draw();
     const nats = book.surprises.slice(ids.length), best = nats.length ? ids.length + argmax(nats) - 1 : at;
+    if (nats.length < maxNewTokens) this.made.maxNewTokens = nats.length; // it was stopped: the address says where
     await book.moveTo(book.index === at ? index ?? best : book.index);
-    const rate = Number((1000 * nats.length / Math.max(1, this.last - began)).toPrecision(2));
-    const speed = nats.length ? `, ${rate.toLocaleString("en")} tokens/s` : "";
-    byId("status").textContent = `Done: ${nats.length} tokens${speed}${this.promptLoss()}`;
+    byId("status").textContent = `Done: ${nats.length} tokens${this.promptLoss()}`;
   },
 
   /** Tokens have come. Drawing waits four times as long as it took the last time, so that it never holds up writing. */
   add({ ids, surprises }) {
     surprises.forEach((nats, i) => { book.surprises[book.text.length + i] = nats; });
     book.text.push(...ids);
-    this.last = performance.now();
     this.timer ??= setTimeout(() => this.draw(), this.pause);
   },
 
@@ -176,8 +170,8 @@ const writing = {
   },
 
   promptLoss() {
-    const { given, first } = book, known = book.surprises.slice(first + 1, given);
-    if (!known.length) return "";
+    const { given, first } = book, known = book.surprises.slice(first + 1, given).filter((nats) => nats !== undefined);
+    if (known.length < Math.max(1, given - first - 1)) return ""; // some were not read
     const letters = Array.from(book.tokenizer.decode(book.text.slice(first + 1, given))).length;
     const loss = known.reduce((sum, nats) => sum + nats, 0) / Math.max(1, letters);
     const unread = first ? `. Of its ${given} tokens the model read the last ${given - first}` : "";
@@ -186,9 +180,8 @@ const writing = {
 
   /** The tints of what was there before are known once it has been read. */
   window() {
-    this.spans.slice(0, this.from - book.first).forEach((span, i) => {
-      span.classList.add(surpriseClass(book.surprises[book.first + i]) || "s0");
-    });
+    const read = this.spans.slice(0, this.from - book.first);
+    read.forEach((span, i) => span.classList.add(surpriseClass(book.surprises[book.first + i])));
   },
 
   token() {
@@ -201,7 +194,7 @@ const writing = {
     const back = html("button", { type: "button", class: "small", "data-index": index - 1 }, "Step back");
     const token = () => tokenCode(text[index], "chosen");
     const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
-    const own = nats === undefined ? [] : ["The model gave ", token(), ` itself ${percent(Math.exp(-nats))}: `,
+    const own = nats === undefined ? [] : ["The probability of ", token(), ` was ${percent(Math.exp(-nats))}: `,
       `${fixed(nats)} nats. `, back];
     line.replaceChildren("After ", token(), ...next, ...own);
     const never = suppressedIds(book.tokenizer), possible = suppress(here.logits, never);
@@ -219,14 +212,14 @@ const writing = {
   },
 
   rival(id) {
-    const { text, given, index, after, first, stride, here } = book, before = text.slice(0, index + 1);
+    const { text, given, index, first, stride, here } = book, before = text.slice(0, index + 1);
     const label = `Go on from here with ${showToken(book.tokenizer, id)}`;
     const onclick = () => {
       const surprises = [...book.surprises.slice(0, index + 1), -Math.log(softmax(here.logits)[id])];
       this.write([...before, id], { given: Math.min(given, before.length), first, surprises, index, stride });
     };
     const attributes = { type: "button", class: "rival", title: label, "aria-label": label, onclick };
-    return html("button", attributes, tokenCode(id, id === after ? "really" : ""));
+    return html("button", attributes, nextToken(id));
   },
 };
 book.chapters.push(writing);

@@ -228,9 +228,16 @@ VARIANTS = [
 def test_logits_attention_and_lens_are_pytorchs(open_page, changes, precision):
     """Of a model with the weights as they were rounded."""
     loaded = checkpoint(**changes)
-    page = open_page(loaded, precision=precision)
+    page = open_page(loaded, precision=precision, excerpt=EXCERPT)
     loaded.model.load_state_dict(write_page.encode(model_weights(loaded.model), precision)[2], strict=False)
     config = loaded.model.config
+    assert (" + b" in page.inner_text("#follow-steps")) == config.bias
+    page.fill("#guess-input", "e")
+    page.click("#guess-form button.main")  # it was disabled if a round was longer than the window
+    until(page, "() => guessing.theirs.length === 1")
+    ids, at, nats = page.evaluate("[guessing.ids, guessing.at - 1, guessing.theirs[0]]")
+    window = torch.tensor([ids[max(0, at - config.max_seq) : at]])
+    assert nats == pytest.approx(-loaded.model(window)[0, -1].log_softmax(-1)[ids[at]].item(), abs=1e-3)
     for length in (1, 2, 5, config.max_seq):
         ids = random_ids(length, seed=length, vocab_size=config.vocab_size).tolist()
         logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
@@ -373,7 +380,7 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     corpus = "<img src=x onerror=alert(1)>"
     loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1}}
     page = open_page(loaded, excerpt=Excerpt(corpus, HOSTILE * 20, False))
-    assert corpus in page.inner_text(".lead")
+    assert corpus in page.inner_text("h1 + p")
     for text in (HOSTILE, "\ufffd", "", "😀</script>"):
         assert page.evaluate("text => tinygpt.encode(text)", text) == loaded.tokenizer.encode(text)
         assert page.evaluate("text => tinygpt.decode(tinygpt.encode(text))", text) == text
@@ -384,6 +391,9 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     assert scripts == len(write_page.INTERFACE)
     assert [panel for panel in PANELS.split("; ") if not page.locator(panel).count()] == []
     assert page.text_content("#text").startswith("</script><img onerror=alert(1)>U+2028")
+    hidden = page.evaluate("escapeInvisible('\\u061c\\u{e0041}\\u3164\\u200d')")
+    assert hidden == "U+061CU+E0041U+3164\u200d", "what joins letters and emoji stays"
+    assert page.evaluate("[0, 1].map(id => showToken(book.tokenizer, id))") == ["(unknown)", "(special)"]
     assert open_page.noises == []
     with page.expect_event("pageerror" if in_firefox(page) else "console"):
         assert page.evaluate("fetch('https://example.org').then(() => 'connected', () => 'refused')") == "refused"
@@ -446,7 +456,9 @@ def test_every_chapter_gives_one_token_one_probability(book):
         assert page.evaluate("book.ids[book.position] === book.text[book.index] && book.start + book.position") == index
         places = "#why tr:has(.really) .number >> nth=0", "#lens tbody tr:last-child td:last-child"
         shown = {page.inner_text(place) for place in places}
-        assert len(shown) == 1 and f"gave {shown.pop()}" in page.inner_text("#cursor")
+        assert len(shown) == 1 and f"probability {shown.pop()}" in page.inner_text("#cursor")
+    page.evaluate("book.moveTo(Infinity)")
+    assert page.locator("main section:not(#guess) .really").count() == 0, "at the end nothing came next"
 
 
 @marked
@@ -468,7 +480,7 @@ def test_heads_that_are_off_cost_what_pytorch_says(book):
     losses = [loss_of(without_heads(loaded, (rank["layer"], rank["head"])), ids) for rank in ranks]
     assert [rank["loss"] for rank in ranks] == pytest.approx(losses, abs=1e-3)
     assert [rank["change"] for rank in ranks] == sorted((rank["change"] for rank in ranks), reverse=True)
-    page.click("#rank")
+    page.evaluate("document.getElementById('rank').click(); book.moveTo(18)")  # the ranking is of the window
     page.wait_for_selector("#rank-state:has-text('Most needed')")
     page.dblclick("#compare")  # the second press ends what the first one shows: the two were mixed
     page.wait_for_selector("#text-broken span >> nth=100")
@@ -476,8 +488,9 @@ def test_heads_that_are_off_cost_what_pytorch_says(book):
     assert page.text_content("#text-whole") == page.text_content("#text")[: len(page.text_content("#text-whole"))]
     assert page.text_content("#text-broken") != page.text_content("#text-whole")
     until(page, "writing.read('the dog').then(() => document.getElementById('text-whole').textContent === '')")
-    page.click("#all-on")
-    page.wait_for_selector("#loss-line:has-text('all heads')")
+    page.evaluate("['go', 'all-on'].forEach(id => document.getElementById(id).click())")  # no window is read yet
+    page.wait_for_selector(DONE)
+    assert page.inner_text("#loss-line").endswith("all heads.") and page.is_hidden("#alert")
 
 
 @marked
@@ -536,6 +549,9 @@ def test_a_bet_costs_its_surprise(book):
 @marked
 def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page, _ = book
+    page.evaluate(
+        "Object.assign(new Book(), {config: book.config, engine: book.engine}).moveTo(1)"
+    )  # it has no text yet
     page.fill("#temperature", "0.5")
     page.fill("#topK", "3")
     heads = page.locator("#why thead th").all_inner_texts()
@@ -543,8 +559,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     assert page.locator("#why tr:last-child td").all_inner_texts()[-1] == "3"
     page.evaluate("book.moveTo(5)")
     page.locator("#strip").press("ArrowRight")
-    until(page, "() => book.position === 6")
-    assert page.get_attribute("#strip", "aria-valuenow") == "7"
+    until(page, "() => book.position === 6 && byId('strip').getAttribute('aria-valuenow') === '7'")
     page.locator("#strip .chip").nth(9).click()
     until(page, "() => book.position === 9")
     page.evaluate("showChapter(1)")
@@ -576,12 +591,14 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
 
 @marked
 def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
-    loaded, fragment = checkpoint(max_seq=256, embed_dim=96, num_layers=3), "#follow&seed=x&prompt=the%20dog&token=4"
+    loaded, fragment = checkpoint(max_seq=256, embed_dim=96, num_layers=3), "#follow&seed=x&prompt=the%20dog&token=4.5"
     page = open_page(loaded, fragment=fragment, awaited="#seed[aria-invalid=true]")
     assert page.inner_text("#seed-note").startswith("a whole number")
     assert page.evaluate("document.activeElement.id") == "seed"
     until(page, "() => book.index === 3")  # the prompt is read all the same
     assert page.locator("#strip .chip").count() >= 7 and not page.is_visible("#alert")
+    page.click("#compare")
+    assert page.text_content("#text-whole") == "", "it was written with seed 0"
     page.fill("#seed", "7")
     page.evaluate("Object.assign(document.getElementById('maxNewTokens'), {max: 1e6, value: 1e6})")
     page.click("#go")
@@ -589,12 +606,16 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
     assert page.locator("#follow-steps canvas").count()  # nothing waits for the end of the text
     page.click("#go")
     page.wait_for_selector(DONE)
+    until(page, "() => location.hash.includes(`maxNewTokens=${book.text.length - book.given}&`)")  # not a million
     assert 20 < page.locator("#text span").count() < 1e5 and page.evaluate("document.activeElement.id") == "go"
     page.fill("#maxNewTokens", "0")
     page.fill("#prompt", "the quick brown fox " * 60)
     write(page)
     assert "model read the last 256" in page.inner_text("#status") and "nats a character" in page.inner_text("#status")
     assert page.evaluate("document.getElementById('text').scrollTop") > 0
+    page.evaluate("book.moveTo(book.first + 100)")
+    strip, chip = map(page.locator("#strip").evaluate, (CENTRE, CENTRE.replace("e.", "e.querySelector('.chosen').")))
+    assert abs(strip - chip) < 15
     refusals = {
         "temperature must be a number from 0": "generate({temperature: -1}); generate({temperature: NaN})",
         "there is no option": "generate({temperatur: 1}); generate({toString: 1}); look({ids: [3], of: 0})",
@@ -614,19 +635,23 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
 @marked
 def test_the_address_brings_back_text_and_token(open_page):
     loaded = checkpoint(TEXT + "\n")
-    page = open_page(loaded, fragment="#break&prompt=the+fox%0A&seed=5&temperature=0.5&token=30")
+    page = open_page(loaded, fragment="#break&prompt=the+fox%0A&seed=5&temperature=0.5&maxNewTokens=137&token=30")
     until(page, "() => book.index === 29 && location.hash.includes('token=30')")
-    expected = python_text(loaded, "the fox\n", 200, Sampling(temperature=0.5), 5)
+    expected = python_text(loaded, "the fox\n", 137, Sampling(temperature=0.5), 5)
     assert page.evaluate("book.tokenizer.decode(book.text)") == expected
     assert page.evaluate("book.current") == "break" and "temperature=0.5" in page.evaluate("location.hash")
     assert page.text_content("#text span >> nth=7") == "\n"
-    page.click("#text span >> nth=7")
-    until(page, "() => book.index === 7")
-    page.fill("#prompt", "not written")
-    page.locator("#why .rival").nth(2).click()
-    until(page, "() => location.hash.includes('more=')")
+    page.fill("#prompt", "the quick brown fox " * 4)
+    write(page)
+    for index in (60, 150):  # a rival inside a prompt that is longer than the window, and one far behind it
+        page.evaluate("index => book.moveTo(index)", index)
+        page.fill("#prompt", "not written")
+        page.locator("#why .rival").nth(2).click()
+        page.wait_for_selector(DONE)
+    until(page, "() => location.hash.includes('more=') && location.hash.includes('token=151')")
     again = open_page(loaded, fragment=page.evaluate("location.hash"))
-    assert again.evaluate("book.text") == page.evaluate("book.text")
+    assert again.evaluate("[book.first, ...book.text]") == page.evaluate("[book.first, ...book.text]")
+    assert "character" in page.inner_text("#status") and "character" not in again.inner_text("#status")
 
 
 CLIPPED = """[...document.querySelectorAll('#cursor, .chapter :is(small, h3, button, .key, label, .bar-name)')]
@@ -634,11 +659,13 @@ CLIPPED = """[...document.querySelectorAll('#cursor, .chapter :is(small, h3, but
         && getComputedStyle(e).display !== 'inline').map(e => e.outerHTML.slice(0, 80))"""
 TOPS = """[...document.querySelectorAll('section, .card:not(.steer)')].filter(e => e.checkVisibility())
     .map(e => `${Math.round(e.getBoundingClientRect().top + scrollY)} ${e.id || e.closest('section').id}`)"""
-OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+OVERFLOW = "Math.max(...[document.documentElement, byId('follow-way')].map(e => e.scrollWidth - e.clientWidth))"
 LOOK = "['(prefers-color-scheme: dark)', '(forced-colors: active)'].map(query => matchMedia(query).matches)"
 LOOK += ".concat(devicePixelRatio)"
 IN_A_FRAME = """text => document.body.appendChild(Object.assign(document.createElement('iframe'),
     {srcdoc: text, sandbox: 'allow-same-origin'}))"""
+PAINTING = "getComputedStyle(document.getElementById('map')).filter"
+CENTRE = "e => e.getBoundingClientRect().left + e.getBoundingClientRect().width / 2"
 
 
 @marked
@@ -653,8 +680,7 @@ def test_without_javascript_the_page_says_so(browser):
     page.context.close()
 
 
-DARK = {"color_scheme": "dark"}
-ZOOM = {"device_scale_factor": 2}  # 683: 1366 pixels at a zoom of 200%
+DARK, ZOOM = {"color_scheme": "dark"}, {"device_scale_factor": 2}  # 683: 1366 pixels at a zoom of 200%
 SCREENS = [(360, DARK), (683, ZOOM), (768, {}), (1366, DARK), (1366, {"forced_colors": "active"}), (3840, {})]
 
 
@@ -662,9 +688,9 @@ SCREENS = [(360, DARK), (683, ZOOM), (768, {}), (1366, DARK), (1366, {"forced_co
 @pytest.mark.parametrize("width, screen", SCREENS)
 def test_nothing_overflows_jumps_or_is_out_of_reach(open_page, width, screen):
     """Nothing overflows sideways, and nothing moves downwards while text streams or another token is chosen."""
-    loaded = checkpoint()
+    loaded = checkpoint(num_layers=4)
     loaded.origin["val_loss"] = 1.5
-    page = open_page(loaded, viewport={"width": width, "height": 900}, excerpt=EXCERPT, **screen)
+    page = open_page(loaded, viewport={"width": width, "height": max(900, width * 9 // 16)}, excerpt=EXCERPT, **screen)
     assert page.evaluate(LOOK) == [screen == DARK, "forced_colors" in screen, 2 if screen == ZOOM else 1]
     before = page.evaluate(TOPS)
     assert page.evaluate(OVERFLOW) <= 0
@@ -675,16 +701,15 @@ def test_nothing_overflows_jumps_or_is_out_of_reach(open_page, width, screen):
         page.evaluate("index => book.moveTo(index)", index)
         assert page.evaluate(TOPS) == before
     page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
-    assert page.evaluate(OVERFLOW) <= 0
-    assert page.evaluate(CLIPPED) == []
+    assert page.evaluate(OVERFLOW) <= 0 and page.evaluate(CLIPPED) == []
+    assert page.evaluate(PAINTING).startswith("invert") == (screen == DARK)
     page.evaluate(importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8"))
     found = page.evaluate("async () => (await axe.run()).violations")  # contrast, names, roles, the keyboard
     assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
 
 
-# What fits on a screen at once: on a phone a control and its effect; on a projector what a chapter is about.
 PHONE = "#guess-form, #guess-result; #go, #text; #temperature, #topK, #why thead; #follow-next, #follow-steps; "
-PHONE += "#grid, #head-title; #switches, #loss-line; #compare, #text-whole; #train-go, #train-status"
+PHONE += "#grid, #map; #switches, #loss-line; #compare, #text-whole; #train-go, #train-status"
 PROJECTOR = "#guess-form, #guess-score; #prompt, #go, #temperature, #text; #follow-next, #follow-steps; #grid, #map, "
 PROJECTOR += "#looks; #switches, #text-broken; #token-map; #train-go, #train-loss, #train-sample; #floor-text"
 TOO_TALL = """all => all.split('; ').filter(parts => {
@@ -696,20 +721,24 @@ TOO_TALL = """all => all.split('; ').filter(parts => {
 
 @marked
 def test_a_control_and_its_effect_are_on_one_screen(book):
-    page, _ = book
+    (page, _), bottom = book, "e => e.getBoundingClientRect().bottom"
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate(TOO_TALL, PHONE) == []
-    page.evaluate("document.getElementById('prompt').scrollIntoView({block: 'end'})")
-    page.evaluate("document.getElementById('go').click()")
-    box = page.locator("#text").bounding_box()
-    assert box["y"] + box["height"] < 741
+    assert page.evaluate("['grid', 'lens'].every(id => byId(id).scrollWidth <= byId(id).clientWidth)")
+    for button, effect in (("#grid button", "#map"), ("#go", "#text")):
+        page.locator(button).first.evaluate("e => { e.scrollIntoView({block: 'end'}); e.click(); }")
+        assert page.locator(effect).evaluate(bottom) < 741
     page.wait_for_selector(DONE)
-    for width, height in ((1366, 768), (1920, 1080)):
+    page.evaluate("guessing.append([...book.text, ...book.text, ...book.text], [])")  # longer than its box
+    for width, height in ((1366, 768), (1920, 1080), (3840, 2160)):
         page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.querySelector('main').clientWidth > 0.9 * innerWidth"), "half of it was empty"
         page.click("#projector")
+        assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize) > innerWidth / 100")
         for place, parts in enumerate(PROJECTOR.split("; ")):
             page.evaluate("showChapter", place)
             assert page.evaluate(TOO_TALL, f"section.now h2, {parts}") == [] and page.evaluate(OVERFLOW) <= 0
+            assert page.locator("#guess-text").evaluate(bottom) <= page.locator("#guess .text").evaluate(bottom)
         page.click("#projector")
     page.set_viewport_size({"width": 1280, "height": 900})
 
@@ -756,12 +785,13 @@ def test_in_print_the_chapters_stand_one_after_the_other(book):
     if in_firefox(page):
         page.evaluate(MEDIA, ["print", "screen"])
     else:
-        page.emulate_media(media="print")
+        page.emulate_media(media="print", color_scheme="dark")
     assert page.locator(":is(button, input, select, textarea):not(.grid button, .rival, .layer):visible").count() == 0
     assert page.evaluate("getComputedStyle(document.querySelector('.top')).position") == "static"
+    assert page.evaluate(PAINTING) == "none", "dark maps were printed on white paper"
     hidden = "[...document.querySelectorAll('#text, #follow-steps')].map(e => e.scrollHeight - e.clientHeight)"
     assert max(page.evaluate(hidden)) <= 1
     if in_firefox(page):
         page.evaluate(MEDIA, ["screen", "print"])
     else:
-        page.emulate_media(media="screen")
+        page.emulate_media(media="screen", color_scheme="light")

@@ -74,6 +74,9 @@ def test_a_damaged_or_hostile_frame_costs_only_itself(frames):
     assert [frame["step"] for frame in story] == [0, 10]
     assert story[1] == json.loads(json.dumps(second)) and read_story(None, loaded.model.config) == []
     assert read_story(path, replace(loaded.model.config, num_layers=1)) == [], "of another model"
+    run = new_run("--data", written(Path("a.txt"), "a" * 5000), *RUN[2:])  # its embeddings, of one letter, had one axis
+    path = write_story([story_frame(run, "aaaa", None)]).with_suffix(".story.jsonl")
+    assert len(read_story(path, run.model.config)) == 1
 
 
 @pytest.mark.parametrize("shape", [{}, {"tie_embeddings": True, "bias": False, "embed_dim": 24, "num_heads": 3}])
@@ -165,6 +168,13 @@ def on_an_arc(frame: dict, count=32) -> dict:
     return {**frame, "positions": {"points": points, "shares": [0.6, 0.3]}}
 
 
+VOWELS = """spread => {
+    const ids = tinygpt.encode('abcdefghijklmnopqrstuvwxyz'), isVowel = (id) => 'aeiou'.includes(tinygpt.decode([id]));
+    const tokens = (far) => ({ ids, points: ids.map((id, i) => [isVowel(id) ? far * i : i, 0]) });
+    return tokenText(tokens(0.1), spread && tokens(spread), book.tokenizer).includes('nobody told');
+}"""
+
+
 @marked
 def test_the_position_map_never_claims_an_order_that_the_initial_weights_had(open_page, frames):
     """An untrained `tiny` drew a perfect arc of sinusoids under "the model has learned that places have an order"."""
@@ -179,6 +189,7 @@ def test_the_position_map_never_claims_an_order_that_the_initial_weights_had(ope
     page = open_page(loaded)
     assert learned not in page.inner_text("#position-note") and page.is_hidden("#story-step")
     assert "vowels" in page.inner_text("#token-note")
+    assert [page.evaluate(VOWELS, first) for first in (1, None, 0.1)] == [True, False, False]
     assert "vowel" not in open_page(checkpoint("пример текста ")).inner_text("#token-note")
 
 
@@ -241,7 +252,7 @@ SOURCE = "the quick brown fox jumps over the lazy dog, and the dog sleeps on.\n"
 
 @marked
 def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
-    page = open_page(checkpoint())
+    page = open_page(checkpoint(max_seq=64))  # a longer window than the new network's
     options = {"text": SOURCE, "steps": 40, "seed": 3}
     first, again = (page.evaluate("o => tinygpt.train(o).then(({losses}) => losses)", options) for _ in range(2))
     assert first == again and len(first) == 40 and first[-1] < 2.5 < 3 < first[0]
@@ -249,6 +260,8 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
         assert word in page.evaluate(f"tinygpt.train({{{odd}}}).catch(String)")
     page.fill("#train-paste", SOURCE)
     page.click("#train-go")
+    until(page, "() => training.reports.length")
+    assert page.evaluate("training.reports[0].step") == 1
     until(page, "() => training.reports.some(({heldOut, bigram}) => heldOut < bigram)")  # it beats the table of pairs
     page.click("#train-go")  # stop
     page.wait_for_selector("#train-use:enabled")
@@ -256,12 +269,11 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     own = page.evaluate("tinygpt.config.vocab_size")
     page.fill("#prompt", "ROMEO:")
     page.fill("#temperature", "0.5")
-    page.click("#train-use")
+    page.evaluate("['rank', 'train-use'].forEach(id => document.getElementById(id).click())")
     until(page, f"book.trained && {test_page.WRITTEN}")
     size = len(set(SOURCE)) + 2
     assert page.evaluate("tinygpt.config.vocab_size") == size != own
-    config = TinyGPTConfig(size, 32, 48, 4, 1)
-    model = TinyGPT(config).eval()
+    model = TinyGPT(TinyGPTConfig(size, 32, 48, 4, 1)).eval()
     weights = page.evaluate("Object.entries(training.trained.weights).map(([name, w]) => [name, Array.from(w)])")
     shapes = {name: p.shape for name, p in model.named_parameters()}
     assert {name for name, _ in weights} == shapes.keys()
@@ -269,10 +281,13 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     ids = page.evaluate("tinygpt.encode('the lazy dog')")
     logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
     np.testing.assert_allclose(logits, model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
-    assert page.locator("#grid canvas").count() == 4
+    assert page.locator("#grid canvas").count() == 4 and " + b" in page.inner_text("#follow-steps")
     read = [page.input_value("#prompt"), page.evaluate("book.tokenizer.decode(guessing.ids)")]
     assert all(read) and all(text in SOURCE for text in read), "the page's text and prompt were read as unknown"
     until(page, "() => !location.hash.includes('prompt')")  # nobody else's page has this network
+    page.fill("#prompt", "the lazy dog")  # as if from a person's text: it stood in the address after Back
     page.click("#own-back")
     until(page, "() => document.getElementById('own').hidden && document.activeElement.id === 'strip'")
     assert page.evaluate("[tinygpt.config.vocab_size, writing.options().temperature]") == [own, 0.5]
+    until(page, "() => location.hash.includes('prompt=t&')")  # the start token of an empty prompt
+    assert page.is_hidden("#alert")
