@@ -30,9 +30,8 @@ def test_auto_takes_the_file_that_is_there_and_else_falls_back_loudly(tmp_path, 
     assert "SYNTHETIC" in capsys.readouterr().err
     written(tmp_path / "text.txt", text)
     corpus = load_corpus("auto", tmp_path)
-    assert (
-        "".join(corpus.train.blocks()) + "".join(corpus.val.blocks()) == text.decode() and not capsys.readouterr().err
-    )
+    whole = "".join(corpus.train.blocks()) + "".join(corpus.val.blocks())
+    assert whole == text.decode() and not capsys.readouterr().err
     written(tmp_path / "text.txt", text[:-1])
     with pytest.raises(OSError, match="text.txt"):  # a damaged copy is no reason to train on something else
         load_corpus("auto", tmp_path)

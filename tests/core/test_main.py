@@ -152,9 +152,8 @@ def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypat
     a resumed run makes up for the evaluation, be it that of the last step."""
     output_of("main.py", *SHORT, "--steps", 12)
     expected, story = metrics_without_clocks(tmp_path / "a.metrics.jsonl"), (tmp_path / "a.story.jsonl").read_bytes()
-    for name, failing_step in itertools.product(
-        ("evaluate", "save_best", "log_metrics", "log_story", "sample_text", "print_step"), (6, 12)
-    ):
+    stages = ("evaluate", "save_best", "log_metrics", "log_story", "sample_text", "print_step")
+    for name, failing_step in itertools.product(stages, (6, 12)):
         out = f"{name}{failing_step}"
         run = new_run(*SHORT, "--out", f"{out}.pth", "--steps", 12)
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

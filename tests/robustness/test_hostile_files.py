@@ -392,7 +392,6 @@ STATE_EDITS = {
     "no step": (lambda h, t: h["training"].pop("step"), "'step'"),
     "an endless step": (part_of("training", step=2**60), "'step'"),
     "a NaN loss": (part_of("training", best_loss=float("nan")), "NaN is not a number"),
-    "another corpus": (part_of("training", corpus_sha256="0" * 64), "is not the text"),
     "another version's settings": (lambda h, t: h["settings"].pop("windows"), "windows missing"),
     "a setting of another type": (part_of("settings", steps="many"), "--steps"),
     "a setting out of range": (part_of("settings", lr=-1.0), "--lr"),
