@@ -238,7 +238,7 @@ def usual_preset(given: dict) -> str:
 
 def check_together(settings: argparse.Namespace) -> None:
     """Raise UserError that names the flags if settings that are each in bounds do not go together."""
-    if settings.embed_dim % settings.num_heads:
+    if not settings.init_from and settings.embed_dim % settings.num_heads:
         raise UserError(f"--embed-dim {settings.embed_dim} must be divisible by --num-heads {settings.num_heads}")
     if settings.minutes and settings.warmup < MIN_WARMUP:
         raise UserError(f"to plan by time, --warmup must be {MIN_WARMUP} or more; or give --steps")

@@ -5,7 +5,8 @@ to -inf, because softmax makes that probability 0 and shares the rest out among 
 
 Why sample at all? The likeliest text is dull and repeats itself, while people often choose a less likely word; but the
 model's long tail of unlikely tokens holds mistakes, so it is cut (Holtzman et al. 2019, "The Curious Case of Neural
-Text Degeneration"). sampling/compiled_step.py has a compiled twin of the loop and the filters.
+Text Degeneration"). sampling/compiled_step.py has a compiled twin of the loop and the filters, which a change here does
+not reach: `--engine torch` shows it.
 """
 
 from __future__ import annotations  # the loop stands before the classes that its signature names

@@ -82,7 +82,7 @@ def check_twin(model: TinyGPT, weights: dict[str, Tensor], program: str) -> None
     for logits in (full, model(ids[:, -1:], cache)[0]):
         difference = float((logits - twin[-len(logits) :]).abs().max())
         if not difference <= TOLERANCE * spread:
-            raise UserError(f"{changed}: logits differ by {difference:.1g} of {spread:.1g}; {advice}")
+            raise UserError(f"{changed}: logits differ by {difference:.2g} of {spread:.2g}; {advice}")
 
 
 @torch.inference_mode()

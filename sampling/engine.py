@@ -1,6 +1,7 @@
 """Which code makes the tokens: PyTorch's operations, or loops that numba compiles."""
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int, rows: in
     flag = "--weights int8" if weights == "int8" else "--engine compiled"
     if not on_cpu:
         raise UserError(f"{flag} computes on the CPU: add --device cpu")
+    earlier = signal.signal(signal.SIGINT, signal.SIG_DFL)  # LLVM, which compiles, does not bear a KeyboardInterrupt
     try:
         optional_package("numba", flag)
         if not any(Path(__file__).parent.glob("__pycache__/kernels.make_tokens-*.nbi")):  # where numba keeps it
@@ -49,3 +51,5 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int, rows: in
             raise UserError(f"{reason}; leave {flag} out") from None
         print(f"{reason}; PyTorch makes the text", file=sys.stderr)
         return None, sampler.generate
+    finally:
+        signal.signal(signal.SIGINT, earlier)

@@ -63,7 +63,7 @@ function placedToken(t) {
 
 /** Says which characters of a text the model has never seen, if there are any. Bytes are all known. */
 function unknownText(text) {
-  const unknown = book.tokenizer.unknown?.(text).slice(0, 8).join(" ");
+  const unknown = book.tokenizer.unknown?.(text).slice(0, 40).join(" ");
   return unknown ? escapeInvisible(`The model has never seen ${unknown}: read as “unknown”.`) : "";
 }
 
