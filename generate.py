@@ -33,8 +33,6 @@ from support.device import pick_device
 from tiny_decoder import TinyGPT
 from tokenizer import Tokenizer
 
-MIN_WIDTH = 512  # of a network, from which on several threads make a single text faster (docs/decoding.md)
-
 
 def make_parser() -> Parser:
     """Every flag of generate.py, with its one default."""
@@ -91,8 +89,8 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
     step, loop = pick_engine(engine, settings.weights, model, settings.max_new_tokens, len(rows))
     with user_errors():
         window = SlidingWindow(model, rows, settings.stride, step)
-    if step is None and len(rows) == 1 and model.config.embed_dim < MIN_WIDTH:
-        torch.set_num_threads(1)  # several would wait for each other longer than they compute
+    if step is None and len(rows) == 1 and settings.stride is None and model.config.embed_dim < 512:
+        torch.set_num_threads(1)  # several would wait for each other longer than they compute (docs/decoding.md)
     started = time.perf_counter()
     if settings.beams:
         count = print_beams(settings, window, tokenizer, prompts[0])

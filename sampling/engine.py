@@ -1,13 +1,12 @@
 """Which code makes the tokens: PyTorch's operations, or loops that numba compiles."""
 
 import importlib.util
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import sampler
-from support.command import UserError, one_line, optional_package
+from support.command import StopSignal, UserError, one_line, optional_package
 from tiny_decoder import TinyGPT
 
 ENGINES = ("auto", "torch", "compiled")
@@ -37,19 +36,20 @@ def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int, rows: in
     flag = "--weights int8" if weights == "int8" else "--engine compiled"
     if not on_cpu:
         raise UserError(f"{flag} computes on the CPU: add --device cpu")
-    earlier = signal.signal(signal.SIGINT, signal.SIG_DFL)  # LLVM, which compiles, does not bear a KeyboardInterrupt
     try:
-        optional_package("numba", flag)
-        if not any(Path(__file__).parent.glob("__pycache__/kernels.make_tokens-*.nbi")):  # where numba keeps it
-            print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)
-        from sampling.compiled_step import CompiledStep, generate  # numba is optional, and slow to import
+        with StopSignal() as stop:  # LLVM, which compiles, does not bear the exception of a Ctrl-C: it comes afterwards
+            optional_package("numba", flag)
+            if not any(Path(__file__).parent.glob("__pycache__/kernels.make_tokens-*.nbi")):  # where numba keeps it
+                print("compiling the fast loops, which takes some ten seconds, once", file=sys.stderr)
+            from sampling.compiled_step import CompiledStep, generate  # numba is optional, and slow to import
 
-        return CompiledStep(model, weights), generate
+            step = CompiledStep(model, weights)
+        if stop.signum:
+            raise KeyboardInterrupt
+        return step, generate
     except (RuntimeError, UserError) as error:  # DifferentNetwork; numba is broken, or has no folder to compile into
         reason = f"the compiled loops cannot be used: {one_line(error)}"
         if not optional:
             raise UserError(f"{reason}; leave {flag} out") from None
         print(f"{reason}; PyTorch makes the text", file=sys.stderr)
         return None, sampler.generate
-    finally:
-        signal.signal(signal.SIGINT, earlier)

@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
         torch.ones(1, device=device).add(1).item()  # a GPU too old for this PyTorch has memory, but runs no kernel
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         problem = f"--device {name}: PyTorch cannot compute there ({one_line(error)[:100]})"
-        if not automatic:
+        if not automatic or "RANK" in os.environ:  # of several processes, all must compute alike
             raise UserError(f"{problem}; try --device cpu") from None
         print(f"NOTE: {problem}; the CPU computes", file=sys.stderr)
         device = torch.device("cpu")
@@ -45,7 +45,7 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of the matrix products: `float32`, `bfloat16`, `float16`, or "auto".
 
-    auto is bfloat16 where the hardware multiplies it faster than float32 (recent GPUs; most CPUs with AMX or
+    auto is bfloat16 where the hardware multiplies it clearly faster than float32 (recent GPUs; most CPUs with AMX or
     AVX512-bf16), float16 on NVIDIA GPUs that have tensor cores for nothing else (V100, T4), and float32 elsewhere.
     """
     if name != "auto":
@@ -63,8 +63,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @functools.cache
 def bfloat16_is_faster() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32. One with the instructions need not: an Intel Xeon
-    whose AMX the virtual machine hides takes twice the time."""
+    """Whether this CPU multiplies bfloat16 clearly faster than float32. One with the instructions need not: an Intel
+    Xeon whose AMX the virtual machine hides takes twice the time."""
     return product_rate("cpu", torch.bfloat16) > 1.2 * product_rate("cpu", torch.float32)  # more than noise
 
 

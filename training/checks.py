@@ -65,7 +65,7 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
         resumed |= {"minutes": None, "epochs": 0.0}
     if "minutes" in given:  # so many more, planned anew
         resumed |= {"steps": MAX_STEPS, "epochs": 0.0}
-    return Namespace(**resumed | {name: getattr(settings, name) for name in given & ADJUSTABLE})
+    return Namespace(**resumed | {n: v for n, v in vars(settings).items() if n in given & ADJUSTABLE and v != [AUTO]})
 
 
 def settings_for_base(settings: Namespace, given: set[str], config: TinyGPTConfig) -> Namespace:

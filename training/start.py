@@ -103,8 +103,9 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
         raise UserError(f"{path} cannot be used: {error}") from None
     settings = checks.settings_to_resume(saved, settings, given, path)
     checks.refuse_unused(settings, given)
-    if given & {"minutes", "steps"}:  # more of them, even if --patience was over
-        state.planned, state.stale = state.planned and "minutes" not in given, 0
+    state.planned = state.planned and "minutes" not in given
+    if given & {"minutes", "steps"} and 0 < (settings.patience or 0) <= state.stale:  # it was over, but more is wanted
+        state.stale = 0
     last = min(settings.steps, settings.stop_at or settings.steps)
     if state.step >= last and not state.evaluation_due(settings):
         advice = "give --minutes, or a larger --steps or --stop-at"

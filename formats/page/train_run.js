@@ -33,8 +33,8 @@ function windowsAt(ids, starts, T) {
 }
 
 /** Train a small network on a text, of which the last tenth is held out. Resolves to {losses, model}: of each step, and
- * as Book.useModel needs it. send gets {step, loss, heldOut, bigram, sample} about once a second: the mean loss since
- * the last time, and what network and table of pairs reach on held-out text. stopped(): whether to end. */
+ * as Book.useModel needs it. send gets {step, loss, heldOut, bigram, sample} after step 1, then once a second: the mean
+ * loss since the last time, and what network and table of pairs reach on held-out text. stopped(): whether to end. */
 async function trainNetwork({ text, steps, seed }, send, stopped) {
   const plain = alphabetOf(text), tokenizer = makeTokenizer(plain), ids = Uint16Array.from(tokenizer.encode(text));
   if (ids.length < MIN_LETTERS) throw new Error(`a text of at least ${MIN_LETTERS} letters is needed`);

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import signal
 import sys
 from dataclasses import astuple
 
@@ -190,6 +191,15 @@ def test_changed_network_is_noticed(monkeypatch, capsys, change):
     for flags in [("compiled", "float32"), ("auto", "int8")]:
         with pytest.raises(UserError, match="cannot be used: this network.*; leave .* out"):
             engine.pick_engine(*flags, model, 5, 1)
+
+
+def test_a_ctrl_c_while_the_loops_compile_comes_afterwards(monkeypatch, model):
+    """Raised within LLVM, it was lost, or a segmentation fault."""
+    monkeypatch.setattr("sampling.compiled_step.CompiledStep", lambda *_: compiled.append(signal.raise_signal(2)))
+    compiled = []
+    with pytest.raises(KeyboardInterrupt):
+        engine.pick_engine("compiled", "float32", model, 5, 1)
+    assert compiled
 
 
 def test_without_a_folder_for_compiled_code_pytorch_makes_the_text(monkeypatch, capsys, model):

@@ -111,7 +111,7 @@ def test_a_span_is_a_slice(tmp_path, small_blocks):
 # --- Documents ---------------------------------------------------------------------------------------------------
 
 
-def test_one_text_is_split_by_position(tmp_path, small_blocks):
+def test_one_text_is_split_by_position_if_there_is_enough(tmp_path, small_blocks):
     text = "0123456789é" * 10
     for source in (text, written(tmp_path / "a.txt", text)):
         corpus = split_documents("a", [source])
@@ -120,6 +120,8 @@ def test_one_text_is_split_by_position(tmp_path, small_blocks):
         assert corpus.val.count_bytes() == len(text[99:].encode())
         assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
         assert not corpus.train.separated and corpus.floor is None
+    with pytest.raises(UserError, match="a holds 2 characters"):
+        split_documents("a", ["ab"])
 
 
 def test_a_folder_is_its_texts_shuffled_with_its_subfolders(tmp_path, capsys):

@@ -309,11 +309,8 @@ def test_an_adapter_whose_characters_do_not_fit_is_refused(tmp_path, field, valu
 
 
 def test_characters_for_a_byte_level_base_are_refused(tmp_path):
-    """Its vocabulary has every byte: their rows would have no token."""
     base = Checkpoint(fresh(vocab_size=257), BPETokenizer.train(["ab"], 257), {})
-    model = fresh(vocab_size=257)
-    add_adapters(model, CONFIG)
-    save_adapter(tmp_path / "a.pth", model, base.tokenizer, CONFIG, {})
+    save_adapter(tmp_path / "a.pth", adapted(vocab_size=257), base.tokenizer, CONFIG, {})
     header, tensors = read_checkpoint(tmp_path / "a.pth", ADAPTER)
     write_checkpoint(tmp_path / "a.pth", header | {"characters": "abc"}, tensors)
     with pytest.raises(UserError, match="cannot be used"):

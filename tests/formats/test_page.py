@@ -786,9 +786,9 @@ def test_in_print_the_chapters_stand_one_after_the_other(book):
         page.evaluate(MEDIA, ["print", "screen"])
     else:
         page.emulate_media(media="print", color_scheme="dark")
+        assert page.evaluate(PAINTING) == "none", "dark maps were printed on white paper"
     assert page.locator(":is(button, input, select, textarea):not(.grid button, .rival, .layer):visible").count() == 0
     assert page.evaluate("getComputedStyle(document.querySelector('.top')).position") == "static"
-    assert page.evaluate(PAINTING) == "none", "dark maps were printed on white paper"
     hidden = "[...document.querySelectorAll('#text, #follow-steps')].map(e => e.scrollHeight - e.clientHeight)"
     assert max(page.evaluate(hidden)) <= 1
     if in_firefox(page):
