@@ -91,6 +91,9 @@ def test_the_other_initial_weights_are_sinusoids_and_xavier():
     assert (alike - alike.diag().diag()).max() < alike.diag().min(), "no two positions look alike"
     assert alike[10, 11] > alike[10, 30], "neighbours look more alike than strangers"
     assert sinusoids(64, 7).shape == (64, 7) and sinusoids(1, 1).shape == (1, 1)
+    for tied in (True, False):  # a loader brings the weights of its own
+        model = TinyGPT(tiny_config(tie_embeddings=tied), init=None)
+        assert not model.token_embedding.weight.any() and not model.position_embedding.weight.any()
     with pytest.raises(ValueError, match="init"):
         TinyGPT(tiny_config(), init="zeros")
 

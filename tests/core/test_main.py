@@ -100,8 +100,7 @@ def test_grad_accum_gives_the_same_gradients():
 
 
 def test_float16_resumes_exactly_and_skips_steps_that_overflow(output_of, tmp_path, monkeypatch):
-    """A free T4 has no fast products but these. The first steps overflow here, with a factor of 2^20 for the loss; what
-    is left of the factor is saved."""
+    """A free T4 has no fast products but these. The first steps overflow, with a factor of 2^20; the rest is saved."""
     scaler = partial(torch.amp.GradScaler, init_scale=2.0**20)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     flags = [*SHORT, "--dtype", "float16", "--steps", 12]

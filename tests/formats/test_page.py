@@ -193,7 +193,7 @@ def book(opened_book):
 
 def until(page, condition: str, *arguments) -> None:
     """Wait until an expression is true. (Playwright's own way to wait for one is refused by the page's policy.)"""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 30
     while not page.evaluate(condition, *arguments):
         assert time.monotonic() < deadline, f"waited in vain for {condition}"
         time.sleep(0.02)
@@ -549,9 +549,7 @@ def test_a_bet_costs_its_surprise(book):
 @marked
 def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page, _ = book
-    page.evaluate(
-        "Object.assign(new Book(), {config: book.config, engine: book.engine}).moveTo(1)"
-    )  # it has no text yet
+    page.evaluate("Object.assign(new Book(), {config: book.config, engine: book.engine}).moveTo(1)")  # no text yet
     page.fill("#temperature", "0.5")
     page.fill("#topK", "3")
     heads = page.locator("#why thead th").all_inner_texts()
