@@ -12,7 +12,6 @@ hardly follows, are learned too. docs/training.md shows what this does to one up
 """
 
 import argparse
-import math
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +49,12 @@ class Muon(torch.optim.Optimizer):
     Weight decay (Krogh & Hertz 1991): every step also shrinks the weights a little, so that only what the gradients
     keep asking for stays. It is decoupled: it does not pass through the momentum (Loshchilov & Hutter 2017).
 
-    `torch.optim.Muon` sees the packed q, k, v projection as one matrix and takes the matrices one by one; here the
-    three are treated as three, and matrices of one shape are orthogonalized in one batch.
+    A row of a matrix makes one output, a neuron. An orthogonal matrix with more rows than columns has short rows, of
+    different lengths, so some neurons would learn faster than others. Here every row of an update has length 1 (Zhang
+    et al. 2026, https://arxiv.org/abs/2602.21545; with a running mean Li et al. 2025, https://arxiv.org/abs/2510.05491).
+
+    `torch.optim.Muon` has no such step, sees the packed q, k, v projection as one matrix and takes the matrices one by
+    one; here the three are treated as three, and matrices of one shape are orthogonalized in one batch.
     """
 
     def __init__(
@@ -80,13 +83,12 @@ class Muon(torch.optim.Optimizer):
                 update = p.grad.lerp(momentum, m)  # the same once more: Nesterov's look ahead to the next momentum
                 for part, change in zip(p.chunk(group["parts"]), update.chunk(group["parts"]), strict=True):
                     by_shape.setdefault(part.shape, []).append((part, change))
-            for (rows, columns), pairs in by_shape.items():
+            for pairs in by_shape.values():
                 changes = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
-                # An orthogonal matrix with more rows than columns changes each output less; this makes up for it.
-                scale = group["lr"] * math.sqrt(max(1, rows / columns))
+                changes = F.normalize(changes, dim=-1)  # each row (..., columns) gets the length 1
                 for (part, _), change in zip(pairs, changes, strict=True):  # a part is a view: p itself changes
                     part.mul_(1 - group["lr"] * group["weight_decay"])
-                    part.sub_(change, alpha=scale)
+                    part.sub_(change, alpha=group["lr"])
 
 
 def make_optimizers(model: TinyGPT, settings: argparse.Namespace) -> list[torch.optim.Optimizer]:

@@ -40,7 +40,7 @@ def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpu
             raise UserError(f"--data {word}: {what}, and {names}")
     files = files_in(paths, glob)
     if not files:
-        raise UserError(f"--data {name}: no file matches --glob {typed([glob])}")
+        raise UserError(f'--data {name}: no file matches --glob {typed([glob])}; --glob "*.py" takes others')
     if documents:
         corpus = documents_corpus(name, files, documents)
     else:
@@ -100,6 +100,8 @@ def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
             starts.append(start)
             lengths.append(len(document))
             sizes.append(len(document.decode()))
+    if len(sizes) == 1:
+        raise UserError(f"--documents {documents}: {name} would be a single document; leave --documents out")
     order = np.random.default_rng(SHUFFLE_SEED).permutation(np.arange(len(sizes), dtype=np.int32))
     starts, lengths, sizes = (np.frombuffer(column, column.typecode)[order] for column in (starts, lengths, sizes))
     ends = sizes.cumsum(dtype=np.int64)

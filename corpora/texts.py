@@ -39,13 +39,18 @@ def encoding_of(path: Path) -> str:
     read.
     """
     with open(path, "rb") as file:
-        head = file.read(4)
+        head = file.read(4096)
     for signature, command in NO_TEXT.items():
         if head.startswith(signature):
             raise UserError(f"{path} is not a text file; make one: {filled_in(command, path)}")
-    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
-    return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if head.count(0) > 0.1 * len(head):
+        advice = filled_in(f"iconv -f utf-16{'le' if head[0] else 'be'} -t utf-8 {{}} > {{new}}", path)
+        raise UserError(f"{path} is full of NUL characters, as UTF-16 text is: {advice}")
+    return "utf-8-sig"
 
 
 def filled_in(command: str, path: Path) -> str:
@@ -67,10 +72,6 @@ def read_blocks(source: Path | str) -> Iterator[str]:
     with open(source, encoding=encoding_of(source), newline=None) as file:
         try:
             while block := file.read(BLOCK):
-                if block.count("\0") > 0.1 * len(block):
-                    order = "be" if block.startswith("\0") else "le"
-                    advice = filled_in(f"iconv -f utf-16{order} -t utf-8 {{}} > {{new}}", source)
-                    raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: {advice}")
                 yield block
         except UnicodeDecodeError as error:
             # The bytes that Python tried to decode are the last ones that it has read from the file.

@@ -77,7 +77,7 @@ def load_bpe(path: Path, start: str = BOS) -> BPETokenizer:
     """The tokenizer in a `tokenizer.json`. Raises UserError if the file holds none, OSError if it cannot be read."""
     if not path.is_file():
         raise UserError(f"--tokenizer {path}: no such file; make one with: python train_tokenizer.py")
-    with user_errors(f"--tokenizer {path}: "), open(path, encoding="utf-8") as file:
+    with user_errors(f"--tokenizer {path}: not a file of train_tokenizer.py: "), open(path, encoding="utf-8") as file:
         return bpe_from_json(file.read(MAX_JSON + 1), start)
 
 

@@ -119,13 +119,14 @@ def interruptible(
 
 
 # What other programs call our flags, where the letters alone do not tell.
-SYNONYMS = {"--learning-rate": "--lr", "--max-iters": "--steps", "--block-size": "--max-seq", "--temp": "--temperature"}
+SYNONYMS = {"--learning-rate": "--lr", "--max-iters": "--steps", "--iters": "--steps", "--block-size": "--max-seq"}
+SYNONYMS |= {"--temp": "--temperature", "--length": "--max-new-tokens", "--lora": "--lora-rank"}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`: did you mean NAME?` with the known name that is nearest to a word, or nothing if none is near."""
-    known, meant = list(known), SYNONYMS.get(word.lower())
-    near = [meant] if meant in known else difflib.get_close_matches(word[:80].lower(), known, 1)
+    known, word = list(known), word[:80].lower().replace("_", "-")
+    near = [SYNONYMS[word]] if SYNONYMS.get(word) in known else difflib.get_close_matches(word, known, 1)
     return f": did you mean {near[0]}?" if near else ""
 
 
@@ -161,7 +162,7 @@ class Parser(argparse.ArgumentParser):
         settings, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            is_text = not name.startswith("-") and "--steps" in self._option_string_actions  # of main.py
+            is_text = not name.startswith("-") and "--glob" in self._option_string_actions
             advice = f": for a text, --data {name}" if is_text else did_you_mean(name, self._option_string_actions)
             self.error(f"{name} is not a flag{advice}")
         return settings

@@ -53,7 +53,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
             repeat += f" --warmup {settings.warmup}" if settings.warmup != preset.warmup else ""
             plan += f" ({repeat} repeats this run)"
     if overhead + seconds * (fitting - state.step) > 60 * settings.minutes:
-        plan += "; warm-up and evaluation take longer: try --preset tiny, a smaller --warmup, or --eval-tokens 100000"
+        plan += "; set-up, warm-up and evaluation take longer: try more --minutes, or --eval-tokens 100000"
     tqdm.write(plan)
     settings.steps = fitting
 

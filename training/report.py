@@ -59,7 +59,7 @@ def announce(run: Run, given: set[str]) -> None:
     one_text = not run.corpus.train.separated and run.corpus.name not in NAMES
     if run.dist.first and not run.state.step and one_text and len(run.train_set.tokens) > 100 * TENTH_PIECE:
         warn_of_odd_tenth(run)
-    if run.state.step:
+    if run.saved_in:
         print(f"resuming at step {run.state.step}")
 
 
@@ -153,8 +153,8 @@ def finish(run: Run, signum: int) -> None:
     guessing = math.log(run.tokenizer.vocab_size)
     if settings.init_from and state.best_step == 0:
         print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr")
-    elif state.best_loss > guessing:
-        print(f"NOTE: guessing has a loss of {guessing:.4f}: nothing was learned; try more --steps or a smaller --lr")
+    elif state.best_loss > guessing and not settings.init_from:
+        print(f"NOTE: guessing has a lower loss, {guessing:.4f}: try more text, more --steps or a smaller --lr")
     seconds = f"{state.train_seconds:.0f} s of training"
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}")
     if state.stale >= MIN_STALE or patience_is_over:

@@ -72,8 +72,8 @@ def find_start(settings: Namespace, given: set[str], files: RunPaths, dist: Dist
 def fine_tune(settings: Namespace, given: set[str]) -> Start:
     """The model of --init-from, with fresh adapters if --lora-rank says so."""
     adapters = lora_config(settings)
-    if adapters and os.path.realpath(settings.init_from) == os.path.realpath(settings.out):
-        raise UserError(f"--out {settings.out} is the base, which the adapter needs: choose another --out")
+    if os.path.realpath(settings.init_from) == os.path.realpath(settings.out):
+        raise UserError(f"--out {settings.out} is the base, which is worth keeping: choose another --out")
     base = load_model(Path(settings.init_from))
     settings = checks.settings_for_base(settings, given, base.model.config)
     config = replace(base.model.config, dropout=settings.dropout, attention_dropout=settings.attention_dropout)
