@@ -141,7 +141,7 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
     has a copy of it, and `backward` averages their gradients.
     """
     settings, state, dist = run.settings, run.state, run.dist
-    if dist.size > 1:  # PyTorch fixes the order in which it sums gradients in the first backward pass: drop that
+    if dist.size > 1:  # DistributedDataParallel regroups the gradients after its first backward pass: drop that one
         compute_gradients(run, network)
     if state.step == 0:  # what the initial weights do
         log_story(run, sample_text(run))
@@ -180,7 +180,8 @@ def train_step(run: Run, network: nn.Module) -> float:
     on. Otherwise raises FloatingPointError, before any weight is changed, if the loss or the gradient is not finite.
     """
     settings, state, scaler = run.settings, run.state, run.scaler
-    loss = compute_gradients(run, network)
+    with saved_if_it_fails(run):
+        loss = compute_gradients(run, network)
     for optimizer in run.optimizers:
         scaler.unscale_(optimizer)  # divides the gradients by what the loss was multiplied by
     # A rare batch has a gradient many times the usual. It is scaled down, or this step could undo many others

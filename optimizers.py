@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
     et al. 2026, https://arxiv.org/abs/2602.21545; with a running mean Li et al. 2025, https://arxiv.org/abs/2510.05491).
 
     `torch.optim.Muon` has no such step, sees the packed q, k, v projection as one matrix and takes the matrices one by
-    one; here the three are treated as three, and matrices of one shape are orthogonalized in one batch.
+    one; here the three are treated as three, and a group's matrices of one shape are orthogonalized in one batch.
     """
 
     def __init__(

@@ -197,6 +197,8 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         settings.steps, settings.eval_every = MAX_STEPS, given.get("eval_every", MAX_STEPS)
     if settings.minutes and not chosen:
         settings.epochs = given.get("epochs", settings.epochs or MAX_EPOCHS)
+    if "steps" in given and "warmup" not in given and settings.steps <= settings.warmup:
+        settings.warmup = settings.steps // 10
     if "steps" in given and "epochs" not in given:
         settings.epochs = 0.0
     if not settings.resume:  # then the saved ones count

@@ -217,7 +217,7 @@ class SlidingWindow:
             raise ValueError(f"a token id is outside the vocabulary of {vocab_size} tokens")
         self.model = model.eval()
         self.step = step
-        self.device = model.position_embedding.weight.device
+        self.device = model.token_embedding.weight.device
         self.rows = [list(prompt) for prompt in prompts]
         self.starts = [max(0, len(row) - self.max_seq) for row in self.rows]  # where each row's window begins
         self.cache = KVCache(model, len(prompts))

@@ -86,6 +86,12 @@ class CausalSelfAttention(nn.MultiheadAttention):
     equal to the parent's own, called with `attn_mask`.
     """
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        # Does the kernel of `attend` compute what `weigh` says? Once you change `weigh`, it does not: then yours runs.
+        some = *torch.arange(96.0, device="cpu").sin().view(3, 1, 2, 4, 4), causal_mask(4)  # q, k, v, mask
+        self.fused = torch.allclose(self.weigh(*some), F.scaled_dot_product_attention(*some), atol=1e-5)
+
     def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
@@ -106,11 +112,14 @@ class CausalSelfAttention(nn.MultiheadAttention):
         return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
-        """softmax(q kᵀ / sqrt(hs) + mask) v: q (B, nh, T, hs), k and v (B, nh, slots, hs) -> (B, nh, T, hs)."""
-        # PyTorch has the same in one call, which is faster, except on a CPU in bfloat16, and does not hold the weights
-        # of all pairs of tokens in memory. To try another formula, delete these two lines.
-        if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.size(2) > PLAIN_LIMIT:
+        """What `weigh` computes. PyTorch has the same in one call, which is faster, except on a CPU in bfloat16, and
+        does not hold the weights of all pairs of tokens in memory."""
+        if self.fused and (q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.size(2) > PLAIN_LIMIT):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.weigh(q, k, v, mask, dropout)
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+        """softmax(q kᵀ / sqrt(hs) + mask) v: q (B, nh, T, hs), k and v (B, nh, slots, hs) -> (B, nh, T, hs)."""
         scores = q / math.sqrt(q.size(-1)) @ k.mT + mask.to(q.dtype)  # (B, nh, T, slots)
         weights = F.dropout(scores.softmax(dim=-1), dropout)
         return weights @ v
@@ -296,7 +305,7 @@ class KVCache:
     """
 
     def __init__(self, model: TinyGPT, batch_size: int):
-        config, like = model.config, model.position_embedding.weight
+        config, like = model.config, model.token_embedding.weight
         shape = (batch_size, config.num_heads, config.max_seq, config.embed_dim // config.num_heads)
         # Zeros, because a masked slot counts 0 times its value, and 0 times whatever memory held might be NaN.
         self.memory = like.new_zeros(config.num_layers, 2, *shape)  # (L, 2, B, nh, max_seq, hs); 2: keys and values

@@ -15,7 +15,7 @@ def residual_stream(model: TinyGPT, ids: list[int]) -> Tensor:
     if not 1 <= len(ids) <= model.config.max_seq:
         raise ValueError(f"needs 1 to {model.config.max_seq} tokens, not {len(ids)}")
     model.eval()
-    tokens = torch.tensor(ids, device=model.position_embedding.weight.device)
+    tokens = torch.tensor(ids, device=model.token_embedding.weight.device)
     mask = model.causal_mask[: len(ids), : len(ids)]
     stream = [(model.token_embedding(tokens) + model.position_embedding.weight[: len(ids)])[None]]  # (1, T, C) each
     for block in model.blocks:
@@ -30,10 +30,11 @@ def attention_maps(model: TinyGPT, ids: list[int]) -> Tensor:
     Every row sums to 1, and is 0 to the right of the diagonal. Raises like `residual_stream`.
     """
     mask = model.causal_mask[: len(ids), : len(ids)]
+    each = torch.eye(len(ids), device=mask.device)  # the mean of these values is the weights themselves
     maps = []
     for block, x in zip(model.blocks, residual_stream(model, ids), strict=False):
         q, k, _ = block.attention.project(block.attention_norm(x[None]))  # (1, nh, T, hs)
-        maps.append((q @ k.mT * q.size(-1) ** -0.5 + mask).softmax(-1)[0])
+        maps.append(block.attention.attend(q, k, each.expand(*q.shape[:2], -1, -1), mask)[0])
     return torch.stack(maps)
 
 

@@ -22,7 +22,7 @@ def token_losses(model: TinyGPT, ids: np.ndarray) -> np.ndarray:
     """
     losses = [torch.zeros(0)]
     for inputs, targets in consecutive_windows(ids, model.config.max_seq, 2**12):
-        logits = model(inputs.to(model.position_embedding.weight.device)).cpu()
+        logits = model(inputs.to(model.token_embedding.weight.device)).cpu()
         losses.append(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none"))
     return torch.cat(losses).numpy()
 

@@ -1,8 +1,8 @@
 """What every command shares: flag types, errors of one line, exit codes, signals.
 
 Exit codes: 0 done, 1 file or I/O trouble (OSError), 2 bad input or flags (UserError), 3 training diverged or the
-model gave non-finite numbers (FloatingPointError), 130 / 143 interrupted by SIGINT / SIGTERM (Interrupted). Any other
-exception is a bug and keeps its traceback.
+model gave non-finite numbers (FloatingPointError), 129 / 130 / 143 interrupted by SIGHUP / SIGINT / SIGTERM
+(Interrupted). Any other exception is a bug and keeps its traceback.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def optional_package(module: str, purpose: str) -> ModuleType:
 
 
 class StopSignal:
-    """Within it, the first SIGINT or SIGTERM is only noted, so that the step can be finished and saved.
+    """Within it, the first SIGINT, SIGTERM or SIGHUP (a terminal that closes; Windows has none) is only noted, so that
+    the step can be finished and saved. What is ignored stays ignored, as SIGHUP by nohup.
 
     A second SIGINT raises KeyboardInterrupt at once. shielded: when an exception ends it, SIGTERM is ignored from then
     on: torchrun sends it as soon as one process has failed, and the others have yet to say why they leave.
@@ -74,7 +75,8 @@ class StopSignal:
         self.shielded = shielded
 
     def __enter__(self) -> "StopSignal":
-        self.earlier = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        signals = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        self.earlier = {s: signal.signal(s, self.note) for s in signals if signal.getsignal(s) != signal.SIG_IGN}
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:

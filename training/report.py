@@ -92,7 +92,7 @@ def log_story(run: Run, sample: str, val_loss: float | None = None) -> None:
         return
     try:
         frame = story_frame(run, sample, val_loss)
-    except (AttributeError, TypeError, RuntimeError) as error:
+    except (AttributeError, TypeError, RuntimeError, LookupError, ValueError) as error:
         tqdm.write(f"NOTE: sampling/inspect.py does not fit the network, so the page has no story: {one_line(error)}")
     else:
         append_frame(run.files.story, frame)

@@ -53,7 +53,7 @@ class Run:
         return self.average.module if self.average else self.model
 
     def compiled(self, model: TinyGPT) -> nn.Module:
-        """The model itself, or torch.compile's version of it, if --compile says so; it remembers what it compiled."""
+        """The model itself, or torch.compile's version of it, if --compile says so; PyTorch remembers that."""
         return torch.compile(model) if wants_compile(self.settings.compile, self.device) else model
 
     @cached_property

@@ -86,7 +86,7 @@ def saved_if_it_fails(run: Run) -> Iterator[None]:
     before = dataclasses.replace(run.state)
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if run.saved_step < run.state.step and not isinstance(error, FloatingPointError):  # after which none are of use
             vars(run.state).update(vars(before))
             with contextlib.suppress(Exception):  # the disk may be what failed

@@ -81,11 +81,21 @@ def test_attention_is_that_of_its_parent_under_any_mask(dtype, mask, time, bias)
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_products_written_out_are_the_fused_kernel(mask, monkeypatch):
+def test_the_products_written_out_are_the_fused_kernel(mask):
     q, k, v = torch.randn(3, 2, 2, 40, 4)
     expected = scaled_dot_product_attention(q, k, v, attn_mask=mask(40))
-    monkeypatch.setattr(torch, "bfloat16", torch.float32)  # with which `attend` computes the formula
-    torch.testing.assert_close(random_attention().attend(q, k, v, mask(40)), expected)
+    torch.testing.assert_close(random_attention().weigh(q, k, v, mask(40)), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_changed_formula_is_what_runs(dtype, monkeypatch):
+    """In float32 the kernel of PyTorch went on with the old one, and nothing said so."""
+    assert random_attention().fused
+    monkeypatch.setattr(CausalSelfAttention, "weigh", lambda self, q, k, v, mask, dropout=0.0: 2 * v)
+    attention, x = random_attention(), torch.randn(1, 5, 8)
+    with precision(dtype):
+        expected = attention.out_proj(2 * attention.project(x)[2].transpose(1, 2).flatten(2))
+        torch.testing.assert_close(attention(x, causal_mask(5)), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
