@@ -79,7 +79,6 @@ def test_utf_16_with_its_mark_is_read(tmp_path, monkeypatch, encoding, size):
     ],
 )
 def test_what_is_no_text_yet_gets_the_command_that_makes_it_one(tmp_path, monkeypatch, head, command):
-    monkeypatch.chdir(tmp_path)
     written(Path("my text"), head)
     with pytest.raises(UserError, match=re.escape(command)):
         load_corpus("my text")

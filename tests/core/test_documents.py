@@ -96,9 +96,8 @@ def test_every_document_begins_with_bos_for_both_tokenizers(tmp_path):
         assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.start_id  # where the next one begins, a text ends
 
 
-def test_train_and_sample_documents(output_of, tmp_path, monkeypatch):
+def test_train_and_sample_documents(output_of):
     """`<bos>` begins a text and ends it, the settings are saved, and another way to cut the text is another run."""
-    monkeypatch.chdir(tmp_path)
     written(Path("names.txt"), "anna\nbob\n" * 100)
     flags = ["--data", "names.txt", "--documents", "lines", "--preset", "tiny", "--max-seq", "16", "--out", "a.pth"]
     output_of("main.py", *flags, "--steps", "60", "--stop-at", "50")

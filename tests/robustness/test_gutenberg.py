@@ -108,12 +108,10 @@ def test_one_book_cannot_be_split(library, tmp_path):
         load_corpus("gutenberg", tmp_path)
 
 
-def test_the_command_says_what_it_fetched(library, in_process, tmp_path):
+def test_the_command_says_what_it_fetched(library, output_of):
     arguments = ["gutenberg", "--mirror", MIRROR + "/", "--books", "30", "40"]
-    code, out, err = in_process("data_setup.py", *arguments)
-    assert code == 0 and f"{len(clean(30)):,} characters to train on, {len(clean(40)):,} to validate" in out, err
+    out = output_of("data_setup.py", *arguments)
+    assert f"{len(clean(30)):,} characters to train on, {len(clean(40)):,} to validate" in out
     assert "BOOK 30" in out and "BOOK 40" in out
     library.faults = {50: "404"}
-    code, out, err = in_process("data_setup.py", *arguments, "50")
-    assert code == 1
-    assert_one_error_line(err, "/cache/epub/50/pg50.txt", "404")
+    assert_one_error_line(output_of("data_setup.py", *arguments, "50", code=1), "/cache/epub/50/pg50.txt", "404")
