@@ -106,11 +106,15 @@ def in_process(monkeypatch, capsys):
 
 @pytest.fixture
 def output_of(in_process):
-    """The stdout of a command that ends well, or with another code its stderr: `output_of("main.py", …, code=2)`."""
+    """The stdout of a command that ends well, or with another code its stderr: `output_of("main.py", …, code=2)`.
+
+    A command that refuses what it was given has no stdout.
+    """
 
     def run(script: str, *arguments: object, code: int = 0) -> str:
         left, output, errors = in_process(script, *arguments)
         assert left == code, f"{script} {arguments} left with {left}:\n{errors}"
+        assert left != 2 or not output, output
         return errors if code else output
 
     return run

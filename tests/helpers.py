@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import tiny_decoder
+from corpora.texts import Split, TextSpan
 from formats.checkpoint import TRAINING, read_checkpoint
 from main import build_run
 from recipe import parse_flags
@@ -89,6 +90,11 @@ def written(path: Path, content: str | bytes) -> Path:
     """The path, after a file with this content was written there; text goes in as it is, in UTF-8."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def text_of(part: Split | TextSpan) -> str:
+    """All of its text, which comes in blocks."""
+    return "".join(part.blocks())
 
 
 def read_metrics(path: Path) -> list[dict]:

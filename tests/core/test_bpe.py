@@ -20,7 +20,7 @@ from corpora.synthetic import synthetic_text
 from corpora.texts import encode_split
 from corpora.tokenizer_files import bpe_from_json, bpe_to_json, load_bpe, tokenizer_from_plain
 from data_setup import load_corpus, split_documents
-from helpers import SMALL_NETWORK, assert_one_error_line
+from helpers import SMALL_NETWORK, assert_one_error_line, read_metrics, text_of
 from support.command import UserError, interruptible
 from tokenizer import SYMBOLS, BPETokenizer, UnknownCharacterWarning, split_words
 
@@ -107,7 +107,7 @@ def test_a_large_text_is_read_by_the_package(package, monkeypatch, tmp_path):
     corpus = split_documents("my", [TEXT])
     assert [type(for_length(TOKENIZER, size)) for size in (9_999, 10_000)] == [BPETokenizer, FastBPETokenizer]
     for split in (corpus.train, corpus.val):
-        assert encode_split(TOKENIZER, split, tmp_path).tolist() == TOKENIZER.encode("".join(split.blocks()))
+        assert encode_split(TOKENIZER, split, tmp_path).tolist() == TOKENIZER.encode(text_of(split))
     assert list(tmp_path.iterdir()) == []  # a small split leaves no file behind
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # not installed
     assert for_length(TOKENIZER, 10_000) is TOKENIZER
@@ -211,7 +211,7 @@ def test_train_show_and_a_whole_run_without_the_package(output_of, tmp_path, mon
     assert "nats per character" in out and "bits per byte" in out
     (tmp_path / "t.json").unlink()  # the tokenizer travels inside the checkpoint
     output_of("main.py", "--resume", "--out", "a.pth")
-    line = json.loads((tmp_path / "a.metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    line = read_metrics(tmp_path / "a.metrics.jsonl")[-1]
     first, *targets = tokenizer.encode(TEXT[27_000:])  # the first token has no loss
     characters = 3000 - len(tokenizer.decode([first]))
     assert line["val_nats_per_character"] == pytest.approx(line["val_loss"] * len(targets) / characters)

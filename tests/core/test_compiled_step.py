@@ -161,18 +161,25 @@ def test_probabilities_are_float64(offset):
 
 
 @pytest.mark.parametrize(
-    ("asked", "weights", "tokens", "compiled"),
+    ("asked", "weights", "tokens", "rows", "compiled"),
     [
-        ("auto", "float32", 1_000, True),
-        ("auto", "float32", 500, False),  # a short text does not wait
-        ("auto", "int8", 5, True),
-        ("compiled", "float32", 5, True),
-        ("torch", "float32", 10**6, False),
+        ("auto", "float32", 1_000, 1, True),
+        ("auto", "float32", 500, 1, False),  # a short text does not wait
+        ("auto", "float32", 10**6, 12_288 // 8, True),
+        ("auto", "float32", 10**6, 12_288 // 8 + 1, False),  # so many texts PyTorch computes faster
+        ("auto", "int8", 5, 8, True),
+        ("compiled", "float32", 5, 1, True),
+        ("torch", "float32", 10**6, 1, False),
     ],
 )
-def test_engine_is_the_one_that_pays(model, asked, weights, tokens, compiled):
-    step, loop = engine.pick_engine(asked, weights, model, tokens, 1)
+def test_engine_is_the_one_that_pays(model, asked, weights, tokens, rows, compiled):
+    step, loop = engine.pick_engine(asked, weights, model, tokens, rows)
     assert isinstance(step, CompiledStep) == (loop is generate) == compiled
+
+
+def test_int8_is_for_few_texts(model):
+    with pytest.raises(UserError, match="slower than float32 for more than 8 texts"):
+        engine.pick_engine("auto", "int8", model, 10**6, 9)
 
 
 @pytest.mark.parametrize("change", [None, *NETWORK_CHANGES])
@@ -220,14 +227,6 @@ def checkpoint(tmp_path):
     tokenizer = CharTokenizer.from_text("abcdefg")
     save_model(tmp_path / "model.pth", shaken_model(vocab_size=tokenizer.vocab_size), tokenizer, {})
     return ("--checkpoint", tmp_path / "model.pth", "--seed", "1", "--max-new-tokens", "40", "--prompt", "ab")
-
-
-def test_auto_takes_what_is_faster_for_so_many_texts():
-    model = shaken_model(vocab_size=11, embed_dim=8)
-    assert engine.pick_engine("auto", "float32", model, 10**6, 12_288 // 8)[0] is not None
-    assert engine.pick_engine("auto", "float32", model, 10**6, 12_288 // 8 + 1)[0] is None
-    with pytest.raises(UserError, match="slower than float32 for more than 8 texts"):
-        engine.pick_engine("auto", "int8", model, 10**6, 9)
 
 
 def test_engines_write_the_same_text(output_of, checkpoint):

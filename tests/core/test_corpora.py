@@ -14,7 +14,7 @@ from conftest import environment
 from corpora import texts
 from corpora.texts import Split, TextSpan, encode_split, measure, read_blocks
 from data_setup import load_corpus, split_documents
-from helpers import ROOT, SMALL_NETWORK, posix, written
+from helpers import ROOT, SMALL_NETWORK, posix, text_of, written
 from support.command import UserError
 from tokenizer import CharTokenizer
 
@@ -79,7 +79,6 @@ def test_utf_16_with_its_mark_is_read(tmp_path, monkeypatch, encoding, size):
     ],
 )
 def test_what_is_no_text_yet_gets_the_command_that_makes_it_one(tmp_path, monkeypatch, head, command):
-    monkeypatch.chdir(tmp_path)
     written(Path("my text"), head)
     with pytest.raises(UserError, match=re.escape(command)):
         load_corpus("my text")
@@ -97,7 +96,7 @@ def test_utf_16_without_a_mark_is_refused(tmp_path, encoding):
     with pytest.raises(UserError, match=f"a.txt .*UTF-16.*iconv -f {encoding[:6]}{encoding[7:]} "):
         load_corpus(str(path))
     path = written(tmp_path / "b.txt", "now and then a \0 stays as it is" * 9)
-    assert "".join(load_corpus(str(path)).train.blocks())[15] == "\0"
+    assert text_of(load_corpus(str(path)).train)[15] == "\0"
 
 
 def test_a_span_is_a_slice(tmp_path, small_blocks):
@@ -105,7 +104,7 @@ def test_a_span_is_a_slice(tmp_path, small_blocks):
     for source in (text, written(tmp_path / "a.txt", text)):
         for start in range(len(text)):
             for stop in range(start, len(text) + 1):
-                assert "".join(TextSpan(source, start, stop).blocks()) == text[start:stop]
+                assert text_of(TextSpan(source, start, stop)) == text[start:stop]
 
 
 # --- Documents ---------------------------------------------------------------------------------------------------
@@ -115,7 +114,7 @@ def test_one_text_is_split_by_position_if_there_is_enough(tmp_path, small_blocks
     text = "0123456789é" * 10
     for source in (text, written(tmp_path / "a.txt", text)):
         corpus = split_documents("a", [source])
-        assert ("".join(corpus.train.blocks()), "".join(corpus.val.blocks())) == (text[:99], text[99:])
+        assert (text_of(corpus.train), text_of(corpus.val)) == (text[:99], text[99:])
         assert (len(corpus.train), len(corpus.val)) == (99, 11)
         assert corpus.val.count_bytes() == len(text[99:].encode())
         assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
@@ -130,7 +129,7 @@ def test_a_folder_is_its_texts_shuffled_with_its_subfolders(tmp_path, capsys):
     for name, text in texts.items():
         written(tmp_path / name, text)
     corpus = load_corpus(str(tmp_path))
-    assert ("".join(corpus.train.blocks()), "".join(corpus.val.blocks())) == ("C" * 5 + "A" * 45 + "B" * 40, "B" * 10)
+    assert (text_of(corpus.train), text_of(corpus.val)) == ("C" * 5 + "A" * 45 + "B" * 40, "B" * 10)
     said = capsys.readouterr().err
     assert "files: 4, characters: 100" in said and "skipped: .h.txt" not in said and "skipped: n.md" in said
     tokenizer = CharTokenizer.from_blocks(corpus.train.blocks(), start="<bos>")
@@ -168,7 +167,7 @@ def test_a_large_split_is_encoded_once_into_a_mapped_file(tmp_path, large, small
     corpus, tokenizer = split_documents("x", [DIGITS]), CharTokenizer.from_text(DIGITS)
     ids = encode_split(tokenizer, corpus.train, tmp_path)
     assert isinstance(ids, np.memmap) and ids.dtype == np.uint16
-    assert ids.tolist() == tokenizer.encode("".join(corpus.train.blocks()))
+    assert ids.tolist() == tokenizer.encode(text_of(corpus.train))
     with monkeypatch.context() as patch:
         patch.setattr(texts, "token_blocks", None)  # a second start encodes nothing
         assert np.array_equal(encode_split(tokenizer, corpus.train, tmp_path), ids)

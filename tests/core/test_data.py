@@ -12,7 +12,7 @@ import data_setup
 from corpora.download import Download
 from corpora.synthetic import SENTENCES, SPEAKERS, WORDS, Choice, synthetic_text
 from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus
-from helpers import ROOT, written
+from helpers import ROOT, text_of, written
 from support.command import UserError
 
 # --- Corpora -----------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def test_auto_takes_the_file_that_is_there_and_else_falls_back_loudly(tmp_path, 
     assert "SYNTHETIC" in capsys.readouterr().err
     written(tmp_path / "text.txt", text)
     corpus = load_corpus("auto", tmp_path)
-    whole = "".join(corpus.train.blocks()) + "".join(corpus.val.blocks())
+    whole = text_of(corpus.train) + text_of(corpus.val)
     assert whole == text.decode() and not capsys.readouterr().err
     written(tmp_path / "text.txt", text[:-1])
     with pytest.raises(OSError, match="text.txt"):  # a damaged copy is no reason to train on something else
@@ -51,7 +51,7 @@ def test_the_real_tinyshakespeare():
     corpus = load_corpus("tinyshakespeare", ROOT / "data")
     assert (len(corpus.train), len(corpus.val)) == (1_003_854, 111_540)
     assert corpus.sha256 == data_setup.TINYSHAKESPEARE.sha256
-    assert "".join(corpus.train.blocks()).startswith("First Citizen:")
+    assert text_of(corpus.train).startswith("First Citizen:")
 
 
 # --- Windows -----------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_the_corpus_is_seeded_and_its_floor_is_that_of_its_validation_targets():
     text, nats = synthetic_text(50_000)
     assert text[:500] == synthetic_text(500)[0] != synthetic_text(500, seed=1)[0]
     corpus = data_setup.synthetic_corpus(50_000)
-    assert "".join(corpus.train.blocks()) + "".join(corpus.val.blocks()) == text
+    assert text_of(corpus.train) + text_of(corpus.val) == text
     assert corpus.floor == pytest.approx(nats[45_001:].sum() / 4_999)
 
 

@@ -109,7 +109,7 @@ def test_links_lead_somewhere():
                 assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
 
 
-def test_the_first_four_commands_of_the_readme_run_and_its_lines_of_python(in_process, tmp_path, capsys):
+def test_the_first_four_commands_of_the_readme_run_and_its_lines_of_python(output_of, tmp_path, capsys):
     written(tmp_path / "my.txt", "ROMEO:\nIs the day so young?\n\n" * 40)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     four = commands(fenced_lines(readme))[:4]
@@ -119,9 +119,7 @@ def test_the_first_four_commands_of_the_readme_run_and_its_lines_of_python(in_pr
     extra = [["--data", "my.txt", *small, "--stop-at", "2"], ["--max-new-tokens", "5"], [], small]
     said = ["saved at step 2 of 4", "ROMEO:", "resuming at step 2", "best validation loss"]
     for (script, arguments), more, words in zip(four, extra, said, strict=True):
-        code, out, err = in_process(f"{script}.py", *arguments, *more)
-        assert code == 0, err
-        assert words in out
+        assert words in output_of(f"{script}.py", *arguments, *more)
     assert (tmp_path / "checkpoints" / "tiny_decoder.1.pth").exists()  # the earlier run, kept by the fourth
     exec(*[block for language, block in FENCED.findall(readme) if language == "python"], {})
     assert len(capsys.readouterr().out) > 200

@@ -9,7 +9,7 @@ from corpora.documents import documents_in, separator
 from corpora.texts import encode_split, odd_tenth, read_blocks
 from corpora.tokenizer_files import bpe_from_json, bpe_to_json
 from data_setup import load_corpus
-from helpers import assert_one_error_line, written
+from helpers import assert_one_error_line, text_of, written
 from main import make_tokenizer
 from support.command import UserError
 from tokenizer import BOS, BPETokenizer, CharTokenizer
@@ -60,7 +60,7 @@ def test_what_ends_a_document_is_decided_for_all_files_and_each_file_counts_once
     """One quotation without a line of % refused the rest, and its 50% would have cut it. UTF-16 is read too."""
     files = written(tmp_path / "a.txt", "50% of it"), written(tmp_path / "b.txt", "1\n%\n2\n%\n3".encode("utf-16"))
     corpus = load_corpus([str(tmp_path), *map(str, files)], documents="=%")
-    assert sorted("".join(corpus.train.blocks()) + "".join(corpus.val.blocks())) == sorted("50% of it123")
+    assert sorted(text_of(corpus.train) + text_of(corpus.val)) == sorted("50% of it123")
 
 
 def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_path):
@@ -69,9 +69,9 @@ def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_
     names = sorted("".join(chr(97 + letter) for letter in generator.integers(26, size=6)) for _ in range(3000))
     path = written(tmp_path / "names.txt", "\n".join(names))
     corpus, again = (load_corpus(str(path), documents="lines") for _ in range(2))
-    assert "".join(corpus.train.blocks()) == "".join(again.train.blocks()) and corpus.sha256 == again.sha256
+    assert text_of(corpus.train) == text_of(again.train) and corpus.sha256 == again.sha256
     assert corpus.sha256 != load_corpus(str(path), documents="=a").sha256
-    assert sorted("".join(corpus.train.blocks()) + "".join(corpus.val.blocks())) == sorted("".join(names))
+    assert sorted(text_of(corpus.train) + text_of(corpus.val)) == sorted("".join(names))
     assert (len(corpus.train), len(corpus.val)) == (16_200, 1_800)
     assert corpus.train.count_bytes() == 16_200
 
@@ -97,9 +97,8 @@ def test_every_document_begins_with_bos_for_both_tokenizers(tmp_path):
         assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.start_id  # where the next one begins, a text ends
 
 
-def test_train_and_sample_documents(output_of, tmp_path, monkeypatch):
+def test_train_and_sample_documents(output_of):
     """`<bos>` begins a text and ends it, the settings are saved, and another way to cut the text is another run."""
-    monkeypatch.chdir(tmp_path)
     written(Path("names.txt"), "anna\nbob\n" * 100)
     flags = ["--data", "names.txt", "--documents", "lines", "--preset", "tiny", "--max-seq", "16", "--out", "a.pth"]
     output_of("main.py", *flags, "--steps", "60", "--stop-at", "50")

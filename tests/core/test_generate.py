@@ -2,7 +2,6 @@
 
 import io
 import re
-import subprocess
 import sys
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from conftest import environment
 from formats.checkpoint import save_model
-from helpers import ROOT, assert_one_error_line, posix
+from helpers import ROOT, assert_one_error_line, posix, written
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
 
@@ -29,7 +28,7 @@ def sample(tmp_path, in_process):
 
 @pytest.fixture
 def text_of(sample, output_of):
-    return lambda *arguments: output_of("generate.py", "--checkpoint", MODEL, *arguments)
+    return lambda *arguments, **options: output_of("generate.py", "--checkpoint", MODEL, *arguments, **options)
 
 
 def test_text_goes_to_stdout_and_the_rest_to_stderr(sample):
@@ -114,12 +113,10 @@ def test_explain_shows_the_filters_at_work(sample, text_of):
         (["--prompt-file", "latin.txt"], ["UTF-8"]),
     ],
 )
-def test_mistakes_are_named(sample, tmp_path, arguments, words):
+def test_mistakes_are_named(text_of, tmp_path, arguments, words):
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
-    code, output, errors = sample(*arguments)
-    assert code == 2 and output == ""
-    assert_one_error_line(errors, *words)
+    assert_one_error_line(text_of(*arguments, code=2), *words)
 
 
 def test_a_single_text_of_a_small_network_takes_one_thread(sample, monkeypatch):
@@ -130,12 +127,11 @@ def test_a_single_text_of_a_small_network_takes_one_thread(sample, monkeypatch):
     assert asked == [1]
 
 
-def test_start_up_loads_no_compiler(sample, tmp_path):
+def test_start_up_loads_no_compiler(sample, command, tmp_path):
     """PyTorch's compiler and its algebra package take longer to import than torch itself; nothing here needs them."""
     program = (
         f"import sys; sys.argv[1:] = ['--checkpoint', '{MODEL}', '--max-new-tokens', '9']; import generate;"
         "generate.main(); print([m for m in ('torch._dynamo', 'torch._inductor', 'sympy') if m in sys.modules])"
     )
-    command, env = [sys.executable, "-c", program], environment(PYTHONPATH=str(ROOT))
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=120)
+    done = command(written(tmp_path / "script.py", program), env=environment(PYTHONPATH=str(ROOT)))
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

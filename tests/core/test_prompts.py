@@ -60,9 +60,11 @@ def test_prompt_files(tmp_path, content, prompts):
 
 
 @pytest.mark.parametrize("flags", [["--prompt", "-"], ["--interactive"]])
-def test_standard_input_that_is_not_utf8_is_one_line(model_file, output_of, monkeypatch, flags):
+def test_standard_input_that_is_not_utf8_is_one_line(model_file, in_process, monkeypatch, flags):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), "utf-8", "surrogateescape"))
-    assert_one_error_line(output_of("generate.py", *flags, code=2), "standard input", "UTF-8", "0xff")
+    code, _, errors = in_process("generate.py", *flags)  # a conversation has shown its "> "
+    assert code == 2
+    assert_one_error_line(errors, "standard input", "UTF-8", "0xff")
 
 
 @pytest.mark.filterwarnings("error")

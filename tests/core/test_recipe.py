@@ -281,9 +281,8 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
         (["--data", "short.txt"], 0.05, "tiny"),
     ],
 )
-def test_the_network_fits_the_time_and_the_text(tmp_path, monkeypatch, arguments, rate, expected):
+def test_the_network_fits_the_time_and_the_text(monkeypatch, arguments, rate, expected):
     """But not as one of several processes, which must agree and might measure different speeds."""
-    monkeypatch.chdir(tmp_path)
     Path("long.txt").write_bytes(b"x" * SHORT_TEXT)
     Path("short.txt").write_bytes("é".encode() * (SHORT_TEXT - 1))  # characters count, not bytes
     monkeypatch.setattr("recipe.product_rate", lambda *_: rate)

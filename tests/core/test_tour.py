@@ -31,14 +31,6 @@ def numbers(text: str) -> dict[str, float]:
     return {name: float(number) for name, number in (line.rsplit(": ", 1) for line in text.splitlines())}
 
 
-def assert_in_range(text: str) -> None:
-    """The exercises printed all numbers of the page's tables, each in the range that its table expects."""
-    found = numbers(text)
-    assert found.keys() == TABLE.keys()
-    wrong = {name: number for name, number in found.items() if not TABLE[name][2] <= number <= TABLE[name][3]}
-    assert not wrong
-
-
 def test_the_notebook_ends_in_the_exercises_of_the_page():
     exercises = code_cells(NOTEBOOK)[-len(BLOCKS) :]
     assert ["".join(cell["source"]) for cell in exercises] == BLOCKS
@@ -88,7 +80,10 @@ def test_the_stored_outputs_are_those_of_this_code(executed):
 
 @pytest.mark.slow
 def test_the_exercises_print_what_the_page_expects_in_float32(executed):
-    assert_in_range("".join(printed(cell) for cell in executed[-len(BLOCKS) :]))
+    found = numbers("".join(printed(cell) for cell in executed[-len(BLOCKS) :]))
+    assert found.keys() == TABLE.keys()
+    wrong = {name: number for name, number in found.items() if not TABLE[name][2] <= number <= TABLE[name][3]}
+    assert not wrong
 
 
 def test_in_an_empty_folder_it_asks_for_the_code_or_fetches_it(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import torch
 
 from formats.checkpoint import load_model, save_model
 from helpers import SMALL_NETWORK, assert_one_error_line
-from support.durable import write_folder_atomically
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
 
@@ -24,14 +23,12 @@ def model(tmp_path):
 
 def facts(output: str) -> dict[str, str]:
     """The lines of `convert.py FILE` alone, by their first words."""
-    return dict(line.split("  ", 1) for line in output.splitlines())
+    pairs = (line.split("  ", 1) for line in output.splitlines())
+    return {name: value.strip() for name, value in pairs}
 
 
-def test_a_model_alone_is_described(model, tmp_path, in_process):
-    code, output, _ = in_process("convert.py", "a.pth")
-    found = {name: value.strip() for name, value in facts(output).items()}
-    assert code == 0
-    assert found == {
+def test_a_model_alone_is_described(model, tmp_path, output_of):
+    assert facts(output_of("convert.py", "a.pth")) == {
         "kind": "model",
         "shape": "1 layers, width 8, 2 heads, window 8; no biases, exact GELU, tied head",
         "tokenizer": "char, 6 tokens; a text starts after '\\n'",
@@ -43,19 +40,18 @@ def test_a_model_alone_is_described(model, tmp_path, in_process):
     }
 
 
-def test_training_states_and_adapters_are_described(tmp_path, in_process):
+def test_training_states_and_adapters_are_described(tmp_path, output_of):
     (tmp_path / "my.txt").write_text("some text to learn, and a little more of it\n" * 20)
     flags = ("--data", "my.txt", "--device", "cpu", "--steps", "3")
-    assert in_process("main.py", *flags, *SMALL_NETWORK, "--out", "base.pth")[0] == 0
+    output_of("main.py", *flags, *SMALL_NETWORK, "--out", "base.pth")
     more = ("--init-from", "base.pth", "--lora-rank", "2", "--max-seq", "8", "--batch-size", "4", "--out", "lora.pth")
-    assert in_process("main.py", *flags, *more)[0] == 0
-    base, state, adapter = (in_process("convert.py", name) for name in ("base.pth", "base.last.pth", "lora.pth"))
-    assert [code for code, _, _ in (base, state, adapter)] == [0, 0, 0]
-    base, state, adapter = (facts(output) for _, output, _ in (base, state, adapter))
-    assert state["kind"].strip() == "training" and state["parameters"] == base["parameters"]
-    assert adapter["kind"].strip() == "adapter" and "rank 2" in adapter["adapter"]
+    output_of("main.py", *flags, *more)
+    names = ("base.pth", "base.last.pth", "lora.pth")
+    base, state, adapter = (facts(output_of("convert.py", name)) for name in names)
+    assert state["kind"] == "training" and state["parameters"] == base["parameters"]
+    assert adapter["kind"] == "adapter" and "rank 2" in adapter["adapter"]
     assert int(adapter["parameters"].replace(",", "")) < int(base["parameters"].replace(",", ""))
-    assert base["corpus"].strip() == adapter["corpus"].strip() == "my.txt", "without its folder"
+    assert base["corpus"] == adapter["corpus"] == "my.txt", "without its folder"
 
 
 @pytest.mark.parametrize(
@@ -72,50 +68,38 @@ def test_training_states_and_adapters_are_described(tmp_path, in_process):
         (("a.pth", "caf\udce9/"), ("is not UTF-8",)),
     ],
 )
-def test_mistakes_are_one_line(model, tmp_path, in_process, arguments, words):
+def test_mistakes_are_one_line(model, tmp_path, output_of, arguments, words):
     (tmp_path / "text.pth").write_text("not a model")
     before = (tmp_path / "a.pth").read_bytes()
-    code, output, errors = in_process("convert.py", *arguments)
-    assert (code, output) == (2, "")
-    assert_one_error_line(errors, *words)
+    assert_one_error_line(output_of("convert.py", *arguments, code=2), *words)
     assert (tmp_path / "a.pth").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "text.pth"]
 
 
-def test_control_characters_in_a_file_do_not_reach_the_terminal(model, tmp_path, in_process):
+def test_control_characters_in_a_file_do_not_reach_the_terminal(model, tmp_path, output_of):
     loaded = load_model(tmp_path / "a.pth")
     save_model(tmp_path / "b.pth", loaded.model, loaded.tokenizer, {"corpus": "\x1b]0;owned\x07"})
-    code, output, _ = in_process("convert.py", "b.pth")
-    assert code == 0 and "\x1b" not in output
+    assert "\x1b" not in output_of("convert.py", "b.pth")
 
 
-def test_force_replaces_a_model(model, tmp_path, in_process):
+def test_force_replaces_a_model(model, tmp_path, output_of):
     (tmp_path / "b.pth").write_text("mine")
-    assert in_process("convert.py", "a.pth", "b.pth", "--force")[0] == 0
+    output_of("convert.py", "a.pth", "b.pth", "--force")
     assert (tmp_path / "b.pth").read_bytes() == (tmp_path / "a.pth").read_bytes()
 
 
 @pytest.mark.parametrize("way", ["the shell's own", "a link", "earlier files"])
-def test_a_folder_that_is_there_is_filled_and_stays(model, tmp_path, in_process, monkeypatch, way):
+def test_a_folder_that_is_there_is_filled_and_stays(model, tmp_path, output_of, monkeypatch, way):
     pytest.importorskip("safetensors")
     folder = tmp_path / "out"
     folder.mkdir()
     (tmp_path / "link").symlink_to(folder)
     if way == "earlier files":
-        assert in_process("convert.py", "a.pth", "out/")[0] == 0
+        output_of("convert.py", "a.pth", "out/")
         (folder / "new.0123abcd.tmp").mkdir()  # a killed command's
     before = folder.stat().st_ino
     monkeypatch.chdir(folder)
     target = {"the shell's own": "./", "a link": "../link/", "earlier files": "./"}[way]
-    assert in_process("convert.py", "../a.pth", target, "--force")[0] == 0
+    output_of("convert.py", "../a.pth", target, "--force")
     assert folder.stat().st_ino == before and len(os.listdir(".")) == 5 and (folder / "config.json").is_file()
     assert sorted(os.listdir(tmp_path)) == ["a.pth", "link", "out"] and (tmp_path / "link").is_symlink()
-
-
-def test_a_folder_that_cannot_be_written_keeps_the_earlier_files(tmp_path):
-    folder = tmp_path / "out"
-    write_folder_atomically(folder, {"a": b"first"})
-    with pytest.raises(TypeError):
-        write_folder_atomically(folder, {"a": b"second", "b": None})
-    assert (folder / "a").read_bytes() == b"first"
-    assert [os.listdir(path) for path in (tmp_path, folder)] == [["out"], ["a"]]

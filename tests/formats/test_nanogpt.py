@@ -105,13 +105,12 @@ HOSTILE = {  # name -> what is saved; w: the tensors of a good file
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_does_not_fit_is_one_line(tmp_path, in_process, name):
+def test_what_does_not_fit_is_one_line(tmp_path, output_of, name):
     write_nanogpt(tmp_path / "ckpt.pt")
     torch.save(HOSTILE[name](torch.load(tmp_path / "ckpt.pt")["model"]), tmp_path / "ckpt.pt")
     (tmp_path / "input.txt").write_text(TEXT)
-    code, output, errors = in_process("convert.py", "ckpt.pt", "nano.pth", "--data", "input.txt")
-    assert code == 2 and not output and not (tmp_path / "nano.pth").exists()
-    assert_one_error_line(errors, "ckpt.pt")
+    assert_one_error_line(output_of("convert.py", "ckpt.pt", "nano.pth", "--data", "input.txt", code=2), "ckpt.pt")
+    assert not (tmp_path / "nano.pth").exists()
 
 
 def test_a_missing_vocabulary_is_named(tmp_path, output_of):

@@ -42,15 +42,13 @@ def test_no_export_of_a_changed_network(tmp_path, output_of, monkeypatch, change
 
 
 @pytest.mark.parametrize("target", ["x.gguf", "x/"])
-def test_a_missing_package_is_one_line(tmp_path, in_process, monkeypatch, target):
+def test_a_missing_package_is_one_line(tmp_path, output_of, monkeypatch, target):
     save_model(tmp_path / "a.pth", shaken_model(), TOKENIZER, {})
     package = PACKAGES[target]
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    code, output, errors = in_process("convert.py", "a.pth", target)
-    assert (code, output) == (2, "")
-    assert_one_error_line(errors, f"pip install {package}")
+    assert_one_error_line(output_of("convert.py", "a.pth", target, code=2), f"pip install {package}")
 
 
 @pytest.mark.parametrize("max_seq", [1, 2, 3])

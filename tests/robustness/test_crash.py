@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-import json
 import os
 import re
 import signal
@@ -28,7 +27,7 @@ from faults import (
     write_corpus,
 )
 from formats.checkpoint import TRAINING, read_checkpoint
-from helpers import assert_one_error_line, assert_same_state
+from helpers import assert_one_error_line, assert_same_state, read_metrics
 from support import durable
 from training.distributed import ALONE
 from training.state import RunPaths, open_files
@@ -102,8 +101,7 @@ def test_a_run_that_died_resumes_to_the_same_bits(uninterrupted, tmp_path, share
     assert child.wait() == 9
     train(folder, "--resume")
     assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
-    lines = [json.loads(line) for line in (folder / OUT.metrics).read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3], "each evaluation has one line"
+    assert [line["step"] for line in read_metrics(folder / OUT.metrics)] == [1, 2, 3], "each evaluation has one line"
     assert (folder / OUT.story).read_bytes() == (uninterrupted / OUT.story).read_bytes()
 
 
@@ -164,8 +162,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_with_a_loud_line(uninterrup
         assert f"WARNING: {OUT.last}" in child.stderr and f"{OUT.previous}, step 2" in child.stderr
         assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
         assert RunPaths(folder / OUT.best).read_newest()[2] == folder / OUT.last
-        steps = [json.loads(line)["step"] for line in (folder / OUT.metrics).read_text().splitlines()]
-        assert steps == [1, 2, 3]
+        assert [line["step"] for line in read_metrics(folder / OUT.metrics)] == [1, 2, 3]
         assert read_checkpoint(folder / OUT.previous, TRAINING)[0]["training"]["step"] == 2, "a damaged one replaced it"
     for path in (OUT.last, OUT.previous):
         (folder / path).write_bytes(b"")
@@ -220,7 +217,7 @@ def test_two_runs_on_one_output_the_second_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("reason", ["a folder", "a text", "no locks"])
-def test_a_lock_that_cannot_be_made_says_what_to_do(tmp_path, in_process, monkeypatch, reason):
+def test_a_lock_that_cannot_be_made_says_what_to_do(tmp_path, output_of, monkeypatch, reason):
     """Without locks of the file system, filelock would take a marker file, which outlives a kill."""
     write_corpus(tmp_path)
     if reason == "a folder":
@@ -231,8 +228,7 @@ def test_a_lock_that_cannot_be_made_says_what_to_do(tmp_path, in_process, monkey
     else:
         fcntl = pytest.importorskip("fcntl")
         monkeypatch.setattr(fcntl, "flock", lambda *_: failing(errno.ENOSYS)())
-    code, _, errors = in_process("main.py", *RUN)
-    assert code == 1
+    errors = output_of("main.py", *RUN, code=1)
     assert_one_error_line(errors, "cannot make the lock file", "tiny_decoder.lock", "another --out")
     assert reason != "a text" or OUT.lock.read_text() == "mine"
 

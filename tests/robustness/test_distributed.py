@@ -1,7 +1,6 @@
 """Several processes: torchrun as a user starts it, with a network of a few thousand weights."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import torch
 from conftest import environment
 from corpora.synthetic import synthetic_text
 from formats.checkpoint import TRAINING, load_model, read_checkpoint
-from helpers import ROOT, assert_same_state
+from helpers import ROOT, assert_same_state, read_metrics
 from recipe import parse_flags
 from support.command import UserError
 from training.checks import check_split
@@ -98,10 +97,6 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def metrics(folder: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (folder / f"{name}.metrics.jsonl").read_text().splitlines()]
-
-
 def saved_step(folder: Path) -> int:
     """The step of the training state in a.last.pth."""
     return read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["step"]
@@ -140,7 +135,7 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step    50") == 1 and "ranks    2 processes" in done.stdout
     assert in_process("main.py", *fifty, "--out", "one.pth")[0] == 0
-    one, two = metrics(folder, "one"), metrics(folder, "two")
+    one, two = (read_metrics(folder / f"{name}.metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) == 50
     for a, b in zip(one, two, strict=True):
         assert a["step"] == b["step"] and a["tokens"] == b["tokens"]
@@ -150,7 +145,7 @@ def test_two_ranks_train_as_one_process_does(folder, in_process):
         load_model(folder / f"{kind}.pth")
     _, resumed, _ = in_process("main.py", "--resume", "--steps", 60, "--out", "two.pth")
     assert "the run used 2 x 1 (processes x threads), now 1 x 1" in resumed and "resuming at step 50" in resumed
-    assert metrics(folder, "two")[-1]["val_loss"] < two[0]["val_loss"]
+    assert read_metrics(folder / "two.metrics.jsonl")[-1]["val_loss"] < two[0]["val_loss"]
 
 
 def test_a_run_whose_rank_was_killed_resumes_to_the_same_bits(folder):
@@ -158,9 +153,10 @@ def test_a_run_whose_rank_was_killed_resumes_to_the_same_bits(folder):
     killed = torchrun(folder, *steps, "--out", "killed.pth", script=faulty_main(folder, FAULTS["dies"], "1"))
     assert killed.returncode and "lost contact" in killed.stderr and len(last_words(killed.stderr)) == 1
     done = torchrun(folder, "--resume", "--out", "killed.pth")
-    assert "resuming at step 4" in done.stdout and [line["step"] for line in metrics(folder, "killed")] == [4, 8]
-    story = (folder / "killed.story.jsonl").read_text().splitlines()
-    assert [json.loads(frame)["step"] for frame in story] == [0, 4, 8], "the first rank alone writes"
+    assert "resuming at step 4" in done.stdout
+    assert [line["step"] for line in read_metrics(folder / "killed.metrics.jsonl")] == [4, 8]
+    story = read_metrics(folder / "killed.story.jsonl")
+    assert [frame["step"] for frame in story] == [0, 4, 8], "the first rank alone writes"
     assert torchrun(folder, *steps, "--out", "whole.pth").returncode == 0
     assert_same_state(folder / "killed.last.pth", folder / "whole.last.pth")
 
@@ -245,7 +241,7 @@ def test_two_launchers_on_two_addresses_train_as_one(folders):
         assert [launcher.returncode for launcher in launchers] == [0, 0], ends
         assert "ranks    2 processes" in ends[0][0] and ends[1][0] == ""
     assert [path.name for path in folders[1].iterdir()] == ["text.txt"]
-    assert [line["step"] for line in metrics(folders[0], "a")] == [4, 8]
+    assert [line["step"] for line in read_metrics(folders[0] / "a.metrics.jsonl")] == [4, 8]
 
 
 def ip(*arguments: str) -> subprocess.CompletedProcess:

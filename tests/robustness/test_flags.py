@@ -72,10 +72,8 @@ def test_a_bad_value_is_refused_by_name(name):
         ("convert.py", ["a.pth", "b.pth", "--forc"], ["--forc", "mean --force?"]),
     ],
 )
-def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, script, arguments, words):
-    code, _, errors = in_process(script, *arguments)
-    assert code == 2
-    assert_one_error_line(errors, *words)
+def test_strangers_are_refused_and_near_misses_named(output_of, tmp_path, script, arguments, words):
+    assert_one_error_line(output_of(script, *arguments, code=2), *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -103,13 +101,11 @@ def test_strangers_are_refused_and_near_misses_named(in_process, tmp_path, scrip
         (["--init-from", "a.pth", "--out", "./a.pth"], ["is the base", "another --out"]),
     ],
 )
-def test_flags_that_do_not_go_together_make_no_file(in_process, tmp_path, monkeypatch, arguments, words):
+def test_flags_that_do_not_go_together_make_no_file(output_of, tmp_path, monkeypatch, arguments, words):
     monkeypatch.setattr(main, "train", None)
     text = tmp_path / "long.txt"
     text.write_text("abcdefghij" * (2000 if "GiB" in words else 100))
-    code, _, errors = in_process("main.py", "--data", text, "--device", "cpu", *arguments)
-    assert code == 2, errors
-    assert_one_error_line(errors, *words)
+    assert_one_error_line(output_of("main.py", "--data", text, "--device", "cpu", *arguments, code=2), *words)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["long.txt"]
 
 
@@ -122,13 +118,6 @@ CHANGED |= dict(documents="lines", glob="*.md", muon_momentum=0.5, ema_decay=0.9
 CHANGED |= dict(gelu="tanh", bias=False, tie_embeddings=True)
 
 
-def as_flags(name: str, value: object) -> list[str]:
-    """A setting as a command line gives it."""
-    if isinstance(value, bool):
-        return [flag_of(name) if value else flag_of(f"no_{name}")]
-    return [flag_of(name), str(value)]
-
-
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
     folder = write_corpus(tmp_path_factory.mktemp("unfinished"))
@@ -137,20 +126,21 @@ def unfinished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_flag_that_contradicts_the_resumed_run_is_named(unfinished, tmp_path, in_process, name):
+def test_a_flag_that_contradicts_the_resumed_run_is_named(unfinished, tmp_path, output_of, name):
     copy_of(unfinished, tmp_path)
     before = files_of(tmp_path)
-    code, _, errors = in_process("main.py", "--resume", *as_flags(name, CHANGED[name]))
-    assert code == 2
-    assert_one_error_line(errors, f"{flag_of(name)} {CHANGED[name]} contradicts", "--out")
+    value = CHANGED[name]
+    flags = [flag_of(name if value else f"no_{name}")] if isinstance(value, bool) else [flag_of(name), value]
+    errors = output_of("main.py", "--resume", *flags, code=2)
+    assert_one_error_line(errors, f"{flag_of(name)} {value} contradicts", "--out")
     assert files_of(tmp_path) == before
 
 
-def test_a_text_that_was_moved_is_taken_and_another_is_not(unfinished, tmp_path, in_process):
+def test_a_text_that_was_moved_is_taken_and_another_is_not(unfinished, tmp_path, output_of):
     copy_of(unfinished, tmp_path)
     (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
-    assert_one_error_line(in_process("main.py", "--resume", "--data", "synthetic")[2], "is not the text")
-    assert in_process("main.py", "--resume", "--data", "moved.txt")[0] == 0
+    assert_one_error_line(output_of("main.py", "--resume", "--data", "synthetic", code=2), "is not the text")
+    output_of("main.py", "--resume", "--data", "moved.txt")
 
 
 def test_every_setting_is_either_adjustable_or_compared():
@@ -158,11 +148,9 @@ def test_every_setting_is_either_adjustable_or_compared():
     assert names - ADJUSTABLE == CHANGED.keys() | {n for n in names if n.startswith("lora")} | {"init_from"}
 
 
-def test_a_resume_of_nothing_leaves_nothing(tmp_path, in_process):
+def test_a_resume_of_nothing_leaves_nothing(tmp_path, output_of):
     (tmp_path / "checkpoints").mkdir()
-    code, _, errors = in_process("main.py", "--resume")
-    assert code == 2
-    assert_one_error_line(errors, "--resume: there is no run")
+    assert_one_error_line(output_of("main.py", "--resume", code=2), "--resume: there is no run")
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
@@ -174,14 +162,9 @@ def test_the_precision_is_chosen_once_unless_a_flag_says_otherwise(tmp_path, mon
         if hardware_has_it:
             run_here(write_corpus(tmp_path), *SMALL_RUN, "--dtype", "auto", "--steps", 4, "--stop-at", 2)
             monkeypatch.chdir(tmp_path)
-        assert resumed_dtype() == torch.bfloat16
-        assert resumed_dtype("--dtype", "auto") == expected
-        assert resumed_dtype("--dtype", "float32") == torch.float32
-
-
-def resumed_dtype(*flags: str) -> torch.dtype:
-    """The precision that `main.py --resume` with these flags computes in."""
-    return new_run("--resume", *flags).dtype
+        assert new_run("--resume").dtype == torch.bfloat16
+        assert new_run("--resume", "--dtype", "auto").dtype == expected
+        assert new_run("--resume", "--dtype", "float32").dtype == torch.float32
 
 
 # --- An output that cannot be written ----------------------------------------------------------------------------

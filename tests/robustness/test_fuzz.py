@@ -1,48 +1,27 @@
-"""Random command lines and random damage: never a traceback, never a hang, never a changed earlier file.
+"""Random command lines: never a traceback, never a hang, never a changed earlier file.
 
-Each test states how many cases it tries; the slow ones try twenty times as many. The cases are the same on every run
-(`derandomize`), so a failure can be repeated.
+They are the same on every run (`derandomize`), so a failure can be repeated.
 """
 
 import contextlib
 import functools
-import importlib
-import io
 import os
 import signal
-import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import pytest
 
 import data_setup
 from faults import OUT, SMALL_RUN, copy_of, files_of, run_here, write_corpus
-from support import command as cli
 from training.state import read_state
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 WHOLE_CASE = 20  # seconds that one case may take
-
-
-def tries(count: int):
-    """A test's number of cases; twenty times as many if it is slow."""
-    return pytest.mark.parametrize("count", [count, pytest.param(20 * count, marks=pytest.mark.slow)])
-
-
-def cases(count: int):
-    """hypothesis's settings for so many cases. A failure is reported as it is: shrinking one can take an hour."""
-    health = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
-    return hypothesis.settings(
-        phases=[hypothesis.Phase.generate],
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=health,
-    )
+# A failure is reported as it is: shrinking one can take an hour.
+SETTINGS = {"phases": [hypothesis.Phase.generate], "derandomize": True, "deadline": None, "database": None}
+SETTINGS["suppress_health_check"] = [hypothesis.HealthCheck.too_slow]
 
 
 @pytest.fixture(scope="module")
@@ -122,38 +101,23 @@ def command_lines():
     )
 
 
-def run_command(folder: Path, script: str, arguments: list[str]) -> tuple[int, str]:
-    """A command in this process and in `folder`: its exit code and stderr."""
-    here, argv, show = os.getcwd(), sys.argv, warnings.showwarning
-    sys.argv = [script, *arguments]
-    os.chdir(folder)
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors), no_hang(sys.argv):
-            cli.run(importlib.import_module(script.removesuffix(".py")).main)
-    except SystemExit as stop:
-        return stop.code or 0, errors.getvalue()
-    finally:
-        os.chdir(here)
-        sys.argv, warnings.showwarning = argv, show
-
-
-@tries(20)
-def test_random_command_lines(template, monkeypatch, count):
+@pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.slow)])
+def test_random_command_lines(template, in_process, monkeypatch, count):
     synthetic = functools.partial(data_setup.synthetic_corpus, 3000)
     monkeypatch.setattr(data_setup, "synthetic_corpus", synthetic)  # a shorter one, made once
     monkeypatch.setattr(data_setup, "fetch", lambda *_: template / "text.txt")  # no network
     monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands, on a disk that may be slow
     tried = []
 
-    @cases(count)
+    @hypothesis.settings(max_examples=count, **SETTINGS)
     @hypothesis.given(command_lines())
     def check(line):
         script, arguments = line
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, monkeypatch.context() as patch, no_hang(line):
             folder = copy_of(template, Path(folder))
+            patch.chdir(folder)
             before = files_of(folder)
-            code, errors = run_command(folder, script, arguments)
+            code, _, errors = in_process(script, *arguments)
             tried.append(code)
             assert code in (0, 1, 2, 3), errors
             said = [text for text in errors.splitlines() if text.startswith("error:")]

@@ -8,7 +8,7 @@ import pytest
 from corpora import gutenberg
 from corpora.gutenberg import fetch_books, strip_licence
 from data_setup import load_corpus
-from helpers import assert_one_error_line
+from helpers import assert_one_error_line, text_of
 from support.command import UserError
 
 MIRROR = "https://mirror.example.org"
@@ -98,8 +98,8 @@ def test_a_book_that_cannot_be_fetched_is_an_error_and_a_later_run_goes_on(libra
 def test_the_split_is_by_whole_books(library, tmp_path):
     fetch(tmp_path / "gutenberg", *range(1, 13))
     corpus = load_corpus("gutenberg", tmp_path)
-    assert "".join(corpus.val.blocks()) == clean(2) + clean(12)
-    assert "".join(corpus.train.blocks()) == "".join(clean(n) for n in (1, *range(3, 12)))
+    assert text_of(corpus.val) == clean(2) + clean(12)
+    assert text_of(corpus.train) == "".join(clean(n) for n in (1, *range(3, 12)))
 
 
 def test_one_book_cannot_be_split(library, tmp_path):
@@ -108,12 +108,10 @@ def test_one_book_cannot_be_split(library, tmp_path):
         load_corpus("gutenberg", tmp_path)
 
 
-def test_the_command_says_what_it_fetched(library, in_process, tmp_path):
+def test_the_command_says_what_it_fetched(library, output_of):
     arguments = ["gutenberg", "--mirror", MIRROR + "/", "--books", "30", "40"]
-    code, out, err = in_process("data_setup.py", *arguments)
-    assert code == 0 and f"{len(clean(30)):,} characters to train on, {len(clean(40)):,} to validate" in out, err
+    out = output_of("data_setup.py", *arguments)
+    assert f"{len(clean(30)):,} characters to train on, {len(clean(40)):,} to validate" in out
     assert "BOOK 30" in out and "BOOK 40" in out
     library.faults = {50: "404"}
-    code, out, err = in_process("data_setup.py", *arguments, "50")
-    assert code == 1
-    assert_one_error_line(err, "/cache/epub/50/pg50.txt", "404")
+    assert_one_error_line(output_of("data_setup.py", *arguments, "50", code=1), "/cache/epub/50/pg50.txt", "404")

@@ -54,7 +54,7 @@ def template(tmp_path_factory):
 
 
 @pytest.fixture
-def refused(template, tmp_path, in_process):
+def refused(template, tmp_path, output_of):
     """Damage the file that a command reads and see it refused: `refused(command, damage, "words", …)`."""
 
     def check(command: str, damage, *words: str):
@@ -62,8 +62,7 @@ def refused(template, tmp_path, in_process):
         name, arguments = COMMANDS[command]
         damage(tmp_path / name)
         before = files_of(tmp_path)
-        code, output, errors = in_process(*arguments)
-        assert code == 2 and not output, errors
+        errors = output_of(*arguments, code=2)
         assert_one_error_line(errors, *words)
         assert len(errors.splitlines()) == 1 and len(errors) < 1200
         assert files_of(tmp_path) == before, "a file changed"
@@ -72,11 +71,11 @@ def refused(template, tmp_path, in_process):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_takes_a_whole_file_and_refuses_a_damaged_one(refused, tmp_path, in_process, command):
+def test_every_command_takes_a_whole_file_and_refuses_a_damaged_one(refused, tmp_path, output_of, command):
     name, arguments = COMMANDS[command]
     refused(command, flip_a_bit, str(name), "damaged")
     flip_a_bit(tmp_path / name)  # back again
-    assert in_process(*arguments)[0] == 0
+    output_of(*arguments)
 
 
 # --- Not a checkpoint at all, or damaged on the way --------------------------------------------------------------

@@ -44,12 +44,11 @@ def shell(folder, line: str, **changes: str | None) -> subprocess.CompletedProce
         b"abc\n" * 40,  # too short to compare its last tenth with another
     ],
 )
-def test_an_odd_corpus_trains_and_samples(in_process, tmp_path, content):
+def test_an_odd_corpus_trains_and_samples(output_of, tmp_path, content):
     (tmp_path / "odd.txt").write_bytes(content)
-    assert in_process("main.py", "--data", "odd.txt", *SMALL_RUN[2:], "--steps", 1)[0] == 0
-    code, output, _ = in_process("generate.py", "--max-new-tokens", 20, "--seed", 1)
-    assert code == 0 and len(output) >= 20
-    assert "\ufeff" not in output and "\r" not in output
+    output_of("main.py", "--data", "odd.txt", *SMALL_RUN[2:], "--steps", 1)
+    output = output_of("generate.py", "--max-new-tokens", 300, "--seed", 1)
+    assert len(output) >= 300 and "\ufeff" not in output and "\r" not in output
 
 
 # --- Prompts -----------------------------------------------------------------------------------------------------
