@@ -102,6 +102,18 @@ def test_dropout_drops_whole_inputs_and_only_in_training():
     assert all(min(abs(c), abs(c - 2)) < 1e-3 for c in columns.tolist()) and 0 < (columns > 1).sum() < len(columns)
 
 
+@pytest.mark.slow  # importing peft takes seconds
+def test_peft_agrees():
+    """The same A and B in the peft library, on the MLP (peft has a way of its own with nn.MultiheadAttention)."""
+    peft = pytest.importorskip("peft")
+    model = adapted(LoRAConfig(3, 6.0, ("up", "down")))
+    theirs = peft.get_peft_model(fresh(), peft.LoraConfig(r=3, lora_alpha=6, target_modules=["mlp.up", "mlp.down"]))
+    for name, tensor in adapter_weights(model).items():
+        name = f"base_model.model.{name.replace('weight.', 'lora_')}.default.weight"
+        theirs.get_parameter(name).data.copy_(tensor)
+    torch.testing.assert_close(theirs(IDS), model(IDS), atol=1e-6, rtol=0)
+
+
 def test_training_moves_every_adapter_and_leaves_the_base():
     model = fresh()
     add_adapters(model, CONFIG)
