@@ -28,9 +28,9 @@ class Book {
       event.preventDefault();
       document.activeElement.blur();
     });
-    document.addEventListener("click", ({ target }) => { // any token anywhere that has a place in the text
-      const index = target.closest("[data-index]")?.dataset.index;
-      if (index !== undefined) this.moveTo(Number(index));
+    document.addEventListener("click", ({ target }) => this.press(target));
+    document.addEventListener("keydown", ({ key, target }) => { // Enter in a text: its last token
+      if (key === "Enter" && target.matches(".text")) this.press(target.querySelector("span:last-child") ?? target);
     });
     setUpSteps();
   }
@@ -61,6 +61,13 @@ class Book {
   begin(text, given, first, stride, surprises) {
     Object.assign(this, { text: [...text], given, first, stride, surprises });
     Object.assign(this, { ids: [], here: undefined, moves: this.moves + 1 });
+  }
+
+  /** Choose the token that was pressed, in whatever text it stands. */
+  press(target) {
+    const place = target.closest("[data-index]"), span = target.closest(".text span:not(.note)");
+    if (place) this.moveTo(Number(place.dataset.index));
+    else if (span && this.text.length) writing.take(span); // else there is no model yet
   }
 
   /** Choose a token of the text, and with it the window that the model read when it stood on this token. */
@@ -115,7 +122,7 @@ function drawCursor() {
   strip.scrollLeft = chip.offsetLeft - strip.clientWidth / 2;
   const known = nats === undefined ? "" : ` (probability ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
-    ...(after === undefined ? [", the last one"] : [", then ", tokenCode(after), known]),
+    ...(after === undefined ? [", the last one"] : [", then ", nextToken(after), known]),
     ` · the model reads tokens ${start + 1} to ${index + 1} of ${text.length}`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };

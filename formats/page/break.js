@@ -19,18 +19,19 @@ book.chapters.push({
   model() {
     this.off.clear();
     this.grid.build();
+    this.clearPair();
   },
 
   window() {
     this.ranks.clear(); // they are of another window
     byId("rank-state").textContent = "";
-    if (this.source !== book.text) this.clearPair();
+    if (this.prompt !== String(book.text.slice(0, book.given))) this.clearPair();
   },
 
   /** The two texts go, and end if they are still being written. */
   clearPair() {
     for (const { job } of this.jobs) book.ask("stop", { job });
-    Object.assign(this, { source: book.text, jobs: [] });
+    Object.assign(this, { prompt: String(book.text.slice(0, book.given)), jobs: [] });
     for (const name of ["text-whole", "text-broken"]) byId(name).replaceChildren();
     byId("broken-title").textContent = "without those switched off";
   },
@@ -75,7 +76,7 @@ book.chapters.push({
     byId("broken-title").textContent = `without (layer.head): ${names}`;
     const write = (box, silent) => {
       const stream = book.tokenizer.stream();
-      box.replaceChildren(html("span", { class: "given" }, ids.map(stream).map(escapeInvisible)));
+      box.replaceChildren(...tinted(ids, [], stream, given));
       return book.ask("generate", { ids, maxNewTokens: 150, seed, stride, sampling, off: silent, first },
         (fresh) => { if (jobs === this.jobs) box.append(...tinted(fresh.ids, fresh.surprises, stream)); });
     };

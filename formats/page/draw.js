@@ -50,10 +50,11 @@ function table(columns, rows) {
   return html("table", {}, html("thead", {}, head), html("tbody", {}, body));
 }
 
-const tokenCode = (id, kind = "") => html("code", { class: `tok ${kind}` }, showToken(book.tokenizer, id));
+const tokenCode = (id, kind = "", place = {}) =>
+  html("code", { class: `tok ${kind}`, ...place }, showToken(book.tokenizer, id));
 
-/** A token that may come next; the one that did is marked. */
-const nextToken = (id) => tokenCode(id, id === book.after ? "really" : "");
+/** A token that may come next; the one that did is marked, and can be chosen. */
+const nextToken = (id) => (id === book.after ? tokenCode(id, "really", { "data-index": book.index + 1 }) : tokenCode(id));
 
 function placedToken(t) {
   const index = book.start + t;
@@ -72,11 +73,13 @@ function surpriseClass(nats) {
   return nats === undefined ? "s" : `s${[0.5, 0.25, 0.1, 0.03, 0.01].filter((p) => Math.exp(-nats) < p).length}`;
 }
 
-/** A text in the tints of its surprises, as far as they are known: an element for each token. */
-function tinted(ids, surprises, stream = book.tokenizer.stream()) {
-  return ids.map((id, i) => {
-    const text = escapeInvisible(stream(id)), line = text.includes("\n") ? "line" : "";
-    return html("span", { class: `${surpriseClass(surprises[i])} ${line}` }, text);
+/** A text in the tints of its surprises, as far as they are known: an element for each token, of which the model did not
+ * write the first `given`. */
+function tinted(ids, surprises, stream, given = 0) {
+  return ids.map((token, i) => {
+    const text = escapeInvisible(stream(token)), line = text.includes("\n") ? "line" : "";
+    const kind = `${surpriseClass(surprises[i])} ${line} ${i < given ? "given" : ""}`;
+    return Object.assign(html("span", { class: kind }, text), { token });
   });
 }
 

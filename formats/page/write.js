@@ -102,10 +102,31 @@ const writing = {
     return this.write([...ids, ...more], { given: ids.length, first, ...changes });
   },
 
-  read(text) {
-    byId("prompt").value = text;
-    this.checkPrompt();
-    return this.start([], { maxNewTokens: 0 });
+  /** Make another text that the page shows the book's, and choose one of its tokens. The story of the page's own model
+   * may not be in the tokens of a network that was trained here. What was pasted stays out of the address. */
+  take(span) {
+    const spans = Array.from(span.parentElement.children), retell = book.trained && span.closest("#learned");
+    const idsOf = (some) => some.flatMap(({ token }) =>
+      (retell ? book.tokenizer.encode(learned.tokenizer.decode([token])) : token));
+    const ids = idsOf(spans), index = idsOf(spans.slice(0, spans.indexOf(span) + 1)).length - 1;
+    if (String(ids) === String(book.text)) return book.moveTo(index);
+    const given = spans.filter(({ classList }) => classList.contains("given")).length || ids.length;
+    const first = given < ids.length ? Math.min(book.first, index) : 0;
+    const secret = this.secret || Boolean(span.closest("#guess") && !guessing.excerpt);
+    leaveText();
+    byId("taken").hidden = false;
+    return this.write(ids, { given, first, index, secret, maxNewTokens: 0 });
+  },
+
+  /** A function that shows this text again, if the network is still the same. */
+  again() {
+    const { model, text, given, first, stride, surprises, index } = book, { job, from, secret } = this;
+    const made = { ...this.made, ...(job !== undefined && { maxNewTokens: text.length - from }) };
+    return () => {
+      if (model !== book.model) return;
+      this.write(text, { given, first, stride, surprises, index, secret, maxNewTokens: 0 });
+      this.made = made;
+    };
   },
 
   stop() {
@@ -120,11 +141,12 @@ const writing = {
 
   /** Write after the ids, of which `given` are the prompt (see Book.begin); changes: of the form's options. At the end
    * `index` is chosen, or else the place before the most surprising token, unless another one was chosen meanwhile. */
-  async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, ...changes }) {
+  async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, secret = false,
+    ...changes }) {
     this.stop();
     const { seed, maxNewTokens, stride, ...sampling } = { ...this.options(), ...changes };
-    const more = ids.length > given && { first, more: ids.slice(given).join(".") };
-    Object.assign(this, { from: ids.length, made: { ...this.moved(), ...changes, ...more } });
+    const more = ids.length > given && { more: ids.slice(given).join(".") };
+    Object.assign(this, { secret, from: ids.length, made: { ...this.moved(), ...changes, first, ...more } });
     book.begin(ids, given, first, stride, surprises);
     Object.assign(this, { stream: book.tokenizer.stream(), spans: [] });
     const unread = html("span", { class: "note" }, escapeInvisible(book.tokenizer.decode(ids.slice(0, first))));
@@ -157,11 +179,8 @@ const writing = {
   draw() {
     const began = performance.now(), box = byId("text"), from = book.first + this.spans.length;
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    const fresh = tinted(book.text.slice(from), book.surprises.slice(from), this.stream);
-    fresh.forEach((span, i) => {
-      span.dataset.index = from + i;
-      span.classList.toggle("given", from + i < book.given);
-    });
+    const fresh = tinted(book.text.slice(from), book.surprises.slice(from), this.stream, book.given - from);
+    fresh.forEach((span, i) => { span.dataset.index = from + i; });
     this.spans.push(...fresh);
     box.append(...fresh);
     if (atEnd) box.scrollTop = box.scrollHeight;
@@ -212,14 +231,15 @@ const writing = {
   },
 
   rival(id) {
-    const { text, given, index, first, stride, here } = book, before = text.slice(0, index + 1);
+    const { text, given, index, first, stride, here, after } = book, before = text.slice(0, index + 1);
     const label = `Go on from here with ${showToken(book.tokenizer, id)}`;
     const onclick = () => {
       const surprises = [...book.surprises.slice(0, index + 1), -Math.log(softmax(here.logits)[id])];
-      this.write([...before, id], { given: Math.min(given, before.length), first, surprises, index, stride });
+      const kept = { first, surprises, index, stride, secret: this.secret };
+      this.write([...before, id], { given: Math.min(given, before.length), ...kept });
     };
     const attributes = { type: "button", class: "rival", title: label, "aria-label": label, onclick };
-    return html("button", attributes, nextToken(id));
+    return html("button", attributes, tokenCode(id, id === after ? "really" : ""));
   },
 };
 book.chapters.push(writing);
