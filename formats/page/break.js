@@ -37,21 +37,20 @@ book.chapters.push({
   },
 
   async token() {
-    const { position: t, here } = book, off = [...this.off], run = this.run = {}, isNew = book.watch();
+    const { position: t, here, moves } = book, off = [...this.off], run = this.run = {};
     if (!here) return;
     const label = (index) => `${this.off.has(index) ? "off " : ""}${this.ranks.get(index) ?? ""}`.trim() || "on";
     this.grid.paint((index) => !this.off.has(index), label);
     const { without, lossWithout } = off.length ? await book.ask("token", { t, id: here.target, off }) : here;
-    if (!isNew() || run !== this.run) return;
+    if (moves !== book.moves || run !== this.run) return;
     const [whole, broken] = [here.logits, without].map(softmax), [a, b] = [here.logits, without].map(descending);
     const pairs = Array.from(a.subarray(0, 8)).flatMap((id, rank) => [id, b[rank]]); // the likeliest of both, in turn
     const ids = [...new Set([here.target, ...pairs])].slice(0, 8).sort((one, two) => whole[two] - whole[one]);
     byId("next").replaceChildren(...ids.map((id) =>
       barRow(nextToken(id), bar(whole[id]), bar(broken[id], undefined, "bar1"))));
-    const heads = `${off.length} head${off.length > 1 ? "s" : ""}`;
+    const change = `; without ${off.length} of them ${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})`;
     byId("loss-line").textContent = book.ids.length < 2 ? "A loss needs two tokens."
-      : `Loss of this window: ${here.loss.toFixed(3)} nats per token${off.length ? `; without ${heads} `
-        + `${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})` : " with all heads."}`;
+      : `Loss of this window: ${here.loss.toFixed(3)} nats per token with all heads${off.length ? change : "."}`;
   },
 
   async rank() {

@@ -10,37 +10,25 @@ addEventListener("unhandledrejection", ({ reason }) => sayWrong(reason));
 
 let saving; // a timer: browsers refuse to change the address too often
 let entry = Math.random(); // of the browser's history
-const texts = {}; // functions that show the texts of other entries again: not all is in the address
+const texts = {}; // what shows the texts of its other entries again: not all is in the address
 
 /** Keep chapter, prompt, settings and token in the address, #chapter&prompt=…&seed=…&token=…, to be shared. A network
  * that was trained here is not in the file, and a pasted text is private: of them the address says nothing. */
 function keepState() {
   clearTimeout(saving);
-  saving = setTimeout(saveState, 400);
-}
-
-function saveState() {
-  const shared = book.trained || writing.secret ? "" : `&${writing.shared()}`;
-  history.replaceState(entry, "", `#${book.current}${shared}`);
-}
-
-/** Another text comes: with its Back button the browser brings this one back. */
-function leaveText() {
-  saveState();
-  texts[entry] = writing.again();
-  entry = Math.random();
-  history.pushState(entry, "", location.hash);
+  saving = setTimeout(() => {
+    history.replaceState(entry, "", `#${book.current}${book.trained || writing.secret ? "" : `&${writing.shared()}`}`);
+  }, 400);
 }
 
 addEventListener("popstate", ({ state }) => {
   if (!texts[state]) return location.reload(); // the address was changed by hand
   texts[entry] = writing.again(); // for the browser's Forward
   entry = state;
+  byId("taken").hidden = true;
   return texts[entry]();
 });
-for (const event of ["click", "keydown", "popstate"]) {
-  addEventListener(event, () => { byId("taken").hidden = true; }, true);
-}
+addEventListener("click", () => { byId("taken").hidden = true; }, true);
 
 async function main() {
   const engine = new Engine(page.model, byId("weights").textContent);

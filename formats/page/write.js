@@ -31,8 +31,7 @@ const writing = {
     byId("dice").addEventListener("click", () => this.restore(new Map([["seed", Math.floor(Math.random() * 1e9)]])));
     byId("seed").addEventListener("input", () => this.checkSeed());
     byId("prompt").addEventListener("input", () => this.checkPrompt());
-    const names = ["over 50%", "25 to 50%", "10 to 25%", "3 to 10%", "1 to 3%", "under 1%"];
-    const swatches = names.map((name, level) => html("span", { class: `swatch s${level}`, title: name }, "\u00a0"));
+    const swatches = [0, 1, 2, 3, 4, 5].map((level) => html("span", { class: `swatch s${level}` }, "\u00a0"));
     byId("legend").append(" ", ...swatches, " surprising");
   },
 
@@ -99,38 +98,39 @@ const writing = {
   /** Write after the prompt and `more` ids; without a seed only read them. from: the first that is read, if known. */
   start(more = [], changes = this.checkSeed() ? {} : { maxNewTokens: 0 }, from = NaN) {
     const ids = startIds(book.tokenizer, byId("prompt").value), first = from < ids.length ? from : undefined;
+    this.secret = false;
     return this.write([...ids, ...more], { given: ids.length, first, ...changes });
   },
 
-  /** Make another text that the page shows the book's, and choose one of its tokens. The story of the page's own model
-   * may not be in the tokens of a network that was trained here. What was pasted stays out of the address. */
+  /** Make another text that is shown the book's, with a token chosen. A pasted text stays out of the address. */
   take(span) {
-    const spans = Array.from(span.parentElement.children), retell = book.trained && span.closest("#learned");
-    const idsOf = (some) => some.flatMap(({ token }) =>
-      (retell ? book.tokenizer.encode(learned.tokenizer.decode([token])) : token));
-    const ids = idsOf(spans), index = idsOf(spans.slice(0, spans.indexOf(span) + 1)).length - 1;
+    const spans = Array.from(span.parentElement.children), index = spans.indexOf(span);
+    const ids = spans.map(({ token }) => token);
     if (String(ids) === String(book.text)) return book.moveTo(index);
     const given = spans.filter(({ classList }) => classList.contains("given")).length || ids.length;
-    const first = given < ids.length ? Math.min(book.first, index) : 0;
-    const secret = this.secret || Boolean(span.closest("#guess") && !guessing.excerpt);
-    leaveText();
+    this.stop();
+    texts[entry] = this.again();
+    entry = Math.random();
+    history.pushState(entry, "", location.hash);
+    this.secret ||= !guessing.excerpt && Boolean(span.closest("#guess"));
     byId("taken").hidden = false;
-    return this.write(ids, { given, first, index, secret, maxNewTokens: 0 });
+    return this.write(ids, { given, first: 0, index, maxNewTokens: 0 });
   },
 
   /** A function that shows this text again, if the network is still the same. */
   again() {
-    const { model, text, given, first, stride, surprises, index } = book, { job, from, secret } = this;
-    const made = { ...this.made, ...(job !== undefined && { maxNewTokens: text.length - from }) };
+    const { model, text, given, first, stride, surprises, index } = book, { made, secret } = this;
     return () => {
       if (model !== book.model) return;
-      this.write(text, { given, first, stride, surprises, index, secret, maxNewTokens: 0 });
-      this.made = made;
+      this.write(text, { given, first, stride, surprises, index, maxNewTokens: 0 });
+      Object.assign(this, { made, secret });
     };
   },
 
   stop() {
-    if (this.job !== undefined) book.ask("stop", { job: this.job });
+    if (this.job === undefined) return;
+    book.ask("stop", { job: this.job });
+    this.made.maxNewTokens = book.text.length - this.from;
     this.setJob(undefined);
   },
 
@@ -141,12 +141,11 @@ const writing = {
 
   /** Write after the ids, of which `given` are the prompt (see Book.begin); changes: of the form's options. At the end
    * `index` is chosen, or else the place before the most surprising token, unless another one was chosen meanwhile. */
-  async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, secret = false,
-    ...changes }) {
+  async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, ...changes }) {
     this.stop();
     const { seed, maxNewTokens, stride, ...sampling } = { ...this.options(), ...changes };
     const more = ids.length > given && { more: ids.slice(given).join(".") };
-    Object.assign(this, { secret, from: ids.length, made: { ...this.moved(), ...changes, first, ...more } });
+    Object.assign(this, { from: ids.length, made: { ...this.moved(), ...changes, first, ...more } });
     book.begin(ids, given, first, stride, surprises);
     Object.assign(this, { stream: book.tokenizer.stream(), spans: [] });
     const unread = html("span", { class: "note" }, escapeInvisible(book.tokenizer.decode(ids.slice(0, first))));
@@ -235,8 +234,7 @@ const writing = {
     const label = `Go on from here with ${showToken(book.tokenizer, id)}`;
     const onclick = () => {
       const surprises = [...book.surprises.slice(0, index + 1), -Math.log(softmax(here.logits)[id])];
-      const kept = { first, surprises, index, stride, secret: this.secret };
-      this.write([...before, id], { given: Math.min(given, before.length), ...kept });
+      this.write([...before, id], { given: Math.min(given, before.length), first, surprises, index, stride });
     };
     const attributes = { type: "button", class: "rival", title: label, "aria-label": label, onclick };
     return html("button", attributes, tokenCode(id, id === after ? "really" : ""));
