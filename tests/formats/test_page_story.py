@@ -18,7 +18,7 @@ from test_page import checkpoint, data_of, marked, until
 from torch.nn import functional as F
 
 from formats.checkpoint import TRAINING, Checkpoint, load_model, model_weights, read_checkpoint
-from formats.excerpt import MAX_CHARACTERS, excerpt_of_corpus
+from formats.excerpt import MAX_CHARACTERS, Excerpt, excerpt_of_corpus
 from formats.story import read_story
 from formats.write_page import encode
 from helpers import new_run, random_ids, written
@@ -202,6 +202,50 @@ def test_a_hostile_story_injects_nothing(open_page, frames):
     known = "".join(c if c in loaded.tokenizer.characters else "\ufffd" for c in attack)
     assert page.text_content("#story-sample") == known
     assert page.evaluate("document.querySelectorAll('img').length") == 0
+
+
+SHOWN = "[book.tokenizer.decode(book.text), book.index, book.position, book.ids[book.position]]"
+
+
+@marked
+def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_page, frames):
+    loaded, story = frames
+    text = loaded.tokenizer.decode(story[0]["ids"]) * 3
+    page = open_page(loaded, beside=write_story(story), excerpt=Excerpt("a text", text, True))
+    page.locator("#switches button").first.click()
+    page.click("#compare")
+    page.wait_for_selector("#text-broken span >> nth=150")
+    page.wait_for_selector("#text-whole span >> nth=150")
+    before = page.evaluate(SHOWN)
+    for box in ("text-broken", "text-whole", "guess-text", "story-sample", "story-text"):
+        page.locator(f"#{box} span").nth(6).click()
+        until(page, "() => book.index === 6 && book.here")
+        shown, *_, token = page.evaluate(SHOWN)
+        assert shown == page.text_content(f"#{box}") != before[0] and page.is_visible("#taken")
+        until(page, "id => byId('follow-steps').innerText.includes(` is row ${id} in`)", token)
+        page.go_back()
+        until(page, f"before => `${{{SHOWN}}}` === `${{before}}`", before)
+        assert page.is_hidden("#taken")
+    page.go_forward()
+    until(page, "() => book.index === 6")
+    page.locator("#lens .really").last.click()
+    until(page, "() => book.index === 7")
+    page.focus("#guess .text")
+    page.keyboard.press("Enter")
+    until(page, "() => book.index === byId('guess-text').childElementCount - 1 && location.hash.includes('prompt=')")
+
+
+@marked
+def test_a_pasted_text_stays_out_of_the_address(open_page):
+    page = open_page(checkpoint())
+    page.fill("#guess-paste", test_page.TEXT)
+    page.locator("#guess-text span").nth(9).click()
+    until(page, "() => book.index === 9 && location.hash === '#guess'")
+    page.locator("#why .rival").first.click()  # what is written after it, too
+    page.evaluate("showChapter(2)")
+    until(page, f"location.hash === '#follow' && {test_page.WRITTEN}")
+    page.go_back()
+    until(page, "() => location.hash.includes('prompt=t&')")
 
 
 GRADIENTS = """([config, weights, ids, targets]) => {
