@@ -50,11 +50,11 @@ function table(columns, rows) {
   return html("table", {}, html("thead", {}, head), html("tbody", {}, body));
 }
 
-const tokenCode = (id, kind = "", at = {}) => html("code", { class: `tok ${kind}`, ...at }, showToken(book.tokenizer, id));
+const tokenCode = (id, kind = "", at = {}) =>
+  html("code", { class: `tok ${kind}`, ...at }, showToken(book.tokenizer, id));
 
 /** A token that may come next; the one that did is marked, and can be chosen. */
-const nextToken = (id) =>
-  tokenCode(id, ...(id === book.after ? ["really", { "data-index": book.index + 1 }] : []));
+const nextToken = (id) => tokenCode(id, ...(id === book.after ? ["really", { "data-index": book.index + 1 }] : []));
 
 function placedToken(t) {
   const index = book.start + t, kind = index === book.index ? "chosen" : "";

@@ -22,14 +22,9 @@ def model(tmp_path):
     return model
 
 
-def facts(output: str) -> dict[str, str]:
-    """The lines of `convert.py FILE` alone, by their first words."""
-    return dict(line.split("  ", 1) for line in output.splitlines())
-
-
 def test_a_model_alone_is_described(model, tmp_path, in_process):
     code, output, _ = in_process("convert.py", "a.pth")
-    found = {name: value.strip() for name, value in facts(output).items()}
+    found = {name: value.strip() for name, value in (line.split("  ", 1) for line in output.splitlines())}
     assert code == 0
     assert found == {
         "kind": "model",
@@ -51,7 +46,7 @@ def test_training_states_and_adapters_are_described(tmp_path, in_process):
     assert in_process("main.py", *flags, *more)[0] == 0
     base, state, adapter = (in_process("convert.py", name) for name in ("base.pth", "base.last.pth", "lora.pth"))
     assert [code for code, _, _ in (base, state, adapter)] == [0, 0, 0]
-    base, state, adapter = (facts(output) for _, output, _ in (base, state, adapter))
+    base, state, adapter = (dict(line.split("  ", 1) for line in o.splitlines()) for _, o, _ in (base, state, adapter))
     assert state["kind"].strip() == "training" and state["parameters"] == base["parameters"]
     assert adapter["kind"].strip() == "adapter" and "rank 2" in adapter["adapter"]
     assert int(adapter["parameters"].replace(",", "")) < int(base["parameters"].replace(",", ""))

@@ -1,8 +1,6 @@
-"""The HTML page: what is in the file, and, in Chromium and Firefox, that it computes what PyTorch computes.
-
-The oracles are the Python side: the model itself with the same rounded weights, sampler.py, tokenizer.py and
-sampling/inspect.py. The browsers open the file itself (file://) and are offline.
-"""
+"""The HTML page: what is in the file, and, in Chromium and Firefox, that it computes what PyTorch computes. The
+oracles are the Python side: the model with the same rounded weights, sampler.py, tokenizer.py, sampling/inspect.py.
+The browsers open the file itself (file://) and are offline."""
 
 import copy
 import importlib.resources
@@ -649,6 +647,14 @@ def test_the_address_brings_back_text_and_token(open_page):
     again = open_page(loaded, fragment=page.evaluate("location.hash"))
     assert again.evaluate("[book.first, ...book.text]") == page.evaluate("[book.first, ...book.text]")
     assert "character" in page.inner_text("#status") and "character" not in again.inner_text("#status")
+    again.fill("#guess-paste", TEXT)
+    again.locator("#guess-text span").nth(9).click()
+    until(again, "() => book.index === 9 && location.hash === '#break'")  # a pasted text is private
+    again.locator("#why .rival").first.click()  # and what is written after it, too
+    again.evaluate("showChapter(2)")
+    until(again, f"location.hash === '#follow' && {WRITTEN}")
+    again.go_back()
+    until(again, "() => location.hash.includes('more=')")
 
 
 CLIPPED = """[...document.querySelectorAll('#cursor, .chapter :is(small, h3, button, .key, label, .bar-name)')]

@@ -235,19 +235,6 @@ def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_
     until(page, "() => book.index === byId('guess-text').childElementCount - 1 && location.hash.includes('prompt=')")
 
 
-@marked
-def test_a_pasted_text_stays_out_of_the_address(open_page):
-    page = open_page(checkpoint())
-    page.fill("#guess-paste", test_page.TEXT)
-    page.locator("#guess-text span").nth(9).click()
-    until(page, "() => book.index === 9 && location.hash === '#guess'")
-    page.locator("#why .rival").first.click()  # what is written after it, too
-    page.evaluate("showChapter(2)")
-    until(page, f"location.hash === '#follow' && {test_page.WRITTEN}")
-    page.go_back()
-    until(page, "() => location.hash.includes('prompt=t&')")
-
-
 GRADIENTS = """([config, weights, ids, targets]) => {
     const made = zeroWeights(config);
     for (const [name, values] of Object.entries(weights)) made.weights[name].set(values);

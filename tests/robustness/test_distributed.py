@@ -92,19 +92,8 @@ def faulty_main(folder: Path, fault: str, rank: str) -> Path:
     return script
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def metrics(folder: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}.metrics.jsonl").read_text().splitlines()]
-
-
-def saved_step(folder: Path) -> int:
-    """The step of the training state in a.last.pth."""
-    return read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["step"]
 
 
 def last_words(errors: str) -> list[str]:
@@ -191,7 +180,10 @@ def test_a_fault_on_one_rank_ends_all_with_one_line(folder, fault, rank):
     (line,) = last_words(done.stderr)
     assert "saved at step" in line
     assert processes_in(folder) == []
-    assert saved_step(folder) in (4, 6)  # 6: saved after the SIGTERM
+    assert read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["step"] in (
+        4,
+        6,
+    )  # 6: saved after the SIGTERM
 
 
 @pytest.mark.slow
@@ -210,7 +202,7 @@ def test_a_signal_to_torchrun_stops_all_ranks_after_saving(folder, signum):
     assert launcher.returncode != 0 and processes_in(folder) == []
     (line,) = last_words(errors)
     assert "interrupted: saved at step" in line
-    assert saved_step(folder) >= 10
+    assert read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["step"] >= 10
 
 
 # --- Two machines ------------------------------------------------------------------------------------------------
@@ -237,7 +229,9 @@ def folders(folder) -> list[Path]:
 def test_two_launchers_on_two_addresses_train_as_one(folders):
     """The first one's rank 0 writes; then both resume, though the second machine has no file to resume from."""
     flags = [*PLAIN, "--steps", "8", "--eval-every", "4", "--out", "a.pth"]
-    addresses, port = ["127.0.0.1", "127.0.0.2"], free_port()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        addresses, port = ["127.0.0.1", "127.0.0.2"], free.getsockname()[1]
     for more in (["--stop-at", "4"], ["--resume"]):
         launches = [joint_launch(number, addresses, port) for number in range(2)]
         launchers = [start(folders[number], *flags, *more, launch=launches[number]) for number in range(2)]

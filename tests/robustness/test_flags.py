@@ -174,14 +174,9 @@ def test_the_precision_is_chosen_once_unless_a_flag_says_otherwise(tmp_path, mon
         if hardware_has_it:
             run_here(write_corpus(tmp_path), *SMALL_RUN, "--dtype", "auto", "--steps", 4, "--stop-at", 2)
             monkeypatch.chdir(tmp_path)
-        assert resumed_dtype() == torch.bfloat16
-        assert resumed_dtype("--dtype", "auto") == expected
-        assert resumed_dtype("--dtype", "float32") == torch.float32
-
-
-def resumed_dtype(*flags: str) -> torch.dtype:
-    """The precision that `main.py --resume` with these flags computes in."""
-    return new_run("--resume", *flags).dtype
+        assert new_run("--resume").dtype == torch.bfloat16
+        assert new_run("--resume", "--dtype", "auto").dtype == expected
+        assert new_run("--resume", "--dtype", "float32").dtype == torch.float32
 
 
 # --- An output that cannot be written ----------------------------------------------------------------------------

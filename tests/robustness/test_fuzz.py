@@ -1,8 +1,6 @@
-"""Random command lines and random damage: never a traceback, never a hang, never a changed earlier file.
-
-Each test states how many cases it tries; the slow ones try twenty times as many. The cases are the same on every run
-(`derandomize`), so a failure can be repeated.
-"""
+"""Random command lines and random damage: never a traceback, never a hang, never a changed earlier file. Each
+test states how many cases it tries; the slow ones try twenty times as many. The cases are the same on every run
+(`derandomize`), so a failure can be repeated."""
 
 import contextlib
 import functools
