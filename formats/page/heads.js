@@ -107,6 +107,6 @@ book.chapters.push({
     byId("parts").replaceChildren(...parts.map(({ part, value }) => {
       const share = Math.abs(value) / largest / 2, [kind, start] = value < 0 ? ["bar1", 0.5 - share] : ["", 0.5];
       return barRow(part, bar(share, signed(value, 2), kind, start));
-    }), html("p", { class: "note" }, `Together ${fixed(logits[target] - middle)}: its logit less the mean of all.`));
+    }), html("p", { class: "note result" }, `Together ${fixed(logits[target] - middle)}: the logit less the mean.`));
   },
 });
