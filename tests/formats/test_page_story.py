@@ -18,7 +18,7 @@ from test_page import checkpoint, data_of, marked, until
 from torch.nn import functional as F
 
 from formats.checkpoint import TRAINING, Checkpoint, load_model, model_weights, read_checkpoint
-from formats.excerpt import MAX_CHARACTERS, Excerpt, excerpt_of_corpus
+from formats.excerpt import MAX_CHARACTERS, excerpt_of_corpus
 from formats.story import read_story
 from formats.write_page import encode
 from helpers import new_run, random_ids, written
@@ -211,7 +211,7 @@ SHOWN = "[book.tokenizer.decode(book.text), book.index, book.position, book.ids[
 def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_page, frames):
     loaded, story = frames
     text = loaded.tokenizer.decode(story[0]["ids"]) * 3
-    page = open_page(loaded, beside=write_story(story), excerpt=Excerpt("a text", text, True))
+    page = open_page(loaded, beside=write_story(story), excerpt=test_page.Excerpt("a text", text, True))
     page.locator("#switches button").first.click()
     page.click("#compare")
     page.wait_for_selector("#text-broken span >> nth=150")
