@@ -653,7 +653,7 @@ def test_the_address_brings_back_text_and_token(open_page):
     again.locator("#why .rival").first.click()  # and what is written after it, too
     again.evaluate("showChapter(2)")
     until(again, f"location.hash === '#follow' && {WRITTEN}")
-    again.go_back()
+    again.evaluate("history.back()")
     until(again, "() => location.hash.includes('more=')")
 
 
