@@ -28,9 +28,9 @@ class Book {
       event.preventDefault();
       document.activeElement.blur();
     });
-    document.addEventListener("click", ({ target }) => { // any token anywhere that has a place in the text
-      const index = target.closest("[data-index]")?.dataset.index;
-      if (index !== undefined) this.moveTo(Number(index));
+    document.addEventListener("click", ({ target }) => this.press(target));
+    document.addEventListener("keydown", ({ key, target }) => { // Enter in a text: its last token
+      if (key === "Enter" && target.matches(".text")) this.press(target.querySelector("span:last-child") ?? target);
     });
     setUpSteps();
   }
@@ -38,12 +38,6 @@ class Book {
   /** Ask a method of ModelServer about the ids of the window, if the request has no others. */
   ask(question, request = {}, onPart = undefined) {
     return this.engine.ask(question, { ids: this.ids, ...request }, onPart);
-  }
-
-  /** A function that says whether no other token was chosen since: else an answer of the worker comes too late. */
-  watch() {
-    const moves = this.moves;
-    return () => moves === this.moves;
   }
 
   /** Let all chapters show a network: {config, tokenizer, weights, excerpt, prompt}, without weights the page's own. */
@@ -59,21 +53,28 @@ class Book {
   /** Begin a text, to which the model will add tokens. given: how many of it were not written by the model. first: the
    * first one that the model reads, of a long text. stride: by how much its window moves. */
   begin(text, given, first, stride, surprises) {
-    Object.assign(this, { text: [...text], given, first, stride, surprises });
-    Object.assign(this, { ids: [], here: undefined, moves: this.moves + 1 });
+    const moves = this.moves + 1;
+    Object.assign(this, { text: [...text], given, first, stride, surprises, ids: [], here: undefined, moves });
   }
 
-  /** Choose a token of the text, and with it the window that the model read when it stood on this token. */
+  /** Choose the token that was pressed, in whatever text it stands. */
+  press(target) {
+    const place = target.closest("[data-index]"), span = target.closest(".text span:not(.note)");
+    if (place) this.moveTo(Number(place.dataset.index));
+    else if (span && this.text.length) writing.take(span); // else there is no model yet
+  }
+
+  /** Choose a token of the text, and with it the window that the model read when it stood on this token. Answers of the
+   * worker come too late if another token was chosen meanwhile. */
   async moveTo(index) {
     if (!this.text.length) return; // there is no model yet
-    this.moves++;
-    const isNew = this.watch(), { max_seq: maxSeq } = this.config;
+    const moves = ++this.moves, { max_seq: maxSeq } = this.config;
     this.index = Math.max(this.first, Math.min(this.text.length - 1, index));
     const start = windowStart(this.index + 1, this.first, maxSeq, this.stride);
     const ids = this.text.slice(start, start + maxSeq);
     if (start !== this.start || ids.length !== this.ids.length) {
       const reading = await this.ask("look", { ids });
-      if (!isNew()) return;
+      if (moves !== this.moves) return;
       Object.assign(this, { start, ids, reading, position: this.index - start });
       reading.surprises.forEach((nats, t) => { this.surprises[start + t] ??= t ? nats : undefined; });
       this.unaware = new Set(this.chapters); // of the new window
@@ -81,14 +82,13 @@ class Book {
     }
     const position = this.index - start, after = this.text[this.index + 1];
     const here = await this.ask("token", { ids, t: position, id: after });
-    if (!isNew()) return;
+    if (moves !== this.moves) return;
     Object.assign(this, { position, after, here });
     drawCursor();
-    const onScreen = this.chapters.filter((chapter) => chapter.id === this.current);
-    for (const chapter of new Set([...onScreen, ...this.chapters])) {
+    for (const chapter of this.chapters) {
       if (this.unaware.delete(chapter)) chapter.window?.();
       await chapter.token?.();
-      if (!isNew()) return;
+      if (moves !== this.moves) return;
     }
   }
 
@@ -115,7 +115,7 @@ function drawCursor() {
   strip.scrollLeft = chip.offsetLeft - strip.clientWidth / 2;
   const known = nats === undefined ? "" : ` (probability ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
-    ...(after === undefined ? [", the last one"] : [", then ", tokenCode(after), known]),
+    ...(after === undefined ? [", the last one"] : [", then ", nextToken(after), known]),
     ` · the model reads tokens ${start + 1} to ${index + 1} of ${text.length}`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };
@@ -143,15 +143,10 @@ function markChapter(id) {
   keepState();
 }
 
-/** One step on (1) or back (-1): to another chapter, or, on a projector, within one that is longer than the screen. */
+/** One chapter on (1) or back (-1). */
 function step(by) {
-  const { scrollTop, scrollHeight } = document.scrollingElement, parts = Array.from(byId(book.current).children);
-  const more = by > 0 ? scrollTop + innerHeight < scrollHeight - 5 : scrollTop > 5;
   const place = book.chapters.findIndex(({ id }) => id === book.current) + by;
-  if (!more || !isProjected()) return book.chapters[place] && showChapter(place);
-  const cut = by > 0 && parts.find((part) => part.getBoundingClientRect().bottom > innerHeight);
-  if (cut && cut.getBoundingClientRect().top > 0.3 * innerHeight) return cut.scrollIntoView();
-  return scrollBy(0, 0.7 * by * innerHeight);
+  if (book.chapters[place]) showChapter(place);
 }
 
 function setUpSteps() {
@@ -164,8 +159,6 @@ function setUpSteps() {
     title.dataset.number = place + 1;
     byId("contents").append(html("a", { href: `#${id}`, "data-number": place + 1, onclick }, title.textContent));
   });
-  byId("back").addEventListener("click", () => step(-1));
-  byId("forth").addEventListener("click", () => step(1));
   byId("projector").addEventListener("click", ({ currentTarget: button }) => {
     button.setAttribute("aria-pressed", document.body.classList.toggle("projector"));
     byId(book.current).scrollIntoView();

@@ -19,38 +19,38 @@ book.chapters.push({
   model() {
     this.off.clear();
     this.grid.build();
+    this.clearPair();
   },
 
   window() {
     this.ranks.clear(); // they are of another window
     byId("rank-state").textContent = "";
-    if (this.source !== book.text) this.clearPair();
+    if (this.prompt !== String(book.text.slice(0, book.given))) this.clearPair();
   },
 
   /** The two texts go, and end if they are still being written. */
   clearPair() {
     for (const { job } of this.jobs) book.ask("stop", { job });
-    Object.assign(this, { source: book.text, jobs: [] });
+    Object.assign(this, { prompt: String(book.text.slice(0, book.given)), jobs: [] });
     for (const name of ["text-whole", "text-broken"]) byId(name).replaceChildren();
     byId("broken-title").textContent = "without those switched off";
   },
 
   async token() {
-    const { position: t, here } = book, off = [...this.off], run = this.run = {}, isNew = book.watch();
+    const { position: t, here, moves } = book, off = [...this.off], run = this.run = {};
     if (!here) return;
     const label = (index) => `${this.off.has(index) ? "off " : ""}${this.ranks.get(index) ?? ""}`.trim() || "on";
     this.grid.paint((index) => !this.off.has(index), label);
     const { without, lossWithout } = off.length ? await book.ask("token", { t, id: here.target, off }) : here;
-    if (!isNew() || run !== this.run) return;
+    if (moves !== book.moves || run !== this.run) return;
     const [whole, broken] = [here.logits, without].map(softmax), [a, b] = [here.logits, without].map(descending);
     const pairs = Array.from(a.subarray(0, 8)).flatMap((id, rank) => [id, b[rank]]); // the likeliest of both, in turn
     const ids = [...new Set([here.target, ...pairs])].slice(0, 8).sort((one, two) => whole[two] - whole[one]);
     byId("next").replaceChildren(...ids.map((id) =>
       barRow(nextToken(id), bar(whole[id]), bar(broken[id], undefined, "bar1"))));
-    const heads = `${off.length} head${off.length > 1 ? "s" : ""}`;
+    const change = `; without ${off.length} of them ${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})`;
     byId("loss-line").textContent = book.ids.length < 2 ? "A loss needs two tokens."
-      : `Loss of this window: ${here.loss.toFixed(3)} nats per token${off.length ? `; without ${heads} `
-        + `${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})` : " with all heads."}`;
+      : `Loss of this window: ${here.loss.toFixed(3)} nats per token with all heads${off.length ? change : "."}`;
   },
 
   async rank() {
@@ -75,7 +75,7 @@ book.chapters.push({
     byId("broken-title").textContent = `without (layer.head): ${names}`;
     const write = (box, silent) => {
       const stream = book.tokenizer.stream();
-      box.replaceChildren(html("span", { class: "given" }, ids.map(stream).map(escapeInvisible)));
+      box.replaceChildren(...tinted(ids, [], stream, given));
       return book.ask("generate", { ids, maxNewTokens: 150, seed, stride, sampling, off: silent, first },
         (fresh) => { if (jobs === this.jobs) box.append(...tinted(fresh.ids, fresh.surprises, stream)); });
     };

@@ -50,15 +50,15 @@ function table(columns, rows) {
   return html("table", {}, html("thead", {}, head), html("tbody", {}, body));
 }
 
-const tokenCode = (id, kind = "") => html("code", { class: `tok ${kind}` }, showToken(book.tokenizer, id));
+const tokenCode = (id, kind = "", at = {}) =>
+  html("code", { class: `tok ${kind}`, ...at }, showToken(book.tokenizer, id));
 
-/** A token that may come next; the one that did is marked. */
-const nextToken = (id) => tokenCode(id, id === book.after ? "really" : "");
+/** A token that may come next; the one that did is marked, and can be chosen. */
+const nextToken = (id) => tokenCode(id, ...(id === book.after ? ["really", { "data-index": book.index + 1 }] : []));
 
 function placedToken(t) {
-  const index = book.start + t;
-  return html("span", { "data-index": index }, tokenCode(book.ids[t], t === book.position ? "chosen" : ""),
-    ` ${index + 1}`);
+  const index = book.start + t, kind = index === book.index ? "chosen" : "";
+  return html("span", { "data-index": index }, tokenCode(book.ids[t], kind), ` ${index + 1}`);
 }
 
 /** Says which characters of a text the model has never seen, if there are any. Bytes are all known. */
@@ -72,11 +72,12 @@ function surpriseClass(nats) {
   return nats === undefined ? "s" : `s${[0.5, 0.25, 0.1, 0.03, 0.01].filter((p) => Math.exp(-nats) < p).length}`;
 }
 
-/** A text in the tints of its surprises, as far as they are known: an element for each token. */
-function tinted(ids, surprises, stream = book.tokenizer.stream()) {
-  return ids.map((id, i) => {
-    const text = escapeInvisible(stream(id)), line = text.includes("\n") ? "line" : "";
-    return html("span", { class: `${surpriseClass(surprises[i])} ${line}` }, text);
+/** A text in the tints of its surprises, as far as they are known: an element for each token. given: see Book.begin. */
+function tinted(ids, surprises, stream = book.tokenizer.stream(), given = 0) {
+  return ids.map((token, i) => {
+    const text = escapeInvisible(stream(token)), line = text.includes("\n") ? "line" : "";
+    const kind = `${surpriseClass(surprises[i])} ${line} ${i < given ? "given" : ""}`;
+    return Object.assign(html("span", { class: kind }, text), { token });
   });
 }
 

@@ -43,9 +43,8 @@ const following = {
   },
 
   async token() {
-    const { position, layer, head } = book, isNew = book.watch();
-    const numbers = await book.ask("follow", { position, layer, head });
-    if (!isNew()) return;
+    const { position, layer, head, moves } = book, numbers = await book.ask("follow", { position, layer, head });
+    if (moves !== book.moves) return; // another token was chosen
     byId("follow-pick").value = layer * book.config.num_heads + head;
     this.cards = this.steps(numbers).map(([title, text, picture, formula, code]) => html("li", { class: "card" },
       html("h3", {}, title), html("p", {}, text), picture,
@@ -67,9 +66,9 @@ const following = {
     return [
       ["Look the token up", [tokenCode(ids[t], "chosen"), ` is row ${ids[t]} in a table of ${V} rows. The row has `
         + `${C} numbers: ${beginning(f.token)}`], vectorBars(f.token), "x = E[id]", "token_embedding"],
-      ["Add where it stands", `It is token ${t + 1} of the window: row ${t} of a second table is added (rows count `
-        + "from 0). Without it, the first layer could not tell in which order earlier tokens stand.",
-      vectorBars(f.place), "x = E[id] + P[t]", "position_embedding"],
+      ["Add where it stands", `Row ${t} of a second table is added, for this is token ${t + 1} of the window. Else the `
+        + "first layer could not tell in which order tokens stand.", vectorBars(f.place), "x = E[id] + P[t]",
+      "position_embedding"],
       ["The stream", `This row of numbers is all that the token knows. ${before} it holds ${beginning(f.x)}`,
         vectorBars(f.x), "x: one row for each token", "for block in self.blocks"],
       ["Ask: the query", `Layer ${l} brings the row to mean 0 and variance 1, then scales ${b && "and shifts "}each `

@@ -14,7 +14,6 @@ const guessing = {
     byId("guess-line").addEventListener("click", () => this.fill("⏎"));
     byId("guess-input").addEventListener("input", ({ target }) => this.fill(target.value));
     byId("guess-paste").addEventListener("input", () => this.open());
-    byId("guess-take").addEventListener("click", () => writing.read(book.tokenizer.decode(this.ids.slice(0, this.at))));
     byId("guess-sure").append(...[0.2, 0.5, 0.8, 0.97].map((p) => html("option", { value: p }, percent(p))));
     byId("guess-sure").value = 0.5;
   },
@@ -23,7 +22,6 @@ const guessing = {
   model() {
     const { excerpt } = book.model, beginning = excerpt?.text.slice(0, 1000) ?? "";
     this.excerpt = book.tokenizer.encode(beginning).length < FEWEST ? undefined : excerpt;
-    byId("guess-unseen").hidden = !this.excerpt?.unseen;
     byId("guess-name").textContent = this.excerpt ? `From ${excerpt.source}` : "Your text";
     byId("guess-own").hidden = Boolean(this.excerpt);
     this.open();
@@ -46,7 +44,6 @@ const guessing = {
     for (const id of ids) this.counts[id]++;
     const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.ids.length < FEWEST;
     byId("guess-form").querySelector("button.main").disabled = tooShort;
-    byId("guess-take").hidden = true;
     byId("guess-text").replaceChildren();
     this.append(this.ids.slice(0, Math.max(0, this.at)), []);
     this.say(tooShort ? `A text of at least ${FEWEST} ${unit}s is needed. `
@@ -93,9 +90,7 @@ const guessing = {
       ...(typeof val === "number" && !book.trained ? [["the model overall", val]] : []), ["blind guessing", blind]];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),
       ...losses.map(([name, nats]) => barRow(name, bar(Math.min(1, nats / blind), nats.toFixed(2)))));
-    if (rounds < ROUND) return;
-    byId("guess-result").append(you < model ? "You beat the model!" : "The model was less surprised.");
-    byId("guess-take").hidden = false;
+    if (rounds === ROUND) byId("guess-result").append(you < model ? "You beat the model!" : "The model beat you.");
   },
 };
 book.chapters.push(guessing);

@@ -48,7 +48,7 @@ class HeadGrid {
     this.cells.forEach(({ canvas, button, label: text }, index) => {
       paintMap(canvas, headWeights(index), book.ids.length, mapView(book));
       button.setAttribute("aria-pressed", pressed(index));
-      button.setAttribute("aria-label", `${headPlace(index)}: ${label(index)}`);
+      for (const name of ["aria-label", "title"]) button.setAttribute(name, `${headPlace(index)}: ${label(index)}`);
       text.textContent = label(index);
     });
     this.note.hidden = this.box.scrollWidth <= this.box.clientWidth;
@@ -107,7 +107,6 @@ book.chapters.push({
     byId("parts").replaceChildren(...parts.map(({ part, value }) => {
       const share = Math.abs(value) / largest / 2, [kind, start] = value < 0 ? ["bar1", 0.5 - share] : ["", 0.5];
       return barRow(part, bar(share, signed(value, 2), kind, start));
-    }), html("p", { class: "note result" }, `Together ${fixed(logits[target] - middle)}: logit `
-      + `${fixed(logits[target])}, less the mean of all logits, ${fixed(middle)}.`));
+    }), html("p", { class: "note result" }, `Together ${fixed(logits[target] - middle)}: the logit less the mean.`));
   },
 });

@@ -9,15 +9,26 @@ function sayWrong({ message }) {
 addEventListener("unhandledrejection", ({ reason }) => sayWrong(reason));
 
 let saving; // a timer: browsers refuse to change the address too often
+let entry = Math.random(); // of the browser's history
+const texts = {}; // what shows the texts of its other entries again: not all is in the address
 
 /** Keep chapter, prompt, settings and token in the address, #chapter&prompt=…&seed=…&token=…, to be shared. A network
- * that was trained here is not in the file: of its text the address says nothing. */
+ * that was trained here is not in the file, and a pasted text is private: of them the address says nothing. */
 function keepState() {
   clearTimeout(saving);
   saving = setTimeout(() => {
-    history.replaceState(null, "", `#${book.current}${book.trained ? "" : `&${writing.shared()}`}`);
+    history.replaceState(entry, "", `#${book.current}${book.trained || writing.secret ? "" : `&${writing.shared()}`}`);
   }, 400);
 }
+
+addEventListener("popstate", ({ state }) => {
+  if (!texts[state]) return location.reload(); // the address was changed by hand
+  texts[entry] = writing.again(); // for the browser's Forward
+  entry = state;
+  byId("taken").hidden = true;
+  return texts[entry]();
+});
+addEventListener("click", () => { byId("taken").hidden = true; }, true);
 
 async function main() {
   const engine = new Engine(page.model, byId("weights").textContent);
@@ -25,7 +36,6 @@ async function main() {
   book.open(engine);
   window.tinygpt = makeApi(book, engine);
   const [chapter, ...rest] = location.hash.slice(1).split("&"), state = new URLSearchParams(rest.join("&"));
-  addEventListener("hashchange", () => location.reload());
   await engine.ready;
   window.tinygpt.trusted = true;
   byId("go").disabled = false;

@@ -100,8 +100,7 @@ class TinyGPT {
     for (let i = 0; i < T * C; i++) x[i] += this.branch[i];
   }
 
-  /** Logits (T, V) that the head reads from the residual stream x (T, C) of any layer: after the last one the
-   * model's own, before that the "logit lens" (nostalgebraist 2020). */
+  /** Logits (T, V) of the stream x (T, C) after any layer: before the last, the "logit lens" (nostalgebraist 2020). */
   predict(x, T) {
     const { embed_dim: C, vocab_size: vocabSize } = this.config, logits = new Float32Array(T * vocabSize);
     layerNorm(this.normed, x, this.weights["final_norm.weight"], this.weights["final_norm.bias"], T, C);

@@ -31,8 +31,7 @@ const writing = {
     byId("dice").addEventListener("click", () => this.restore(new Map([["seed", Math.floor(Math.random() * 1e9)]])));
     byId("seed").addEventListener("input", () => this.checkSeed());
     byId("prompt").addEventListener("input", () => this.checkPrompt());
-    const names = ["over 50%", "25 to 50%", "10 to 25%", "3 to 10%", "1 to 3%", "under 1%"];
-    const swatches = names.map((name, level) => html("span", { class: `swatch s${level}`, title: name }, "\u00a0"));
+    const swatches = [0, 1, 2, 3, 4, 5].map((level) => html("span", { class: `swatch s${level}` }, "\u00a0"));
     byId("legend").append(" ", ...swatches, " surprising");
   },
 
@@ -99,17 +98,39 @@ const writing = {
   /** Write after the prompt and `more` ids; without a seed only read them. from: the first that is read, if known. */
   start(more = [], changes = this.checkSeed() ? {} : { maxNewTokens: 0 }, from = NaN) {
     const ids = startIds(book.tokenizer, byId("prompt").value), first = from < ids.length ? from : undefined;
+    this.secret = false;
     return this.write([...ids, ...more], { given: ids.length, first, ...changes });
   },
 
-  read(text) {
-    byId("prompt").value = text;
-    this.checkPrompt();
-    return this.start([], { maxNewTokens: 0 });
+  /** Make another text that is shown the book's, with a token chosen. A pasted text stays out of the address. */
+  take(span) {
+    const spans = Array.from(span.parentElement.children), index = spans.indexOf(span);
+    const ids = spans.map(({ token }) => token);
+    if (String(ids) === String(book.text)) return book.moveTo(index);
+    const given = spans.filter(({ classList }) => classList.contains("given")).length || ids.length;
+    this.stop();
+    texts[entry] = this.again();
+    entry = Math.random();
+    history.pushState(entry, "", location.hash);
+    this.secret ||= !guessing.excerpt && Boolean(span.closest("#guess"));
+    byId("taken").hidden = false;
+    return this.write(ids, { given, first: 0, index, maxNewTokens: 0 });
+  },
+
+  /** A function that shows this text again, if the network is still the same. */
+  again() {
+    const { model, text, given, first, stride, surprises, index } = book, { made, secret } = this;
+    return () => {
+      if (model !== book.model) return;
+      this.write(text, { given, first, stride, surprises, index, maxNewTokens: 0 });
+      Object.assign(this, { made, secret });
+    };
   },
 
   stop() {
-    if (this.job !== undefined) book.ask("stop", { job: this.job });
+    if (this.job === undefined) return;
+    book.ask("stop", { job: this.job });
+    this.made.maxNewTokens = book.text.length - this.from;
     this.setJob(undefined);
   },
 
@@ -123,8 +144,8 @@ const writing = {
   async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, ...changes }) {
     this.stop();
     const { seed, maxNewTokens, stride, ...sampling } = { ...this.options(), ...changes };
-    const more = ids.length > given && { first, more: ids.slice(given).join(".") };
-    Object.assign(this, { from: ids.length, made: { ...this.moved(), ...changes, ...more } });
+    const more = ids.length > given && { more: ids.slice(given).join(".") };
+    Object.assign(this, { from: ids.length, made: { ...this.moved(), ...changes, first, ...more } });
     book.begin(ids, given, first, stride, surprises);
     Object.assign(this, { stream: book.tokenizer.stream(), spans: [] });
     const unread = html("span", { class: "note" }, escapeInvisible(book.tokenizer.decode(ids.slice(0, first))));
@@ -157,11 +178,8 @@ const writing = {
   draw() {
     const began = performance.now(), box = byId("text"), from = book.first + this.spans.length;
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    const fresh = tinted(book.text.slice(from), book.surprises.slice(from), this.stream);
-    fresh.forEach((span, i) => {
-      span.dataset.index = from + i;
-      span.classList.toggle("given", from + i < book.given);
-    });
+    const fresh = tinted(book.text.slice(from), book.surprises.slice(from), this.stream, book.given - from);
+    fresh.forEach((span, i) => { span.dataset.index = from + i; });
     this.spans.push(...fresh);
     box.append(...fresh);
     if (atEnd) box.scrollTop = box.scrollHeight;
@@ -212,14 +230,14 @@ const writing = {
   },
 
   rival(id) {
-    const { text, given, index, first, stride, here } = book, before = text.slice(0, index + 1);
+    const { text, given, index, first, stride, here, after } = book, before = text.slice(0, index + 1);
     const label = `Go on from here with ${showToken(book.tokenizer, id)}`;
     const onclick = () => {
       const surprises = [...book.surprises.slice(0, index + 1), -Math.log(softmax(here.logits)[id])];
       this.write([...before, id], { given: Math.min(given, before.length), first, surprises, index, stride });
     };
     const attributes = { type: "button", class: "rival", title: label, "aria-label": label, onclick };
-    return html("button", attributes, nextToken(id));
+    return html("button", attributes, tokenCode(id, id === after ? "really" : ""));
   },
 };
 book.chapters.push(writing);

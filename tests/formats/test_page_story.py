@@ -204,6 +204,37 @@ def test_a_hostile_story_injects_nothing(open_page, frames):
     assert page.evaluate("document.querySelectorAll('img').length") == 0
 
 
+SHOWN = "[book.tokenizer.decode(book.text), book.index, book.position, book.ids[book.position]]"
+
+
+@marked
+def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_page, frames):
+    loaded, story = frames
+    text = loaded.tokenizer.decode(story[0]["ids"]) * 3
+    page = open_page(loaded, beside=write_story(story), excerpt=test_page.Excerpt("a text", text, True))
+    page.locator("#switches button").first.click()
+    page.click("#compare")
+    page.wait_for_selector("#text-broken span >> nth=150")
+    page.wait_for_selector("#text-whole span >> nth=150")
+    before = page.evaluate(SHOWN)
+    for box in ("text-broken", "text-whole", "guess-text", "story-sample", "story-text"):
+        page.locator(f"#{box} span").nth(6).click()
+        until(page, "() => book.index === 6 && book.here")
+        shown, *_, token = page.evaluate(SHOWN)
+        assert shown == page.text_content(f"#{box}") != before[0] and page.is_visible("#taken")
+        until(page, "id => byId('follow-steps').innerText.includes(` is row ${id} in`)", token)
+        page.evaluate("history.back()")
+        until(page, f"before => `${{{SHOWN}}}` === `${{before}}`", before)
+        assert page.is_hidden("#taken")
+    page.evaluate("history.forward()")
+    until(page, "() => book.index === 6")
+    page.locator("#lens .really").last.click()
+    until(page, "() => book.index === 7")
+    page.focus("#guess .text")
+    page.keyboard.press("Enter")
+    until(page, "() => book.index === byId('guess-text').childElementCount - 1 && location.hash.includes('prompt=')")
+
+
 GRADIENTS = """([config, weights, ids, targets]) => {
     const made = zeroWeights(config);
     for (const [name, values] of Object.entries(weights)) made.weights[name].set(values);
