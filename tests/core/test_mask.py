@@ -1,5 +1,7 @@
-"""The mask buffer decides what is seen: in every precision, in training and sampling, at every length. Whoever changes
-it must see the change everywhere. Once, the mask was an argument that one kernel of three read."""
+"""The mask buffer decides what is seen: in every precision, in training and sampling, at every length.
+
+Whoever changes the buffer must see the change everywhere. Once, the mask was an argument that one kernel of three read.
+"""
 
 import math
 
@@ -26,7 +28,11 @@ def random_mask(time: int) -> Tensor:
     return torch.where(visible | torch.eye(time, dtype=torch.bool), 0.0, -math.inf)
 
 
-MASKS = [causal_mask, window_mask, random_mask, lambda time: torch.zeros(time, time)]
+def no_mask(time: int) -> Tensor:
+    return torch.zeros(time, time)
+
+
+MASKS = [causal_mask, window_mask, random_mask, no_mask]
 
 
 def random_attention(**options) -> CausalSelfAttention:
