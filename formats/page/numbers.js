@@ -1,10 +1,12 @@
 /* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
 
-function floorText({ config: { vocab_size: V }, origin: { bigram_entropy: bigram, val_loss: loss, floor } }) {
+function floorText({ config: { vocab_size: V }, origin: { val_loss: loss, floor, ...origin } }) {
   const known = (value, text) => (typeof value === "number" ? text(value.toFixed(3)) : "");
+  const pairs = (value, where) => known(value, (nats) => " A model that knows only the previous token, and how often "
+    + `each token follows it, has ${nats} on ${where}.`);
   return `A model that knows nothing gives every one of the ${V} tokens the same probability: its loss is ln V = `
-    + `${Math.log(V).toFixed(3)}.${known(bigram, (nats) => " A model that knows only the previous token, and how often "
-      + `each token follows it, has ${nats} on the training text.`)}`
+    + `${Math.log(V).toFixed(3)}.${pairs(origin.bigram_entropy, "the training text")}`
+    + `${pairs(origin.bigram_held_out, "text that it never saw")}`
     + known(loss, (nats) => ` This model has ${nats} on text that it never saw.`)
     + (known(floor, (nats) => ` The corpus was made by a known grammar, whose entropy is ${nats}: `)
       || " Below all of them lies the entropy of the language itself. Nobody knows it exactly, but ")
@@ -40,19 +42,23 @@ book.chapters.push({
   id: "numbers",
 
   setup() {
-    const { curves, config, origin } = page.model, line = (field) => curves.map((point) => [point.step, point[field]]);
+    this.chart = new LossChart(byId("loss"));
+    byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) =>
+      html("div", {}, html("dt", {}, word), html("dd", {}, meaning))));
+  },
+
+  model() {
+    const { curves, config, origin } = book.model, line = (field) => curves.map((point) => [point.step, point[field]]);
     const references = [ // what the curves can be compared with
       ["blind", "guessing blindly, ln V", Math.log(config.vocab_size)],
       ["bigram", "a table of pairs (bigrams), on the training text", origin.bigram_entropy],
+      ["bigram", "a table of pairs (bigrams), on held-out text", origin.bigram_held_out],
       ["floor", "the corpus's floor", origin.floor],
     ].filter(([, , loss]) => typeof loss === "number");
     byId("no-curves").hidden = curves.length;
-    new LossChart(byId("loss")).show(
-      [["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
-    byId("floor-text").textContent = floorText(page.model);
-    byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) =>
-      html("div", {}, html("dt", {}, word), html("dd", {}, meaning))));
-    byId("recipe").append(...recipeTables(page.model).map(([title, rows]) =>
+    this.chart.show([["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
+    byId("floor-text").textContent = floorText(book.model);
+    byId("recipe").replaceChildren(...recipeTables(book.model).map(([title, rows]) =>
       html("div", { class: "card" }, html("h3", {}, title), table([], rows))));
   },
 });
