@@ -48,11 +48,12 @@ const learned = {
 
   model() {
     const { model, config, tokenizer } = book, story = model.story.filter(({ surprise }) => surprise.length);
+    const shown = story.length ? story : [model.maps]; // without a story only the end
+    const all = (name) => shown.flatMap((frame) => unitSized(frame[name].points));
+    const kinds = [...new Set(shown[0].tokens.ids.map((id) => kindOf(tokenizer.decode([id]))))].sort();
     this.frames = story.map((frame) => ({ ...frame, weights: storyMaps(frame) }));
-    const all = (name) => (story.length ? story : [model.maps]).flatMap((frame) => unitSized(frame[name].points));
     this.bounds = { tokens: all("tokens"), positions: all("positions") };
     byId("learned").classList.toggle("untold", !story.length);
-    const kinds = [...new Set(model.maps.tokens.ids.map((id) => kindOf(tokenizer.decode([id]))))].sort();
     byId("token-legend").replaceChildren(tokenizer.bytes ? "Tokens that begin with " : "",
       ...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
     byId("position-legend").textContent = `faint: position 1, strong: position ${config.max_seq}`;
@@ -69,9 +70,9 @@ const learned = {
     const validation = frame.val_loss === null ? "" : `; validation loss ${frame.val_loss.toFixed(3)}`;
     byId("story-line").textContent = `Step ${step}: loss of these ${ids.length} tokens `
       + `${mean(surprise).toFixed(3)} nats${validation}`;
-    byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise], book.tokenizer.stream()));
-    const written = book.tokenizer.encode(sample), { sample_surprise: nats } = frame, stream = book.tokenizer.stream();
-    byId("story-sample").replaceChildren(...tinted(written, written.length === nats.length ? nats : [], stream));
+    byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise]));
+    const written = book.tokenizer.encode(sample), { sample_surprise: nats } = frame;
+    byId("story-sample").replaceChildren(...tinted(written, written.length === nats.length ? nats : []));
     byId("story-maps").replaceChildren(...heads.map(([layer, head], index) => {
       const label = `layer ${layer + 1}, head ${head + 1}`;
       const canvas = html("canvas", { role: "img", "aria-label": label });

@@ -101,21 +101,18 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
   const trainer = new Trainer(config, { all, weights }), count = Math.min(32, Math.floor((held.length - 1) / T));
   const places = Array.from({ length: count }, (_, i) => Math.floor((i * (held.length - 1 - T)) / count));
   const test = windowsAt(ids.subarray(cut), places, T), bigram = bigramLoss(train, test, V);
-  const began = performance.now(), curves = [], story = [];
+  const began = performance.now(), story = [];
   let mark = began, reported = 0, due = 0;
   const report = (step, isLast) => {
     const heldOut = trainer.loss(...test), loss = step ? mean(losses.slice(reported)) : null;
     const window = new SlidingWindow(trainer.model, [plain.startId], T / 2);
     const made = [...generateTokens(window, 100, seed, { temperature: 0.8 }, plain.specialIds)];
-    const sample = tokenizer.decode(made.map(({ id }) => id)), point = { step, train_loss: loss, val_loss: heldOut };
+    const sample = tokenizer.decode(made.map(({ id }) => id)), nats = made.map(({ surprise }) => surprise);
+    if (step) send({ step, loss, heldOut, bigram, sample });
     if (step >= due || isLast) {
       const frame = storyFrame(trainer.model, tokenizer, held.slice(0, T), story[story.length - 1]);
-      story.push({ ...point, ...frame, sample, sample_surprise: made.map(({ surprise }) => surprise) });
+      story.push({ step, train_loss: loss, val_loss: heldOut, sample, sample_surprise: nats, ...frame });
       due = Math.ceil(1.5 * step + 1); // ever fewer: the network learns most in its first steps
-    }
-    if (step) {
-      curves.push(point);
-      send({ step, loss, heldOut, bigram, sample });
     }
     [mark, reported] = [performance.now(), step];
   };
@@ -129,13 +126,13 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
     isLast = step === steps || stopped();
     if (isLast || step >= due || performance.now() - mark > 1000) report(step, isLast);
   }
-  const end = { text: tokenizer.decode(held), source: "the held-out end of the training text", unseen: true };
-  const [, prompt] = /\s(\S{1,20})/u.exec(end.text) ?? ["", ""]; // a word
+  const { step, val_loss } = story[story.length - 1], train_seconds = (performance.now() - began) / 1000;
   const recipe = { steps, batch_size: BATCH, windows: "random", optimizer: "adamw", lr: RATE, weight_decay: DECAY,
     warmup: WARMUP, schedule: "linear, to a tenth", init: "normal", dtype: "float32" };
-  const origin = { corpus: `a text of ${ids.length} characters`, step: losses.length, seed, recipe,
-    val_loss: curves[curves.length - 1].val_loss, train_seconds: (performance.now() - began) / 1000,
-    bigram_held_out: bigram };
-  return { losses, model: { config, tokenizer: plain, weights, excerpt: end, prompt, origin, curves, story,
-    maps: story[story.length - 1], parameters: all.length, precision: "float32" } };
+  const corpus = `a text of ${ids.length} characters`;
+  const origin = { corpus, step, val_loss, train_seconds, seed, bigram_held_out: bigram, recipe };
+  const excerpt = { text: tokenizer.decode(held), source: "the held-out end of the training text", unseen: true };
+  const [, prompt] = /\s(\S{1,20})/u.exec(excerpt.text) ?? ["", ""]; // a word
+  return { losses, model: { config, tokenizer: plain, weights, excerpt, prompt, origin, story, curves: story.slice(1),
+    parameters: all.length, precision: "float32" } };
 }
