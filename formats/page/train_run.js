@@ -36,12 +36,11 @@ function windowsAt(ids, starts, T) {
  * products becomes that of this axis alone. */
 function mainAxis(rows) {
   const C = rows[0].length;
-  let matrix = new Float64Array(C * C);
+  const matrix = new Float32Array(C * C);
   for (const row of rows) addProduct(matrix, row, row, C, 1, C);
   for (let i = 0; i < 16; i++) {
     const largest = Math.max(...matrix) || 1, scaled = matrix.map((value) => value / largest);
-    matrix = new Float64Array(C * C);
-    addProduct(matrix, scaled, scaled, C, C, C);
+    linear(matrix, scaled, scaled, null, C, C, C);
   }
   const axis = rowOf(matrix, argmax(matrix.filter((_, i) => i % (C + 1) === 0)), C);
   return axis.map((value) => value / (Math.sqrt(product(axis, axis)) || 1));
@@ -60,7 +59,7 @@ function aligned(points, earlier) {
  * formats/embedding_map.py. */
 function plane(rows, earlier) {
   const middle = rows[0].map((_, i) => mean(rows.map((row) => row[i])));
-  let rest = rows.map((row) => Float64Array.from(row, (value, i) => value - middle[i]));
+  let rest = rows.map((row) => row.map((value, i) => value - middle[i]));
   const total = rest.reduce((sum, row) => sum + product(row, row), 0) || 1;
   const [xs, ys] = [0, 1].map(() => {
     const axis = mainAxis(rest), along = rest.map((row) => product(row, axis));
