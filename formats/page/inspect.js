@@ -14,13 +14,6 @@ function surprisesOf(logits, ids, vocabSize) {
   return { surprises, loss: mean(surprises.subarray(1)) };
 }
 
-/** What the network makes of the ids without the heads in `off`: {ids, trace, logits, surprises, loss}. */
-function readingOf(model, ids, off = []) {
-  const trace = { attention: [], qkv: [], middle: [], hidden: [], residual: [] };
-  const logits = model.forward(ids, new KVCache(model.config), { trace, off: new Set(off) });
-  return { ids, trace, logits, ...surprisesOf(logits, ids, model.config.vocab_size) };
-}
-
 /** What a head may be in the habit of looking at: name -> whether token t looks at token j. `of` has the ids, and for
  * each token whether it is white space (blank) and the number of its word. */
 const HABITS = {

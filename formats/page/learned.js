@@ -47,7 +47,7 @@ const learned = {
   },
 
   model() {
-    const { model, config, tokenizer } = book, story = model.story.filter(({ surprise }) => surprise.length);
+    const { model, tokenizer } = book, story = model.story.filter(({ surprise }) => surprise.length);
     const shown = story.length ? story : [model.maps]; // without a story only the end
     const all = (name) => shown.flatMap((frame) => unitSized(frame[name].points));
     const kinds = [...new Set(shown[0].tokens.ids.map((id) => kindOf(tokenizer.decode([id]))))].sort();
@@ -56,7 +56,6 @@ const learned = {
     byId("learned").classList.toggle("untold", !story.length);
     byId("token-legend").replaceChildren(tokenizer.bytes ? "Tokens that begin with " : "",
       ...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
-    byId("position-legend").textContent = `faint: position 1, strong: position ${config.max_seq}`;
     if (!story.length) return this.drawMaps(model.maps);
     byId("story-step").max = story.length - 1;
     return this.show(story.length - 1);

@@ -32,20 +32,6 @@ function windowsAt(ids, starts, T) {
   return [part(0), part(1)];
 }
 
-/** The axis (C) along which rows (N, C) with a mean of 0 differ most. Squared again and again, the matrix of their
- * products becomes that of this axis alone. */
-function mainAxis(rows) {
-  const C = rows[0].length;
-  const matrix = new Float32Array(C * C);
-  for (const row of rows) addProduct(matrix, row, row, C, 1, C);
-  for (let i = 0; i < 16; i++) {
-    const largest = Math.max(...matrix) || 1, scaled = matrix.map((value) => value / largest);
-    linear(matrix, scaled, scaled, null, C, C, C);
-  }
-  const axis = rowOf(matrix, argmax(matrix.filter((_, i) => i % (C + 1) === 0)), C);
-  return axis.map((value) => value / (Math.sqrt(product(axis, axis)) || 1));
-}
-
 /** The points, turned or mirrored so that they lie as near to the earlier ones as they can (Schönemann 1966). */
 function aligned(points, earlier) {
   const along = (i, j) => points.reduce((sum, point, n) => sum + point[i] * earlier[n][j], 0);
@@ -55,35 +41,44 @@ function aligned(points, earlier) {
   return points.map(([x, y]) => [cos * x - flip * sin * y, sin * x + flip * cos * y]);
 }
 
-/** Rows (N, C) as points on a plane near those of an earlier one, and the axes' shares of the variance: as
- * formats/embedding_map.py. */
+/** Rows (N, C) as points on their first two principal components, near those of an earlier plane, and the axes' shares
+ * of the variance: as formats/embedding_map.py. The axes are found by multiplying with the covariance again and again. */
 function plane(rows, earlier) {
-  const middle = rows[0].map((_, i) => mean(rows.map((row) => row[i])));
-  let rest = rows.map((row) => row.map((value, i) => value - middle[i]));
-  const total = rest.reduce((sum, row) => sum + product(row, row), 0) || 1;
-  const [xs, ys] = [0, 1].map(() => {
-    const axis = mainAxis(rest), along = rest.map((row) => product(row, axis));
-    rest = rest.map((row, n) => row.map((value, i) => value - along[n] * axis[i]));
-    return along;
-  });
-  const points = xs.map((x, n) => [x, ys[n]]), shares = [xs, ys].map((along) => product(along, along) / total);
+  const N = rows.length, C = rows[0].length, middle = rows[0].map((_, i) => mean(rows.map((row) => row[i])));
+  const centred = Float32Array.from(rows.flatMap((row) => Array.from(row, (value, i) => value - middle[i])));
+  const columns = transposed(centred, N, C), covariance = new Float32Array(C * C), flat = new Float32Array(2 * N);
+  linear(covariance, columns, columns, null, C, C, N);
+  const axes = Float32Array.from({ length: 2 * C }, (_, i) => Math.cos(i)), one = axes.subarray(0, C);
+  const two = axes.subarray(C);
+  for (let i = 0; i < 1000; i++) {
+    linear(axes, axes.slice(), covariance, null, 2, C, C);
+    for (const axis of [one, two]) {
+      if (axis === two) addWeighted(two, 0, [-product(one, two)], one, 0, C, 1, C);
+      const length = Math.sqrt(product(axis, axis)) || 1;
+      axis.forEach((value, n) => { axis[n] = value / length; });
+    }
+  }
+  linear(flat, centred, axes, null, N, 2, C);
+  const points = rows.map((_, n) => [flat[2 * n], flat[2 * n + 1]]), total = product(centred, centred) || 1;
+  const shares = [0, 1].map((axis) => points.reduce((sum, point) => sum + point[axis] ** 2, 0) / total);
   return { points: earlier ? aligned(points, earlier.points) : points, shares };
 }
 
-/** What a frame of the story (training/story.py) tells of a network of one layer: maps and surprises of the ids (T),
- * and its embeddings as points that fit an earlier frame. */
-function storyFrame(model, tokenizer, ids, earlier) {
-  const { trace: { attention: [all] }, surprises } = readingOf(model, ids), T = ids.length;
+/** What a frame of the story (training/story.py) tells of a network: maps and surprises of the ids (T), and its
+ * embeddings as points that fit an earlier frame. */
+function storyFrame(network, ids, earlier) {
+  const server = new ModelServer(), { vocab_size: V, embed_dim: C, num_heads: heads } = network.config, T = ids.length;
+  server.use(network);
+  const { trace: { attention: [all] }, surprises } = server.reading(ids);
   const seen = all.filter((_, i) => i % T <= Math.floor(i / T) % T); // up to the diagonal
-  const rows = (name) => (row) => rowOf(model.weights[`${name}_embedding.weight`], row, model.config.embed_dim);
-  const shown = [...tokenizer.tokens.keys()].filter((id) => !tokenizer.specialIds.includes(id)
-    && escapeInvisible(tokenizer.tokens[id]) === tokenizer.tokens[id]).slice(0, 150);
+  const embedded = (name, rows) => rows.map((row) => rowOf(network.weights[`${name}_embedding.weight`], row, C));
+  const shown = Array.from({ length: Math.min(150, V - 2) }, (_, i) => i + 2); // without the special ones
   return {
     ids, surprise: Array.from(surprises.subarray(1)),
-    heads: Array.from({ length: model.config.num_heads }, (_, head) => [0, head]),
+    heads: Array.from({ length: heads }, (_, head) => [0, head]),
     maps: btoa(String.fromCharCode(...seen.map((weight) => Math.round(255 * weight)))),
-    tokens: { ids: shown, ...plane(shown.map(rows("token")), earlier?.tokens) },
-    positions: plane(Array.from({ length: model.config.max_seq }, (_, t) => rows("position")(t)), earlier?.positions),
+    tokens: { ids: shown, ...plane(embedded("token", shown), earlier?.tokens) },
+    positions: plane(embedded("position", ids.map((_, t) => t)), earlier?.positions),
   };
 }
 
@@ -100,7 +95,7 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
   const trainer = new Trainer(config, { all, weights }), count = Math.min(32, Math.floor((held.length - 1) / T));
   const places = Array.from({ length: count }, (_, i) => Math.floor((i * (held.length - 1 - T)) / count));
   const test = windowsAt(ids.subarray(cut), places, T), bigram = bigramLoss(train, test, V);
-  const began = performance.now(), story = [];
+  const began = performance.now(), network = { config, tokenizer: plain, weights }, story = [];
   let mark = began, reported = 0, due = 0;
   const report = (step, isLast) => {
     const heldOut = trainer.loss(...test), loss = step ? mean(losses.slice(reported)) : null;
@@ -109,7 +104,7 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
     const sample = tokenizer.decode(made.map(({ id }) => id)), nats = made.map(({ surprise }) => surprise);
     if (step) send({ step, loss, heldOut, bigram, sample });
     if (step >= due || isLast) {
-      const frame = storyFrame(trainer.model, tokenizer, held.slice(0, T), story[story.length - 1]);
+      const frame = storyFrame(network, held.slice(0, T), story[story.length - 1]);
       story.push({ step, train_loss: loss, val_loss: heldOut, sample, sample_surprise: nats, ...frame });
       due = Math.ceil(1.5 * step + 1); // ever fewer: the network learns most in its first steps
     }
@@ -132,6 +127,6 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
   const origin = { corpus, step, val_loss, train_seconds, seed, bigram_held_out: bigram, recipe };
   const excerpt = { text: tokenizer.decode(held), source: "the held-out end of the training text", unseen: true };
   const [, prompt] = /\s(\S{1,20})/u.exec(excerpt.text) ?? ["", ""]; // a word
-  return { losses, model: { config, tokenizer: plain, weights, excerpt, prompt, origin, story, curves: story.slice(1),
-    parameters: all.length, precision: "float32" } };
+  return { losses, model: { ...network, excerpt, prompt, origin, story, curves: story.slice(1), parameters: all.length,
+    precision: "float32" } };
 }

@@ -59,11 +59,14 @@ class ModelServer {
     this.readings = [];
   }
 
-  /** What `readingOf` finds; the last two readings are kept. */
+  /** {ids, logits, trace, surprises, loss} of the ids without the heads in `off`; the last two readings are kept. */
   reading(ids, off = []) {
-    const key = `${ids} ${off}`;
-    const reading = this.readings.find((known) => known.key === key) ?? { key, ...readingOf(this.model, ids, off) };
-    this.readings = [reading, ...this.readings.filter((known) => known !== reading)].slice(0, 2);
+    const key = `${ids} ${off}`, known = this.readings.find((reading) => reading.key === key);
+    if (known) return known;
+    const trace = { attention: [], qkv: [], middle: [], hidden: [], residual: [] };
+    const logits = this.model.forward(ids, new KVCache(this.model.config), { trace, off: new Set(off) });
+    const reading = { key, ids, trace, logits, ...surprisesOf(logits, ids, this.model.config.vocab_size) };
+    this.readings = [reading, ...this.readings.slice(0, 1)];
     return reading;
   }
 
