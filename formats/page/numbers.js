@@ -1,4 +1,4 @@
-/* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
+/* Chapter "Numbers": how the loss fell, what it can be compared with, and the recipe. */
 
 function floorText({ config: { vocab_size: V }, origin: { bigram_entropy: bigram, val_loss: loss, floor } }) {
   const known = (value, text) => (typeof value === "number" ? text(value.toFixed(3)) : "");
@@ -17,31 +17,15 @@ function recipeTables({ config, origin: { recipe = {}, ...origin }, parameters, 
     { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })];
   const shape = { parameters, ...config, "weights in this page": precision };
   return Object.entries({ Shape: shape, Recipe: recipe, Origin: origin }).filter(([, all]) => Object.keys(all).length)
-    .map(([title, all]) => html("div", { class: "card" }, html("h3", {}, title), table([], Object.entries(all).map(row))));
+    .map(([title, all]) =>
+      html("div", { class: "card" }, html("h3", {}, title), table([], Object.entries(all).map(row))));
 }
-
-const GLOSSARY = {
-  token: "a piece of text: a character, or part of a word; the model knows V of them, each by its number",
-  embedding: "the row of numbers (C of them) that stands for a token, or for a position; it is learned",
-  residual: "the stream: what a token's row becomes, while every layer adds to it (a residual connection)",
-  query: "what a token looks for, as numbers: one row for each head",
-  key: "what a token can be found by; a query is compared with it",
-  value: "what a token hands over to whoever looks at it",
-  head: "one of several attentions side by side, each with its own queries, keys and values",
-  logit: "the score of a token as the next one, before softmax",
-  softmax: "makes probabilities out of scores: e to the power of each, divided by the sum of all",
-  nats: "the unit of surprise, −ln p; one nat is 1.44 bits",
-  gradient: "for every weight, how the loss changes if it grows a little; training goes the other way",
-  perplexity: "exp of the loss: as uncertain as a choice among this many equally likely tokens",
-};
 
 book.chapters.push({
   id: "numbers",
 
   setup() {
     this.chart = new LossChart(byId("loss"));
-    byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) =>
-      html("div", {}, html("dt", {}, word), html("dd", {}, meaning))));
   },
 
   model() {

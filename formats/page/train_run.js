@@ -42,14 +42,14 @@ function aligned(points, earlier) {
 }
 
 /** Rows (N, C) as points on their first two principal components, near those of an earlier plane, and the axes' shares
- * of the variance: as formats/embedding_map.py. The axes are found by multiplying with the covariance again and again. */
+ * of the variance: as formats/embedding_map.py, but its axes are found by power iteration. */
 function plane(rows, earlier) {
   const N = rows.length, C = rows[0].length, middle = rows[0].map((_, i) => mean(rows.map((row) => row[i])));
   const centred = Float32Array.from(rows.flatMap((row) => Array.from(row, (value, i) => value - middle[i])));
   const columns = transposed(centred, N, C), covariance = new Float32Array(C * C), flat = new Float32Array(2 * N);
   linear(covariance, columns, columns, null, C, C, N);
-  const axes = Float32Array.from({ length: 2 * C }, (_, i) => Math.cos(i)), one = axes.subarray(0, C);
-  const two = axes.subarray(C);
+  const axes = Float32Array.from({ length: 2 * C }, (_, i) => Math.cos(i));
+  const [one, two] = [0, 1].map((n) => rowOf(axes, n, C));
   for (let i = 0; i < 1000; i++) {
     linear(axes, axes.slice(), covariance, null, 2, C, C);
     for (const axis of [one, two]) {
@@ -83,9 +83,8 @@ function storyFrame(network, ids, earlier) {
 }
 
 /** Train a small network on a text, of which the last tenth is held out. Resolves to {losses, model}: of each step, and
- * as Book.useModel needs it. send gets {step, loss, heldOut, bigram, sample} after step 1, with each later frame of the
- * story, and once a second: the mean loss since the last time, and what network and table of pairs reach on held-out
- * text. stopped(): whether to end. */
+ * as Book.useModel needs it. send gets {step, loss, heldOut, bigram, sample} with each frame after step 0,
+ * and once a second: mean loss since the last time, and on held-out text. stopped(): whether to end. */
 async function trainNetwork({ text, steps, seed }, send, stopped) {
   const plain = alphabetOf(text), tokenizer = makeTokenizer(plain), ids = Uint16Array.from(tokenizer.encode(text));
   if (ids.length < MIN_LETTERS) throw new Error(`a text of at least ${MIN_LETTERS} letters is needed`);
