@@ -53,7 +53,7 @@ function plane(rows, earlier) {
   for (let i = 0; i < 1000; i++) {
     linear(axes, axes.slice(), covariance, null, 2, C, C);
     for (const axis of [one, two]) {
-      if (axis === two) addWeighted(two, 0, [-product(one, two)], one, 0, C, 1, C);
+      if (axis === two) addWeighted(two, 0, Float32Array.of(-product(one, two)), one, 0, C, 1, C);
       const length = Math.sqrt(product(axis, axis)) || 1;
       axis.forEach((value, n) => { axis[n] = value / length; });
     }
