@@ -34,10 +34,9 @@ function tokenText(now, first, tokenizer) {
 }
 
 const learned = {
-  id: "learned", at: 0, frames: [],
+  id: "learned", at: 0, frames: [], chart: new LossChart(byId("story-loss")),
 
   setup() {
-    this.chart = new LossChart(byId("story-loss"));
     byId("story-step").addEventListener("input", ({ target }) => this.show(Number(target.value)));
     makePlayer(byId("story-play"), 500, () => {
       const { length } = this.frames; // 0 without a story

@@ -21,8 +21,7 @@ function keepState() {
 
 async function main() {
   const engine = new Engine(page.model, byId("weights").textContent);
-  const { config, tokenizer } = page.model;
-  Object.assign(book, { model: page.model, config, tokenizer: makeTokenizer(tokenizer) });
+  Object.assign(book, { model: page.model, config: page.model.config, tokenizer: makeTokenizer(page.model.tokenizer) });
   book.open(engine);
   window.tinygpt = makeApi(book, engine);
   const [chapter, ...rest] = location.hash.slice(1).split("&"), state = new URLSearchParams(rest.join("&"));
