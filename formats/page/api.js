@@ -79,7 +79,7 @@ function makeApi(book, engine) {
   const look = ask("look", { off: [] });
   return {
     get config() { return book.config; },
-    origin: page.model.origin,
+    get origin() { return book.model.origin; },
     chapters: book.chapters.map((chapter) => chapter.id),
     ready: engine.ready,
     trusted: false,
@@ -92,7 +92,7 @@ function makeApi(book, engine) {
     look,
     rankHeads: ask("rankHeads", {}, 2), // a loss needs two tokens
     train: async (changes = {}, onReport = undefined) => startTraining(changes, onReport).job,
-    get story() { return page.model.story.map((frame) => ({ ...frame, maps: storyMaps(frame) })); },
+    get story() { return book.model.story.map((frame) => ({ ...frame, maps: storyMaps(frame) })); },
     async generate(changes = {}, onTokens = undefined) {
       const options = { prompt: "", maxNewTokens: 500, ...NO_FILTERS, temperature: 0.8, off: [],
         stride: Math.max(1, Math.floor(book.config.max_seq / 2)), seed: Math.floor(Math.random() * 2 ** 31) };

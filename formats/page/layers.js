@@ -3,9 +3,7 @@
 
 /** out (T, rows) = x (T, columns) · matrixᵀ + bias, with matrix (rows, columns), as PyTorch's nn.Linear keeps it. */
 function linear(out, x, matrix, bias, T, rows, columns) {
-  let t = 0;
-  for (; t + 4 <= T; t += 4) fourTokens(out, x, matrix, t, rows, columns);
-  for (; t < T; t++) dots(out, t * rows, x, t * columns, matrix, 0, columns, rows, columns);
+  for (let t = 0; t < T; t++) dots(out, t * rows, x, t * columns, matrix, 0, columns, rows, columns);
   if (bias) for (let i = 0; i < T * rows; i++) out[i] += bias[i % rows];
 }
 
@@ -32,25 +30,6 @@ function dots(out, outStart, x, xStart, others, first, step, count, length) {
     let sum = 0;
     for (let i = 0; i < length; i++) sum += x[xStart + i] * others[first + n * step + i];
     out[outStart + n] = sum;
-  }
-}
-
-/** Rows t to t + 3 of `linear`, without bias: four tokens and two rows of the matrix at once. */
-function fourTokens(out, x, matrix, t, rows, columns) {
-  const x0 = t * columns, x1 = x0 + columns, x2 = x1 + columns, x3 = x2 + columns;
-  const o0 = t * rows, o1 = o0 + rows, o2 = o1 + rows, o3 = o2 + rows;
-  for (let row = 0; row < rows; row += 2) {
-    const next = row + 1 < rows ? row + 1 : row; // the last one twice, if their number is odd
-    const r = row * columns, q = next * columns;
-    let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
-    for (let i = 0; i < columns; i++) {
-      const a = matrix[r + i], b = matrix[q + i];
-      const v0 = x[x0 + i], v1 = x[x1 + i], v2 = x[x2 + i], v3 = x[x3 + i];
-      a0 += a * v0; a1 += a * v1; a2 += a * v2; a3 += a * v3;
-      b0 += b * v0; b1 += b * v1; b2 += b * v2; b3 += b * v3;
-    }
-    out[o0 + row] = a0; out[o1 + row] = a1; out[o2 + row] = a2; out[o3 + row] = a3;
-    out[o0 + next] = b0; out[o1 + next] = b1; out[o2 + next] = b2; out[o3 + next] = b3;
   }
 }
 

@@ -34,29 +34,30 @@ function tokenText(now, first, tokenizer) {
 }
 
 const learned = {
-  id: "learned", at: 0,
+  id: "learned", at: 0, frames: [], chart: new LossChart(byId("story-loss")),
 
   setup() {
-    const { maps, config, tokenizer } = page.model, story = page.model.story.filter(({ surprise }) => surprise.length);
-    this.tokenizer = makeTokenizer(tokenizer);
+    byId("story-step").addEventListener("input", ({ target }) => this.show(Number(target.value)));
+    makePlayer(byId("story-play"), 500, () => {
+      const { length } = this.frames; // 0 without a story
+      if (length) this.show((this.at + 1) % length);
+      return this.at >= length - 1;
+    });
+  },
+
+  model() {
+    const { model, tokenizer } = book, story = model.story.filter(({ surprise }) => surprise.length);
+    const shown = story.length ? story : [model.maps]; // without a story only the end
+    const all = (name) => shown.flatMap((frame) => unitSized(frame[name].points));
+    const kinds = [...new Set(shown[0].tokens.ids.map((id) => kindOf(tokenizer.decode([id]))))].sort();
     this.frames = story.map((frame) => ({ ...frame, weights: storyMaps(frame) }));
-    const all = (name) => (story.length ? story : [maps]).flatMap((frame) => unitSized(frame[name].points));
     this.bounds = { tokens: all("tokens"), positions: all("positions") };
     byId("learned").classList.toggle("untold", !story.length);
-    const kinds = [...new Set(maps.tokens.ids.map((id) => kindOf(this.tokenizer.decode([id]))))].sort();
-    byId("token-legend").append(this.tokenizer.bytes ? "Tokens that begin with " : "",
+    byId("token-legend").replaceChildren(tokenizer.bytes ? "Tokens that begin with " : "",
       ...kinds.map((kind) => html("span", { class: `key k${kind}` }, KINDS[kind][0])));
-    byId("position-legend").textContent = `faint: position 1, strong: position ${config.max_seq}`;
-    if (!story.length) return this.drawMaps(maps);
-    const slider = byId("story-step"), last = story.length - 1;
-    slider.max = last;
-    slider.addEventListener("input", () => this.show(Number(slider.value)));
-    makePlayer(byId("story-play"), 500, () => {
-      this.show((this.at + 1) % this.frames.length);
-      return this.at === last;
-    });
-    this.chart = new LossChart(byId("story-loss"));
-    return this.show(last);
+    if (!story.length) return this.drawMaps(model.maps);
+    byId("story-step").max = story.length - 1;
+    return this.show(story.length - 1);
   },
 
   show(at) {
@@ -67,9 +68,9 @@ const learned = {
     const validation = frame.val_loss === null ? "" : `; validation loss ${frame.val_loss.toFixed(3)}`;
     byId("story-line").textContent = `Step ${step}: loss of these ${ids.length} tokens `
       + `${mean(surprise).toFixed(3)} nats${validation}`;
-    byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise], this.tokenizer.stream()));
-    const written = this.tokenizer.encode(sample), { sample_surprise: nats } = frame, stream = this.tokenizer.stream();
-    byId("story-sample").replaceChildren(...tinted(written, written.length === nats.length ? nats : [], stream));
+    byId("story-text").replaceChildren(...tinted(ids, [undefined, ...surprise]));
+    const written = book.tokenizer.encode(sample), { sample_surprise: nats } = frame;
+    byId("story-sample").replaceChildren(...tinted(written, written.length === nats.length ? nats : []));
     byId("story-maps").replaceChildren(...heads.map(([layer, head], index) => {
       const label = `layer ${layer + 1}, head ${head + 1}`;
       const canvas = html("canvas", { role: "img", "aria-label": label });
@@ -83,13 +84,13 @@ const learned = {
   },
 
   drawMaps({ tokens, positions }) {
-    const [first] = this.frames, { max_seq: maxSeq, vocab_size: V, embed_dim: C } = page.model.config;
-    drawTokenMap(byId("token-map"), tokens, this.tokenizer, this.bounds.tokens);
+    const [first] = this.frames, { max_seq: maxSeq, vocab_size: V, embed_dim: C } = book.config;
+    drawTokenMap(byId("token-map"), tokens, book.tokenizer, this.bounds.tokens);
     drawPositionMap(byId("position-map"), positions, maxSeq, this.bounds.positions);
     const some = tokens.ids.length < V - 2 ? ` Shown are the first ${tokens.ids.length} readable tokens.` : "";
     const axes = ({ shares: [x, y] }) =>
       `A flat picture of ${C} numbers each: it shows ${percent(x + y)} of their variance (principal components).`;
-    byId("token-note").textContent = `${tokenText(tokens, first?.tokens, this.tokenizer)} ${axes(tokens)}${some}`;
+    byId("token-note").textContent = `${tokenText(tokens, first?.tokens, book.tokenizer)} ${axes(tokens)}${some}`;
     byId("position-note").textContent = `${positionText(positions, first?.positions)} ${axes(positions)}`;
   },
 };

@@ -32,7 +32,7 @@ addEventListener("click", () => { byId("taken").hidden = true; }, true);
 
 async function main() {
   const engine = new Engine(page.model, byId("weights").textContent);
-  Object.assign(book, { config: page.model.config, tokenizer: makeTokenizer(page.model.tokenizer) });
+  Object.assign(book, { model: page.model, config: page.model.config, tokenizer: makeTokenizer(page.model.tokenizer) });
   book.open(engine);
   window.tinygpt = makeApi(book, engine);
   const [chapter, ...rest] = location.hash.slice(1).split("&"), state = new URLSearchParams(rest.join("&"));

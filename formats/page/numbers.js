@@ -1,58 +1,27 @@
-/* Chapter "Numbers": how the loss fell, what it can be compared with, the recipe, and a glossary. */
+/* Chapter "Numbers": how the loss fell, what it can be compared with, and the recipe. */
 
-function floorText({ config: { vocab_size: V }, origin: { bigram_entropy: bigram, val_loss: loss, floor } }) {
-  const known = (value, text) => (typeof value === "number" ? text(value.toFixed(3)) : "");
-  return `A model that knows nothing gives every one of the ${V} tokens the same probability: its loss is ln V = `
-    + `${Math.log(V).toFixed(3)}.${known(bigram, (nats) => " A model that knows only the previous token, and how often "
-      + `each token follows it, has ${nats} on the training text.`)}`
-    + known(loss, (nats) => ` This model has ${nats} on text that it never saw.`)
-    + (known(floor, (nats) => ` The corpus was made by a known grammar, whose entropy is ${nats}: `)
-      || " Below all of them lies the entropy of the language itself. Nobody knows it exactly, but ")
-    + "no model can go below it unless it has seen the answers.";
-}
-
-/** What is known of the model's shape and training: [title, rows of two cells]. */
+/** What is known of the model's shape and training, as tables. */
 function recipeTables({ config, origin: { recipe = {}, ...origin }, parameters, precision }) {
+  const row = ([name, value]) => [name.replaceAll("_", " "), value.toLocaleString("en",
+    { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })];
   const shape = { parameters, ...config, "weights in this page": precision };
-  return [["Shape", shape], ["Recipe", recipe], ["Origin", origin]].map(([title, fields]) => {
-    const rows = Object.entries(fields).map(([name, value]) => [name.replaceAll("_", " "), value.toLocaleString("en",
-      { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })]);
-    return [title, rows];
-  }).filter(([, rows]) => rows.length);
+  return Object.entries({ Shape: shape, Recipe: recipe, Origin: origin }).filter(([, all]) => Object.keys(all).length)
+    .map(([title, all]) =>
+      html("div", { class: "card" }, html("h3", {}, title), table([], Object.entries(all).map(row))));
 }
-
-const GLOSSARY = {
-  token: "a piece of text: a character, or part of a word; the model knows V of them, each by its number",
-  embedding: "the row of numbers (C of them) that stands for a token, or for a position; it is learned",
-  residual: "the stream: what a token's row becomes, while every layer adds to it (a residual connection)",
-  query: "what a token looks for, as numbers: one row for each head",
-  key: "what a token can be found by; a query is compared with it",
-  value: "what a token hands over to whoever looks at it",
-  head: "one of several attentions side by side, each with its own queries, keys and values",
-  logit: "the score of a token as the next one, before softmax",
-  softmax: "makes probabilities out of scores: e to the power of each, divided by the sum of all",
-  nats: "the unit of surprise, −ln p; one nat is 1.44 bits",
-  gradient: "for every weight, how the loss changes if it grows a little; training goes the other way",
-  perplexity: "exp of the loss: as uncertain as a choice among this many equally likely tokens",
-};
 
 book.chapters.push({
-  id: "numbers",
+  id: "numbers", chart: new LossChart(byId("loss")),
 
-  setup() {
-    const { curves, config, origin } = page.model, line = (field) => curves.map((point) => [point.step, point[field]]);
+  model() {
+    const { curves, config, origin } = book.model, line = (field) => curves.map((point) => [point.step, point[field]]);
     const references = [ // what the curves can be compared with
       ["blind", "guessing blindly, ln V", Math.log(config.vocab_size)],
       ["bigram", "a table of pairs (bigrams), on the training text", origin.bigram_entropy],
+      ["bigram", "a table of pairs (bigrams), on held-out text", origin.bigram_held_out],
       ["floor", "the corpus's floor", origin.floor],
     ].filter(([, , loss]) => typeof loss === "number");
-    byId("no-curves").hidden = curves.length;
-    new LossChart(byId("loss")).show(
-      [["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
-    byId("floor-text").textContent = floorText(page.model);
-    byId("glossary").append(...Object.entries(GLOSSARY).map(([word, meaning]) =>
-      html("div", {}, html("dt", {}, word), html("dd", {}, meaning))));
-    byId("recipe").append(...recipeTables(page.model).map(([title, rows]) =>
-      html("div", { class: "card" }, html("h3", {}, title), table([], rows))));
+    this.chart.show([["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
+    byId("recipe").replaceChildren(...recipeTables(book.model));
   },
 });

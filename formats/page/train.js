@@ -3,6 +3,8 @@
    numbers, and room for how much the loss changes with each of them, its gradient. Going back, each step adds to the
    gradients of what it was made of. A weight's gradient has its name and shape. */
 
+const DECAY = 0.01; // of each weight, times the learning rate
+
 /** out (M, n) += a (M, K) · b (K, n). */
 function addProduct(out, a, b, M, K, n) {
   for (let m = 0; m < M; m++) addWeighted(out, m * n, a.subarray(m * K, (m + 1) * K), b, 0, n, K, n);
@@ -204,7 +206,7 @@ class Trainer {
   }
 
   /** One step of AdamW (Loshchilov & Hutter 2019): each weight moves by about `rate`, against its mean gradient. */
-  step(rate, decay = 0.01) {
+  step(rate) {
     const { all, gradient, means, squares } = this, steps = ++this.steps;
     let squared = 0;
     for (let i = 0; i < gradient.length; i++) squared += gradient[i] ** 2;
@@ -214,7 +216,7 @@ class Trainer {
       const g = gradient[i] * clip;
       means[i] = 0.9 * means[i] + 0.1 * g;
       squares[i] = 0.99 * squares[i] + 0.01 * g * g;
-      all[i] -= rate * (means[i] / mean / (Math.sqrt(squares[i] / square) + 1e-8) + decay * all[i]);
+      all[i] -= rate * (means[i] / mean / (Math.sqrt(squares[i] / square) + 1e-8) + DECAY * all[i]);
     }
   }
 }

@@ -10,7 +10,7 @@ function startTraining(changes, onReport) {
 }
 
 const training = {
-  id: "train", reports: [],
+  id: "train", reports: [], chart: new LossChart(byId("train-loss")),
 
   setup() {
     const { excerpt } = page.model, letters = excerpt?.text.length.toLocaleString("en");
@@ -21,7 +21,6 @@ const training = {
       this.use(page.model);
       byId("strip").focus(); // the button goes
     });
-    this.chart = new LossChart(byId("train-loss"));
   },
 
   async train() {

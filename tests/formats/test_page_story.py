@@ -3,6 +3,7 @@
 The oracles are PyTorch: sampling/inspect.py, autograd, torch.optim.AdamW.
 """
 
+import base64
 import copy
 import json
 import math
@@ -18,13 +19,15 @@ from test_page import checkpoint, data_of, marked, until
 from torch.nn import functional as F
 
 from formats.checkpoint import TRAINING, Checkpoint, load_model, model_weights, read_checkpoint
+from formats.embedding_map import embedding_maps
 from formats.excerpt import MAX_CHARACTERS, excerpt_of_corpus
-from formats.story import read_story
+from formats.story import checked_frame, read_story
 from formats.write_page import encode
 from helpers import new_run, random_ids, written
 from sampling.inspect import attention_maps
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from training.story import story_frame
+from tokenizer import CharTokenizer
+from training.story import sample_ids, story_frame, surprises
 
 browser, open_page = test_page.browser, test_page.open_page
 NETWORK = ["--max-seq", "32", "--embed-dim", "16", "--num-heads", "2", "--num-layers", "2", "--batch-size", "4"]
@@ -32,14 +35,18 @@ RUN = ["--data", "synthetic", "--device", "cpu", "--dtype", "float32", *NETWORK,
 LETTERS = "Dear Anna, do not tell him that I was at the bank on Monday. Yours, Jo.\n" * 30
 
 
-@pytest.fixture
-def frames() -> tuple[Checkpoint, list[dict]]:
+def two_frames(*flags) -> tuple[Checkpoint, list[dict]]:
     """A model, and frames of its training: at step 0, and as if at step 10."""
-    run = new_run(*RUN)
+    run = new_run(*RUN, *flags)
     first = story_frame(run, "a sample", None)
     second = {**copy.deepcopy(first), "step": 10, "train_loss": 3.0, "val_loss": 3.1, "sample": "another"}
     second["sample_surprise"] = [1.0] * 7
     return Checkpoint(run.model.eval(), run.tokenizer, {"corpus": "synthetic"}), [first, second]
+
+
+@pytest.fixture
+def frames() -> tuple[Checkpoint, list[dict]]:
+    return two_frames()
 
 
 def write_story(frames: list) -> Path:
@@ -279,14 +286,53 @@ def test_the_trainers_gradients_and_steps_are_those_of_pytorch(open_page, heads,
 
 
 SOURCE = "the quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 40
+RUNS = """async options => {
+    const [one, two] = [await tinygpt.train(options), await tinygpt.train(options)];
+    let asked = 0;
+    const stopped = await trainNetwork(options, () => {}, () => ++asked === 10), { config, weights } = stopped.model;
+    window.stages = [initialWeights(config, options.seed).weights, weights];
+    return [one.losses, two.losses, one.model.story];
+}"""
+
+
+def trained_model(page, weights: str) -> TinyGPT:
+    """A network that was trained in the page, as PyTorch's."""
+    model = TinyGPT(TinyGPTConfig(len(set(SOURCE)) + 2, 32, 48, 4, 1)).eval()
+    pairs = page.evaluate(f"Object.entries({weights}).map(([name, w]) => [name, Array.from(w)])")
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    assert {name for name, _ in pairs} == shapes.keys()
+    model.load_state_dict({name: torch.tensor(w).view(shapes[name]) for name, w in pairs}, strict=False)
+    return model
+
+
+@marked
+def test_a_run_in_the_page_tells_what_main_would_tell_of_its_weights(open_page):
+    """At step 0, and at step 10, where the same run is stopped. The story takes no random number of the training."""
+    page, tokenizer = open_page(checkpoint()), CharTokenizer.from_text(SOURCE)
+    losses, again, story = page.evaluate(RUNS, {"text": SOURCE, "steps": 40, "seed": 3})
+    assert losses == again and len(losses) == 40 and losses[-1] < 2.5 < 3 < losses[0]
+    assert losses[-1] == pytest.approx(0.848, abs=0.01), "as it was without a story"
+    assert [frame["step"] for frame in story] == [0, 1, 3, 6, 10, 16, 25, 39, 40]
+    for frame, earlier, weights in ((story[0], story[0], "stages[0]"), (story[4], story[3], "stages[1]")):
+        model = trained_model(page, weights)
+        assert frame == checked_frame(frame, model.config)
+        maps = np.frombuffer(base64.b64decode(frame["maps"]), np.uint8).reshape(4, -1) / 255
+        rows, columns = np.tril_indices(32)
+        expected = attention_maps(model, frame["ids"])[0][:, rows, columns]
+        np.testing.assert_allclose(maps, expected, atol=0.5 / 255 + 1e-5)
+        np.testing.assert_allclose(frame["surprise"], surprises(model, frame["ids"]), atol=1e-3)
+        written = sample_ids(tokenizer, frame["sample"])[:32]  # then its window moves
+        np.testing.assert_allclose(frame["sample_surprise"][:31], surprises(model, written), atol=1e-3)
+        for name, expected in embedding_maps(model, tokenizer, 32, earlier).items():
+            for field in expected:
+                np.testing.assert_allclose(frame[name][field], expected[field], atol=1e-3)
 
 
 @marked
 def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
-    page = open_page(checkpoint(max_seq=64))  # a longer window than the new network's
-    options = {"text": SOURCE, "steps": 40, "seed": 3}
-    first, again = (page.evaluate("o => tinygpt.train(o).then(({losses}) => losses)", options) for _ in range(2))
-    assert first == again and len(first) == 40 and first[-1] < 2.5 < 3 < first[0]
+    loaded, story = two_frames("--max-seq", 64)  # a longer window than the new network's
+    page = open_page(loaded, beside=write_story(story))
+    told = [page.inner_html(f"#{name}") for name in ("learned", "numbers")]
     for word, odd in {"1000 letters": "text: 'short'", "steps": "steps: 0, text: ''", "string": "text: 3"}.items():
         assert word in page.evaluate(f"tinygpt.train({{{odd}}}).catch(String)")
     page.fill("#train-paste", SOURCE)
@@ -302,23 +348,24 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     page.fill("#temperature", "0.5")
     page.evaluate("['rank', 'train-use'].forEach(id => document.getElementById(id).click())")
     until(page, f"book.trained && {test_page.WRITTEN}")
-    size = len(set(SOURCE)) + 2
-    assert page.evaluate("tinygpt.config.vocab_size") == size != own
-    model = TinyGPT(TinyGPTConfig(size, 32, 48, 4, 1)).eval()
-    weights = page.evaluate("Object.entries(training.trained.weights).map(([name, w]) => [name, Array.from(w)])")
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    assert {name for name, _ in weights} == shapes.keys()
-    model.load_state_dict({name: torch.tensor(w).view(shapes[name]) for name, w in weights}, strict=False)
-    ids = page.evaluate("tinygpt.encode('the lazy dog')")
+    assert page.evaluate("tinygpt.config.vocab_size") == len(set(SOURCE)) + 2 != own
+    model, ids = trained_model(page, "training.trained.weights"), page.evaluate("tinygpt.encode('the lazy dog')")
     logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
     np.testing.assert_allclose(logits, model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
     assert page.locator("#grid canvas").count() == 4 and " + b" in page.inner_text("#follow-steps")
     read = [page.input_value("#prompt"), page.evaluate("book.tokenizer.decode(guessing.ids)")]
     assert all(read) and all(text in SOURCE for text in read), "the page's text and prompt were read as unknown"
+    last = page.evaluate("training.reports.at(-1)")  # chapters 6 and 8 tell of it
+    step, loss, pairs = last["step"], f"{last['heldOut']:.3f}", f"{last['bigram']:.3f}"
+    assert re.match(rf"Step {step}: loss of these 32 tokens .*{loss}$", page.inner_text("#story-line"))
+    assert f"held-out text: {pairs}" in page.inner_text("#loss + p")
+    page.fill("#story-step", "0")
+    assert page.evaluate("tinygpt.story[0].maps.length") == 4 == page.locator("#story-maps canvas").count()
+    assert page.inner_text("#story-line").startswith("Step 0:") and "adamw" in page.inner_text("#recipe")
     until(page, "() => !location.hash.includes('prompt')")  # nobody else's page has this network
     page.fill("#prompt", "the lazy dog")  # as if from a person's text: it stood in the address after Back
     page.click("#own-back")
     until(page, "() => document.getElementById('own').hidden && document.activeElement.id === 'strip'")
     assert page.evaluate("[tinygpt.config.vocab_size, writing.options().temperature]") == [own, 0.5]
-    until(page, "() => location.hash.includes('prompt=t&')")  # the start token of an empty prompt
-    assert page.is_hidden("#alert")
+    until(page, "() => location.hash.includes('prompt=%0A&')")  # the start token of an empty prompt
+    assert [page.inner_html(f"#{name}") for name in ("learned", "numbers")] == told and page.is_hidden("#alert")
