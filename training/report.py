@@ -73,9 +73,26 @@ def warn_of_odd_tenth(run: Run) -> None:
 
 
 def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
-    """Append a line to `NAME.metrics.jsonl`, and return it; the mean of the training losses begins anew."""
-    state = run.state
-    line = metrics_line(run, val_loss)
+    """Append a line to `NAME.metrics.jsonl`, and return it; the mean of the training losses begins anew.
+
+    Where tokens are not characters, the line has the loss in units that do not depend on the tokenizer too.
+    """
+    settings, state = run.settings, run.state
+    tokens = settings.batch_size * settings.max_seq
+    line = {
+        "step": state.step,
+        "tokens": state.step * tokens,
+        "train_seconds": round(state.train_seconds, 3),
+        "train_loss": state.loss_sum / state.loss_steps,
+        "val_loss": val_loss,
+        "lr": settings.lr * lr_factor(state.step - 1, settings),
+        "tokens_per_second": round(state.loss_steps * tokens / state.seconds_sum, 1),
+    }
+    if run.tokenizer.kind != CharTokenizer.kind:
+        nats = val_loss * (len(run.val_tokens) - 1)  # the first token is only ever an input
+        first = run.tokenizer.decode_bytes(run.val_tokens[:1])
+        line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first.decode("utf-8", "ignore")))
+        line["val_bits_per_byte"] = nats / math.log(2) / (run.corpus.val.count_bytes() - len(first))
     if run.dist.first:
         append_line(run.files.metrics, json.dumps(line))
     state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
@@ -96,28 +113,6 @@ def log_story(run: Run, sample: str, val_loss: float | None = None) -> None:
         tqdm.write(f"NOTE: sampling/inspect.py does not fit the network, so the page has no story: {one_line(error)}")
     else:
         append_frame(run.files.story, frame)
-
-
-def metrics_line(run: Run, val_loss: float) -> dict[str, float]:
-    """What `NAME.metrics.jsonl` says about the step. Where tokens are not characters, it has the loss in units that do
-    not depend on the tokenizer too."""
-    settings, state = run.settings, run.state
-    tokens = settings.batch_size * settings.max_seq
-    line = {
-        "step": state.step,
-        "tokens": state.step * tokens,
-        "train_seconds": round(state.train_seconds, 3),
-        "train_loss": state.loss_sum / state.loss_steps,
-        "val_loss": val_loss,
-        "lr": settings.lr * lr_factor(state.step - 1, settings),
-        "tokens_per_second": round(state.loss_steps * tokens / state.seconds_sum, 1),
-    }
-    if run.tokenizer.kind != CharTokenizer.kind:
-        nats = val_loss * (len(run.val_tokens) - 1)  # the first token is only ever an input
-        first = run.tokenizer.decode_bytes(run.val_tokens[:1])
-        line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first.decode("utf-8", "ignore")))
-        line["val_bits_per_byte"] = nats / math.log(2) / (run.corpus.val.count_bytes() - len(first))
-    return line
 
 
 def print_base(run: Run) -> None:
