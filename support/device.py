@@ -54,10 +54,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
-    native = False
-    if device.type == "cpu":
-        features = getattr(torch.cpu, "get_capabilities", dict)()
-        native = (features.get("amx_bf16") or features.get("avx512_bf16")) and bfloat16_is_faster()
+    features = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    native = (features.get("amx_bf16") or features.get("avx512_bf16")) and bfloat16_is_faster()
     return torch.bfloat16 if native else torch.float32
 
 
