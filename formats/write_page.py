@@ -26,7 +26,6 @@ from formats.twin import check_twin, deviation, half_precision, self_check
 from support.command import UserError
 from support.durable import check_overwrite, write_atomically
 from support.plain import finite, is_plain, read_lines
-from tokenizer import Tokenizer
 
 PARTS = Path(__file__).with_name("page")
 ENGINE = ("layers.js", "model.js", "inspect.js", "sampler.js", "tokenizer.js", "train.js", "train_run.js", "worker.js")
@@ -104,21 +103,17 @@ def page_data(loaded: Checkpoint, weights: dict[str, Tensor]) -> dict:
     origin = {name: value for name, value in loaded.origin.items() if name in ORIGIN_FIELDS and is_plain(value)}
     if "corpus" in origin:
         origin["corpus"] = Path(str(origin["corpus"])).name  # the folder is private
+    tokenizer = loaded.tokenizer
+    ids = {"startId": tokenizer.start_id, "endId": tokenizer.eos_id, "specialIds": list(tokenizer.special_ids)}
     return {
         "config": dataclasses.asdict(loaded.model.config),
-        "tokenizer": plain_tokenizer(loaded.tokenizer),
+        "tokenizer": tokenizer.to_plain() | ids,  # what page/tokenizer.js makes one from
         "origin": origin,
         "prompt": "ROMEO:" if origin.get("corpus") == "tinyshakespeare" else "",
         "parameters": loaded.model.num_parameters(),
         "check": self_check(loaded.model.config, weights),
-        "maps": embedding_maps(loaded.model, loaded.tokenizer, MAX_POSITIONS),
+        "maps": embedding_maps(loaded.model, tokenizer, MAX_POSITIONS),
     }
-
-
-def plain_tokenizer(tokenizer: Tokenizer) -> dict:
-    """What page/tokenizer.js makes a tokenizer from."""
-    ids = {"startId": tokenizer.start_id, "endId": tokenizer.eos_id, "specialIds": list(tokenizer.special_ids)}
-    return tokenizer.to_plain() | ids
 
 
 def read_metrics(path: Path | None) -> list[dict]:

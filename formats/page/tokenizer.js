@@ -86,7 +86,7 @@ class BPETokenizer {
   }
 }
 
-/** The tokenizer that plain_tokenizer of formats/write_page.py described. */
+/** The tokenizer that page_data of formats/write_page.py described. */
 const makeTokenizer = (plain) => (plain.kind === "bpe" ? new BPETokenizer(plain) : new CharTokenizer(plain));
 
 /** The ids that are never sampled: all special ones, unless one ends the text. */
