@@ -57,7 +57,7 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
         deviation = save_page(target, loaded, beside, precision, excerpt, settings.force)
         print_deviation(target, deviation, f"its weights are rounded to {precision}")
         if excerpt:
-            print(f"{target}: holds {len(excerpt.text):,} characters of {excerpt.source}")
+            print(f"{target}: holds {len(excerpt['text']):,} characters of {excerpt['source']}")
     elif ending == ".gguf":
         deviation = save_gguf(target, loaded, settings.force)
         print_deviation(target, deviation, "an estimate: llama.cpp rounds to float16, and has only the tanh GELU")

@@ -1,10 +1,12 @@
 """The text that goes with a page, for the parts of it that need one: guessing, and training a network in the browser.
 
 A page is sent to others. So only text that everyone has goes with it by itself; a person's own only if they ask for it.
+
+An excerpt is a dictionary, as the page gets it: "source", what the text is taken from, without folders; "text"; and
+"unseen", whether the model was not trained on it.
 """
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from corpora.documents import NAMES
@@ -15,16 +17,7 @@ from support.command import UserError
 MAX_CHARACTERS = 100_000
 
 
-@dataclass
-class Excerpt:
-    """source: what it is taken from, without folders. unseen: whether the model was not trained on it."""
-
-    source: str
-    text: str
-    unseen: bool
-
-
-def excerpt_of_corpus(origin: dict) -> Excerpt | None:
+def excerpt_of_corpus(origin: dict) -> dict | None:
     """The beginning of the validation split of the public corpus that a model was trained on; None if it was another,
     or is not on this machine."""
     name = origin.get("corpus")
@@ -35,14 +28,15 @@ def excerpt_of_corpus(origin: dict) -> Excerpt | None:
     with contextlib.suppress(UserError, OSError):
         corpus = load_corpus(name)
         if corpus.sha256 == origin.get("corpus_sha256"):  # of books, others may lie there now
-            return Excerpt(f"the validation split of {name}", next(corpus.val.blocks())[:MAX_CHARACTERS], True)
+            text = next(corpus.val.blocks())[:MAX_CHARACTERS]
+            return {"source": f"the validation split of {name}", "text": text, "unseen": True}
     return None
 
 
-def excerpt_of_file(path: Path) -> Excerpt:
+def excerpt_of_file(path: Path) -> dict:
     """The beginning of a text file. Raises UserError if it is not text or has less than two characters, OSError if it
     cannot be read."""
     text = next(read_blocks(path), "")[:MAX_CHARACTERS]
     if len(text) < 2:
         raise UserError(f"--excerpt {path} has no text")
-    return Excerpt(path.name, text, False)
+    return {"source": path.name, "text": text, "unseen": False}

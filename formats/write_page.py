@@ -20,7 +20,6 @@ from torch import Tensor
 
 from formats.checkpoint import Checkpoint, model_weights
 from formats.embedding_map import embedding_maps
-from formats.excerpt import Excerpt
 from formats.story import read_story
 from formats.twin import check_twin, deviation, half_precision, self_check
 from support.command import UserError
@@ -44,15 +43,16 @@ def save_page(
     loaded: Checkpoint,
     beside: Path | None,
     precision: str,
-    excerpt: Excerpt | None = None,
+    excerpt: dict | None = None,
     force: bool = False,
 ) -> float:
     """Write a page that runs the model; returns how far it is from the model, because its weights are rounded: the
     largest difference of a log-probability, of random tokens.
 
     beside: the checkpoint beside which metrics and story lie, if there is one. precision: of the weights, "int8",
-    "float16" or "float32". excerpt: text that goes with the page. Raises UserError if `path` is another file and not
-    `force`, if a weight does not fit into the precision, or if the network is not GPT-2's (`check_twin`).
+    "float16" or "float32". excerpt: text that goes with the page (formats/excerpt.py). Raises UserError if `path` is
+    another file and not `force`, if a weight does not fit into the precision, or if the network is not GPT-2's
+    (`check_twin`).
     """
     check_overwrite(path, is_page, force)
     weights = model_weights(loaded.model)
@@ -61,7 +61,7 @@ def save_page(
     data = page_data(loaded, read) | {"precision": precision, "layout": layout}
     data["curves"] = read_metrics(beside and beside.with_suffix(".metrics.jsonl"))
     data["story"] = read_story(beside and beside.with_suffix(".story.jsonl"), loaded.model.config)
-    data["excerpt"] = excerpt and dataclasses.asdict(excerpt)
+    data["excerpt"] = excerpt
     text = fill_template(data, encoded)
     write_atomically(path, lambda file: file.write(text.encode()))
     return 0.0 if precision == "float32" else deviation(loaded.model, read)

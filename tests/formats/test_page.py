@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from formats import write_page
 from formats.checkpoint import Checkpoint, model_weights
-from formats.excerpt import Excerpt
 from formats.write_page import read_metrics, save_page
 from helpers import random_ids, sampled_ids, shaken, tiny_config, written
 from sampler import Sampling, SlidingWindow, filter_stages
@@ -167,7 +166,7 @@ def open_page(browser, tmp_path):
         (context if context.browser == browser else context.browser).close()
 
 
-EXCERPT = Excerpt("a text", TEXT * 10, True)
+EXCERPT = {"source": "a text", "text": TEXT * 10, "unseen": True}
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +376,7 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     loaded = checkpoint(HOSTILE + "\ufffd")
     corpus = "<img src=x onerror=alert(1)>"
     loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1}}
-    page = open_page(loaded, excerpt=Excerpt(corpus, HOSTILE * 20, False))
+    page = open_page(loaded, excerpt={"source": corpus, "text": HOSTILE * 20, "unseen": False})
     assert corpus in page.inner_text("h1 + p")
     for text in (HOSTILE, "\ufffd", "", "😀</script>"):
         assert page.evaluate("text => tinygpt.encode(text)", text) == loaded.tokenizer.encode(text)

@@ -127,7 +127,7 @@ def test_no_letter_leaves_with_a_model_by_accident(output_of, tmp_path):
 def test_the_excerpt_is_of_the_validation_split_of_the_very_corpus():
     corpus = new_run(*RUN).corpus
     excerpt = excerpt_of_corpus({"corpus": "synthetic", "corpus_sha256": corpus.sha256})
-    assert excerpt.text == "".join(corpus.val.blocks())[:MAX_CHARACTERS] and excerpt.unseen
+    assert excerpt["text"] == "".join(corpus.val.blocks())[:MAX_CHARACTERS] and excerpt["unseen"]
     others = [{"corpus": "synthetic", "corpus_sha256": "x"}, {"corpus": "./synthetic", "corpus_sha256": corpus.sha256}]
     others += [{"corpus": "tinyshakespeare"}, {}]  # the first is not here, and not to be downloaded
     assert not any(map(excerpt_of_corpus, others))
