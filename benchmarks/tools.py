@@ -66,7 +66,7 @@ def measure(name: str, key: dict, flags: list, look: Callable[[Path], dict] = la
     resumed = RunPaths(out).last.exists()
     command = [sys.executable, "main.py", "--out", out, *(["--resume"] if resumed else new)]
     subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
-    lines = read_metrics(RunPaths(out).metrics)
+    lines = [json.loads(line) for line in RunPaths(out).metrics.read_text(encoding="utf-8").splitlines()]
     seconds = time.perf_counter() - started
     header, tensors = read_checkpoint(RunPaths(out).last, TRAINING)
     config = config_from_plain(header["config"])
@@ -88,11 +88,6 @@ def measure(name: str, key: dict, flags: list, look: Callable[[Path], dict] = la
     for path in RunPaths(out).all:
         path.unlink(missing_ok=True)
     return run
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file, one per evaluation."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
