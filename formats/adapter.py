@@ -6,15 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from formats.checkpoint import (
-    ADAPTER,
-    Checkpoint,
-    check_tensors,
-    model_digest,
-    model_weights,
-    read_checkpoint,
-    write_checkpoint,
-)
+from formats import checkpoint
 from formats.growth import get_rows, grow_model, grown_tokenizer, own_rows, set_rows, tables
 from lora import LoRAConfig, adapted_places, add_adapters
 from support.command import UserError, user_errors
@@ -26,7 +18,7 @@ from tokenizer import Tokenizer
 def base_weights(model: TinyGPT) -> dict[str, Tensor]:
     """What `model_weights` would be without the model's adapters; an unadapted model's own."""
     weights = {}
-    for name, tensor in model_weights(model).items():
+    for name, tensor in checkpoint.model_weights(model).items():
         weights[re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)] = tensor
     return {name: tensor for name, tensor in weights.items() if ".parametrizations." not in name}
 
@@ -42,7 +34,7 @@ def adapter_weights(model: TinyGPT) -> dict[str, Tensor]:
 def adapt(model: TinyGPT, config: LoRAConfig, weights: dict[str, Tensor]) -> None:
     """Add adapters with these tensors, named as by `adapter_weights`. Raises ValueError if they do not fit."""
     add_adapters(model, config)
-    check_tensors(weights, {name: tensor.shape for name, tensor in adapter_weights(model).items()})
+    checkpoint.check_tensors(weights, {name: tensor.shape for name, tensor in adapter_weights(model).items()})
     for name, _, _, adapter in adapted_places(model):
         adapter.load_state_dict({part: weights[f"{name}.{part}"] for part in ("A", "B")})
 
@@ -56,24 +48,24 @@ def save_adapter(
     not.
     """
     header = {
-        "kind": ADAPTER,
+        "kind": checkpoint.ADAPTER,
         "config": {"rank": config.rank, "alpha": config.alpha, "targets": list(config.targets)},
-        "base": base or model_digest(model.config, tokenizer, base_weights(model)),
+        "base": base or checkpoint.model_digest(model.config, tokenizer, base_weights(model)),
         "characters": tokenizer.characters[-new:] if new else "",
         "start": tokenizer.start,
         "origin": origin,
     }
-    write_checkpoint(path, header, adapter_weights(model) | get_rows(model, own_rows(tokenizer, new)))
+    checkpoint.write_checkpoint(path, header, adapter_weights(model) | get_rows(model, own_rows(tokenizer, new)))
 
 
-def apply_adapter(base: Checkpoint, path: Path) -> dict:
+def apply_adapter(base: checkpoint.Checkpoint, path: Path) -> dict:
     """Adapt a loaded base with the adapter in a file, its vocabulary too; returns the adapter's origin.
 
     Raises UserError if the file is damaged, no adapter, or for another base; OSError if it cannot be read.
     """
-    header, tensors = read_checkpoint(path, ADAPTER)
-    weights = model_weights(base.model)
-    if header.get("base") != model_digest(base.model.config, base.tokenizer, weights):
+    header, tensors = checkpoint.read_checkpoint(path, checkpoint.ADAPTER)
+    weights = checkpoint.model_weights(base.model)
+    if header.get("base") != checkpoint.model_digest(base.model.config, base.tokenizer, weights):
         raise UserError(f"{path} is for another base: name the checkpoint that it was trained on (--init-from)")
     with user_errors(f"{path} cannot be used: "):
         check_fields(header, {"characters": str, "start": str})
@@ -84,7 +76,7 @@ def apply_adapter(base: Checkpoint, path: Path) -> dict:
         rows = own_rows(tokenizer, new)
         shapes = {f"{name}.rows": torch.Size([len(rows), model.config.embed_dim]) for name in tables(model) if rows}
         added = {name: tensors.pop(name, None) for name in shapes}
-        check_tensors(added, shapes)
+        checkpoint.check_tensors(added, shapes)
         adapt(model, config, tensors)
     grow_model(model, new, len(tokenizer.special_ids))
     set_rows(model, rows, added)
