@@ -46,7 +46,7 @@ def save_gguf(path: Path, loaded: Checkpoint, force: bool = False) -> float:
         check_overwrite(file, force=force)
     model, config = loaded.model, loaded.model.config
     weights = weights_with_biases(model)
-    check_twin(model, weights, "llama.cpp")
+    check_twin(loaded, weights, "llama.cpp")
     writer = gguf.GGUFWriter(None, "gpt2")
     # A field is named as the writer's method that adds it, without `add_`.
     fields = {"name": path.stem, "file_type": gguf.LlamaFileType.ALL_F32, "layer_norm_eps": 1e-5}

@@ -61,7 +61,7 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
     }
     check_target(folder, {*contents, WEIGHTS}, force)
     weights = weights_with_biases(model)
-    check_twin(model, weights, "transformers")
+    check_twin(loaded, weights, "transformers")
     texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()}
     files = {name: text.encode() for name, text in texts.items()}
     write_folder_atomically(folder, files | {WEIGHTS: save(gpt2_weights(weights), {"format": "pt"})})

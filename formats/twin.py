@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from corpora.fast_bpe import splits_like_gpt2
+from formats.checkpoint import Checkpoint
 from support.command import UserError
 from tiny_decoder import KVCache, TinyGPT, TinyGPTConfig
+from tokenizer import CharTokenizer
 
 TOLERANCE = 1e-4  # of the logits' range: float32 differs by less when sums are taken in another order
 CHECK_TOKENS = 32  # that a page reads to check itself: a fraction of a second for a model of 2 million parameters
@@ -58,17 +61,23 @@ def compared_positions(length: int) -> list[int]:
 
 
 @torch.inference_mode()
-def check_twin(model: TinyGPT, weights: dict[str, Tensor], program: str) -> None:
-    """Raise UserError unless the model computes what GPT-2's network computes with these weights, in float32.
+def check_twin(loaded: Checkpoint, weights: dict[str, Tensor], program: str) -> None:
+    """Raise UserError unless the model computes what GPT-2's network computes with these weights, in float32, and the
+    tokenizer gives a character its own id, or cuts a text into GPT-2's words, as the program that reads the file does.
 
     Compared are the logits at the last and three earlier positions of a full window of random ids, and at the last one
     in a step with a cache. program: what reads the file, for the message. The model is in evaluation mode afterwards.
     """
-    config, ids = model.config, random_windows(model.config, 1)
+    model, config, tokenizer = loaded.model, loaded.model.config, loaded.tokenizer
     changed = f"the network in tiny_decoder.py was changed, and {program} computes GPT-2's"
     advice = "undo the change, or keep the model as .pth"
     if {len(t) for name, t in weights.items() if name.endswith("mlp.up.weight")} != {4 * config.embed_dim}:
         raise UserError(f"{changed}: its hidden layers are four times as wide as the stream; {advice}")
+    own_ids = [*range(2, tokenizer.vocab_size)]
+    by_character = tokenizer.kind == CharTokenizer.kind
+    if not (tokenizer.encode(tokenizer.characters) == own_ids if by_character else splits_like_gpt2()):
+        raise UserError(f"tokenizer.py was changed, and {program} encodes a text as before; {advice}")
+    ids = random_windows(config, 1)
     try:
         twin = twin_logits(weights, config, ids)[0, compared_positions(config.max_seq)]
     except KeyError as error:

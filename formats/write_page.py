@@ -56,7 +56,7 @@ def save_page(
     """
     check_overwrite(path, is_page, force)
     weights = model_weights(loaded.model)
-    check_twin(loaded.model, weights, "a page")
+    check_twin(loaded, weights, "a page")
     encoded, layout, read = encode(weights, precision)
     data = page_data(loaded, read) | {"precision": precision, "layout": layout}
     data["curves"] = read_metrics(beside and beside.with_suffix(".metrics.jsonl"))
