@@ -106,10 +106,8 @@ class ShiftedWindowDataset(Dataset):
 
     def __init__(self, tokens: np.ndarray, max_seq: int):
         if len(tokens) < max_seq + 1:
-            raise ValueError(
-                f"{len(tokens)} tokens hold no window of {max_seq} and its next token: "
-                "give more text or a smaller --max-seq"
-            )
+            problem = f"{len(tokens)} tokens hold no window of {max_seq} and its next token"
+            raise ValueError(f"{problem}: give more text or a smaller --max-seq")
         self.tokens = tokens
         self.max_seq = max_seq
 

@@ -139,9 +139,8 @@ def restore(run: Run, start: Start) -> None:
     path, tensors, step = start.saved_in, start.tensors, start.state.step
     updates = step - start.state.skipped
     if run.corpus.sha256 != start.state.corpus_sha256:
-        raise UserError(
-            f"--data {run.corpus.name} is not the text that the run in {path} was trained on, or has changed"
-        )
+        problem = f"is not the text that the run in {path} was trained on, or has changed"
+        raise UserError(f"--data {run.corpus.name} {problem}")
     with user_errors(f"{path} cannot be used: its optimizers or average: "):
         restore_optimizers(run.optimizers, with_prefix(tensors, "optimizer/"), updates)
         averages = with_prefix(tensors, "average/")
