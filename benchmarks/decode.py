@@ -72,8 +72,7 @@ def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
 
 def make(window: SlidingWindow, tokens: int, loop: Callable) -> None:
     """Sample so many tokens in every row."""
-    for _ in loop(window, tokens, row_generators(0, len(window.rows)), ORDINARY):
-        pass
+    list(loop(window, tokens, row_generators(0, len(window.rows)), ORDINARY))
 
 
 def peer_tasks(model: TinyGPT, batch: int, folder: Path) -> dict[str, tuple[Task, int]]:
