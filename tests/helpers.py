@@ -76,6 +76,7 @@ PROJECT = CausalSelfAttention.project
 NETWORK_CHANGES = {  # name -> the arguments of `monkeypatch.setattr`, before the model is made
     "ReLU": (MLP, "forward", lambda self, x: self.down(self.up(x).relu())),
     "scale": (CausalSelfAttention, "project", lambda *x: PROJECT(*x) * torch.tensor([2, 1, 1]).view(3, 1, 1, 1, 1)),
+    "formula": (CausalSelfAttention, "weigh", lambda self, q, k, v, mask, dropout=0: (q @ k.mT + mask).softmax(-1) @ v),
     "window of 16": (tiny_decoder, "causal_mask", lambda n: causal_mask(n) + causal_mask(n + 15)[15:, :n].T),
     "no mask": (tiny_decoder, "causal_mask", lambda size: torch.zeros(size, size)),
     "post-norm": (DecoderBlock, "forward", post_norm),

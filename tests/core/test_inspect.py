@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import shaken_model
+from helpers import NETWORK_CHANGES, shaken_model
 from sampling.inspect import attention_maps, logit_lens, residual_stream
-from tiny_decoder import TinyGPT
+from tiny_decoder import TinyGPT, causal_mask
 
 
 @pytest.fixture(params=[{}, {"bias": False, "tie_embeddings": True, "gelu": "tanh"}])
@@ -25,6 +25,15 @@ def test_attention_maps_are_the_weights_that_multihead_attention_reports(model):
         unaveraged = {"attn_mask": mask, "average_attn_weights": False}
         _, expected = nn.MultiheadAttention.forward(block.attention, x, x, x, **unaveraged)  # (1, nh, T, T)
         torch.testing.assert_close(weights, expected[0], rtol=1e-5, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_maps_are_of_the_attention_that_runs(monkeypatch):
+    monkeypatch.setattr(*NETWORK_CHANGES["formula"])
+    model, ids = shaken_model(), [3, 1, 4]
+    attention, x = model.blocks[0].attention, model.blocks[0].attention_norm(residual_stream(model, ids)[:1])
+    q, k, _ = attention.project(x)
+    torch.testing.assert_close(attention_maps(model, ids)[0], (q @ k.mT + causal_mask(3)).softmax(-1)[0])
 
 
 @torch.inference_mode()

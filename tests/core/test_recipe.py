@@ -141,6 +141,11 @@ def test_of_two_presets_the_last_counts():
     assert vars(twice) == vars(recipe(preset="plain"))
 
 
+@pytest.mark.parametrize("flags, warmup", [("--steps 20", 2), ("--steps 20 --warmup 15", 15), ("--steps 25", 24)])
+def test_the_warm_up_ends_before_a_short_run_does(flags, warmup):
+    assert parse_flags(["--preset", "plain", *flags.split()])[0].warmup == warmup
+
+
 def test_the_reference_is_nanogpts_to_the_letter():
     s = parse_flags(FLAGS.split())[0]
     names = dict(n_layer="num_layers", n_head="num_heads", n_embd="embed_dim", block_size="max_seq", max_iters="steps")

@@ -12,7 +12,7 @@ from formats.write_page import save_page
 from helpers import NETWORK_CHANGES, assert_one_error_line, shaken_model
 from support.command import UserError
 from tiny_decoder import DecoderBlock
-from tokenizer import CharTokenizer
+from tokenizer import CharTokenizer, to_codepoints
 
 TOKENIZER = CharTokenizer.from_text("abcdefghi")  # 11 tokens, as `tiny_config`
 PACKAGES = {"x.html": "torch", "x.gguf": "gguf", "x/": "safetensors"}
@@ -39,6 +39,15 @@ def test_no_export_of_a_changed_network(tmp_path, output_of, monkeypatch, change
     assert (tmp_path / target).exists() == (change is None)
     if change:
         assert_one_error_line(printed, "network", "was changed", ".pth")
+
+
+@pytest.mark.parametrize("target", PACKAGES)
+def test_no_export_of_a_changed_tokenizer(tmp_path, output_of, monkeypatch, target):
+    pytest.importorskip(PACKAGES[target])
+    save_model(tmp_path / "a.pth", shaken_model(), TOKENIZER, {})
+    monkeypatch.setattr(CharTokenizer, "_look_up", lambda self, text: self._id_of[to_codepoints(text.upper())])
+    printed = output_of("convert.py", "a.pth", target, code=2)
+    assert_one_error_line(printed, "tokenizer.py was changed", ".pth")
 
 
 @pytest.mark.parametrize("target", ["x.gguf", "x/"])
