@@ -78,7 +78,9 @@ class Book {
       Object.assign(this, { start, ids, reading, position: this.index - start });
       reading.surprises.forEach((nats, t) => { this.surprises[start + t] ??= t ? nats : undefined; });
       this.unaware = new Set(this.chapters); // of the new window
-      drawStrip();
+      byId("strip").replaceChildren(...ids.map((id, t) => html("span", {
+        class: `chip ${surpriseClass(this.surprises[start + t])}`, "data-index": start + t,
+      }, showToken(this.tokenizer, id))));
     }
     const position = this.index - start, after = this.text[this.index + 1];
     const here = await this.ask("token", { ids, t: position, id: after });
@@ -100,12 +102,6 @@ class Book {
 }
 
 const book = new Book();
-
-function drawStrip() {
-  byId("strip").replaceChildren(...book.ids.map((id, t) => html("span", {
-    class: `chip ${surpriseClass(book.surprises[book.start + t])}`, "data-index": book.start + t,
-  }, showToken(book.tokenizer, id))));
-}
 
 function drawCursor() {
   const strip = byId("strip"), { position, ids, text, index, after, start } = book;
@@ -143,12 +139,6 @@ function markChapter(id) {
   keepState();
 }
 
-/** One chapter on (1) or back (-1). */
-function step(by) {
-  const place = book.chapters.findIndex(({ id }) => id === book.current) + by;
-  if (book.chapters[place]) showChapter(place);
-}
-
 function setUpSteps() {
   book.chapters.forEach(({ id }, place) => {
     const onclick = (event) => {
@@ -171,7 +161,8 @@ function setUpSteps() {
     if (!by || altKey || ctrlKey || metaKey || defaultPrevented || target.closest("input, textarea, select")) return;
     if (box && box.scrollWidth > box.clientWidth) return; // there the keys scroll sideways
     event.preventDefault();
-    step(by);
+    const place = book.chapters.findIndex(({ id }) => id === book.current) + by; // one on, or one back
+    if (book.chapters[place]) showChapter(place);
   });
   addEventListener("scroll", () => { // the chapter at the middle of the screen
     const seen = book.chapters.filter(({ id }) => byId(id).getBoundingClientRect().top < innerHeight / 2).pop();

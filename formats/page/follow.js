@@ -77,14 +77,14 @@ const following = {
       ["Compare with the keys", "Every token up to here made a key in the same way: what can I be found by? Query "
         + `times key, divided by √${hs}, is the score.`,
       looks(["key", "score"], (j) => [vectorBars(f.keys[j]), fixed(f.scores[j])]),
-      `scores = q kᵀ / √${hs} + mask`, "attention.attend"],
+      `scores = q kᵀ / √${hs} + mask`, "attention.weigh"],
       ["Softmax: where to look", "e to the power of each score, divided by the sum of all: shares that add up "
         + "to 100%. A stronger line under the strip's token is a larger share. The mask hides later tokens.",
-      looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.attend"],
+      looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.weigh"],
       ["Fetch: the values", "Every token also made a value: what do I hand over? Each value, times its share, is added "
         + "up. Only here does a token learn of others.",
       [looks(["value", "share"], (j) => [vectorBars(f.values[j]), percent(f.weights[j])]), vectorBars(f.mix)],
-      "h = weights · v", "attention.attend"],
+      "h = weights · v", "attention.weigh"],
       ["Write it back", `The ${nh > 1 ? `${nh} heads side by side go` : "head goes"} through a matrix, and the result `
         + `is added to the stream. Now it holds ${beginning(f.attended)}`, vectorBars(f.attended),
       `x = x + Wo · heads${b}`, "attention.out_proj"],

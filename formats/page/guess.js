@@ -84,10 +84,10 @@ const guessing = {
   },
 
   score() {
-    const rounds = this.you.length, blind = Math.log(book.config.vocab_size), { val_loss: val } = page.model.origin;
+    const rounds = this.you.length, blind = Math.log(book.config.vocab_size), { val_loss: val } = book.model.origin;
     const [you, model] = [this.you, this.theirs].map(mean);
     const losses = [...(rounds ? [["you", you], ["the model", model]] : []),
-      ...(typeof val === "number" && !book.trained ? [["the model overall", val]] : []), ["blind guessing", blind]];
+      ...(typeof val === "number" ? [["the model overall", val]] : []), ["blind guessing", blind]];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),
       ...losses.map(([name, nats]) => barRow(name, bar(Math.min(1, nats / blind), nats.toFixed(2)))));
     if (rounds === ROUND) byId("guess-result").append(you < model ? "You beat the model!" : "The model beat you.");

@@ -89,7 +89,7 @@ const learned = {
     drawPositionMap(byId("position-map"), positions, maxSeq, this.bounds.positions);
     const some = tokens.ids.length < V - 2 ? ` Shown are the first ${tokens.ids.length} readable tokens.` : "";
     const axes = ({ shares: [x, y] }) =>
-      `A flat picture of ${C} numbers each: it shows ${percent(x + y)} of their variance (principal components).`;
+      `A flat picture of ${C} numbers each: it shows ${percent(x + y)} of how they differ (principal components).`;
     byId("token-note").textContent = `${tokenText(tokens, first?.tokens, book.tokenizer)} ${axes(tokens)}${some}`;
     byId("position-note").textContent = `${positionText(positions, first?.positions)} ${axes(positions)}`;
   },

@@ -9,25 +9,19 @@ function sayWrong({ message }) {
 addEventListener("unhandledrejection", ({ reason }) => sayWrong(reason));
 
 let saving; // a timer: browsers refuse to change the address too often
-let entry = Math.random(); // of the browser's history
-const texts = {}; // what shows the texts of its other entries again: not all is in the address
 
 /** Keep chapter, prompt, settings and token in the address, #chapter&prompt=…&seed=…&token=…, to be shared. A network
  * that was trained here is not in the file, and a pasted text is private: of them the address says nothing. */
 function keepState() {
   clearTimeout(saving);
   saving = setTimeout(() => {
-    history.replaceState(entry, "", `#${book.current}${book.trained || writing.secret ? "" : `&${writing.shared()}`}`);
+    const shared = book.trained || writing.secret ? "" : `&${writing.shared()}`;
+    history.replaceState(writing.kept(), "", `#${book.current}${shared}`);
   }, 400);
 }
 
-addEventListener("popstate", ({ state }) => {
-  if (!texts[state]) return location.reload(); // the address was changed by hand
-  texts[entry] = writing.again(); // for the browser's Forward
-  entry = state;
-  byId("taken").hidden = true;
-  return texts[entry]();
-});
+// Back and Forward. Without a state, the address was changed by hand.
+addEventListener("popstate", ({ state }) => (state ? writing.bringBack(state) : location.reload()));
 addEventListener("click", () => { byId("taken").hidden = true; }, true);
 
 async function main() {

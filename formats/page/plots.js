@@ -36,7 +36,8 @@ class LossChart {
     const xRange = [0, Math.max(1, ...points.map(([step]) => step))];
     const x = scale(xRange, left, width - right), y = scale(yRange, height - bottom, top);
     const rule = (x1, x2, y1, y2, kind) => html("line", { x1, x2, y1, y2, class: kind });
-    const text = (kind, atX, atY, label) => html("text", { x: atX, y: atY, class: kind }, label.toLocaleString("en"));
+    const text = (anchor, atX, atY, label) =>
+      html("text", { x: atX, y: atY, "text-anchor": anchor }, label.toLocaleString("en"));
     plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
     plot.replaceChildren(text("middle", (left + width) / 2, height - 6, "steps"),
       ...marks(...yRange).flatMap((mark) => [rule(left, width - right, y(mark), y(mark), "rule"),
@@ -45,9 +46,7 @@ class LossChart {
       ...references.map(([kind, , loss]) => rule(left, width - right, y(loss), y(loss), `line ${kind}`)),
       ...(marker === undefined ? [] : [rule(x(marker), x(marker), top, height - bottom, "line marker")]),
       ...lines.map(([kind, , list]) => html("polyline", { class: `line ${kind}`,
-        points: list.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ") })),
-      ...lines.filter(([, , list]) => list.length < 40).flatMap(([kind, , list]) =>
-        list.map(([step, loss]) => html("circle", { cx: x(step), cy: y(loss), r: 3.5, class: kind }))));
+        points: [list[0], ...list].map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ") })));
   }
 }
 

@@ -17,10 +17,7 @@ const training = {
     if (excerpt) byId("train-paste").placeholder = `Paste one, or train on ${letters} letters of ${excerpt.source}.`;
     byId("train-go").addEventListener("click", () => (this.run ? this.run.stop() : this.train()));
     byId("train-use").addEventListener("click", () => this.use(this.trained));
-    byId("own-back").addEventListener("click", () => {
-      this.use(page.model);
-      byId("strip").focus(); // the button goes
-    });
+    byId("own-back").addEventListener("click", () => this.use(page.model));
   },
 
   async train() {
@@ -57,6 +54,7 @@ const training = {
     writing.stop();
     await book.useModel(model);
     byId("own").hidden = !book.trained;
+    if (!book.trained) byId("strip").focus(); // the button that was pressed is gone
     await writing.start();
   },
 };

@@ -14,7 +14,7 @@ function sliderList({ vocab_size: V, max_seq: maxSeq }) {
 }
 
 const writing = {
-  id: "write", spans: [], pause: 0, made: {},
+  id: "write", spans: [], pause: 0, made: {}, network: 0,
 
   setup() {
     byId("controls").addEventListener("submit", (event) => {
@@ -38,6 +38,7 @@ const writing = {
   /** The network's shape bounds the sliders. What was moved stays. A prompt may be private: see keepState. */
   model() {
     const moved = new URLSearchParams(this.moved()), prompt = byId("prompt");
+    this.network = Math.random();
     const sliders = sliderList(book.config).map(([name, label, min, max, step, value, hint]) => {
       const output = html("output", { for: name }, value), range = { type: "range", min, max, step, value };
       const input = html("input", { id: name, name, form: "controls", ...range, "aria-describedby": `${name}-hint` });
@@ -109,22 +110,25 @@ const writing = {
     if (String(ids) === String(book.text)) return book.moveTo(index);
     const given = spans.filter(({ classList }) => classList.contains("given")).length || ids.length;
     this.stop();
-    texts[entry] = this.again();
-    entry = Math.random();
-    history.pushState(entry, "", location.hash);
+    history.replaceState(this.kept(), ""); // for the browser's Back
     this.secret ||= !guessing.excerpt && Boolean(span.closest("#guess"));
     byId("taken").hidden = false;
-    return this.write(ids, { given, first: 0, index, maxNewTokens: 0 });
+    const shown = this.write(ids, { given, first: 0, index, maxNewTokens: 0 });
+    history.pushState(this.kept(), ""); // of the new text
+    return shown;
   },
 
-  /** A function that shows this text again, if the network is still the same. */
-  again() {
-    const { model, text, given, first, stride, surprises, index } = book, { made, secret } = this;
-    return () => {
-      if (model !== book.model) return;
-      this.write(text, { given, first, stride, surprises, index, maxNewTokens: 0 });
-      Object.assign(this, { made, secret });
-    };
+  /** What `bringBack` needs to show this text again, if the network is still the same. */
+  kept() {
+    const { text, given, first, stride, surprises, index } = book, { made, secret } = this;
+    return { network: this.network, shown: [text, { given, first, stride, surprises, index }], made, secret };
+  },
+
+  bringBack({ network, shown: [text, how], made, secret }) {
+    byId("taken").hidden = true;
+    if (network !== this.network) return;
+    this.write(text, { ...how, maxNewTokens: 0 });
+    Object.assign(this, { made, secret });
   },
 
   stop() {

@@ -218,7 +218,7 @@ SHOWN = "[book.tokenizer.decode(book.text), book.index, book.position, book.ids[
 def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_page, frames):
     loaded, story = frames
     text = loaded.tokenizer.decode(story[0]["ids"]) * 3
-    page = open_page(loaded, beside=write_story(story), excerpt=test_page.Excerpt("a text", text, True))
+    page = open_page(loaded, beside=write_story(story), excerpt={"text": text, "source": "a text", "unseen": True})
     page.locator("#switches button").first.click()
     page.click("#compare")
     page.wait_for_selector("#text-broken span >> nth=150")
