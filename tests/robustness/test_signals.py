@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at every phase of a run: the step is finished and saved once, and the resumed run is bit-exact."""
+"""Signals at every phase of a run: the step is finished and saved once, and the resumed run is bit-exact."""
 
 import builtins
 import io
