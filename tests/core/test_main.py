@@ -148,7 +148,7 @@ def test_rising_validation_is_said_and_the_best_weights_are_kept(output_of, tmp_
 
 def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypatch):
     """3,000 steps were lost, once, when a package for the report of the first evaluation was missing. Whatever fails,
-    a resumed run makes up for the evaluation, be it that of the last step. An error within a step loses none before it."""
+    a resumed run makes up for it, be it at the last step. An error within a step loses none before it."""
     output_of("main.py", *SHORT, "--steps", 12)
     expected, story = metrics_without_clocks(tmp_path / "a.metrics.jsonl"), (tmp_path / "a.story.jsonl").read_bytes()
     stages = ("evaluate", "save_best", "log_metrics", "log_story", "sample_text", "print_step")
