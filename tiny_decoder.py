@@ -89,8 +89,9 @@ class CausalSelfAttention(nn.MultiheadAttention):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         # Does the kernel of `attend` compute what `weigh` says? Once you change `weigh`, it does not: then yours runs.
-        some = *torch.arange(96.0, device="cpu").sin().view(3, 1, 2, 4, 4), causal_mask(4)  # q, k, v, mask
-        self.fused = torch.allclose(self.weigh(*some), F.scaled_dot_product_attention(*some), atol=1e-5)
+        with torch.device("cpu"):  # wherever the network is built
+            some = *torch.arange(96.0).sin().view(3, 1, 2, 4, 4), causal_mask(4)  # q, k, v, mask
+            self.fused = torch.allclose(self.weigh(*some), F.scaled_dot_product_attention(*some), atol=1e-5)
 
     def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C).
