@@ -33,7 +33,7 @@ def load(settings: argparse.Namespace) -> Checkpoint:
     """The source's model, with an adapter merged into it if there is one."""
     source, lora = settings.source, settings.lora
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
+        raise UserError(f"{source}: no such file or folder; docs/formats.md says where to get GPT-2")
     if source.suffix == ".pt":
         loaded = load_nanogpt(source, settings.data, settings.tokenizer)
     elif source.is_dir():

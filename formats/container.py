@@ -48,8 +48,8 @@ def read_container(path: Path, kind: str = "TinyGPT checkpoint") -> dict:
     be read; what PyTorch or Python raises if there is not enough memory.
     """
     if not path.is_file():
-        what = "a folder; convert.py makes a .pth file of a model of Hugging Face" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; name a .pth file, or train a model first: python main.py")
+        what = " is a folder; convert.py reads those of Hugging Face" if path.is_dir() else ": no such file"
+        raise UserError(f"{path}{what}; name a .pth file, or train a model first: python main.py")
     try:
         entries = read_zip(path)
         content = unpickle(bytes(entries["data.pkl"].numpy()), entries)

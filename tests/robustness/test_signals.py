@@ -31,6 +31,8 @@ def signal_in(name: str, *signums: int, call: int = 1):
 
     def prepare():
         original, save, calls = getattr(main, name), main.save_state, []
+        if 1 in signums:  # SIGHUP, which nohup has ignored
+            signal.signal(1, signal.SIG_DFL)
 
         def interrupted(*arguments):
             calls.append(name)
