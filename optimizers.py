@@ -43,7 +43,8 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.bfloat16, rounds: 
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of each matrix is made orthogonal: all its singular values near 1 (Jordan et al. 2024).
+    """Momentum whose update of each matrix is made orthogonal, all its singular values near 1 (Jordan et al. 2024), and
+    then its rows equally long.
 
     Momentum (Polyak 1964): the gradient of one batch is noisy, so the update follows a running mean of the gradients.
     Weight decay (Krogh & Hertz 1991): every step also shrinks the weights a little, so that only what the gradients

@@ -35,8 +35,8 @@ NO_TEXT |= {b"%PDF": "pdftotext {} {new}"}
 def encoding_of(path: Path) -> str:
     """The encoding of a text file: UTF-16 or UTF-32 if it begins with the mark of one, else UTF-8.
 
-    Raises UserError, with the command that makes text of it, if it is an archive or a document; OSError if it cannot be
-    read.
+    Raises UserError, with the command that makes text of it, if it is an archive, a document, or UTF-16 without
+    its mark: every second byte is NUL where such a text is ASCII. OSError if it cannot be read.
     """
     with open(path, "rb") as file:
         head = file.read(4096)
@@ -63,8 +63,7 @@ def read_blocks(source: Path | str) -> Iterator[str]:
     """The characters of a text (a str) or a file (a Path) in blocks of BLOCK.
 
     A file's byte order mark is dropped, CRLF and CR become LF. Raises UserError that names the file and the byte if
-    it is neither UTF-8 nor UTF-16 with its mark, or if it looks like UTF-16 without it: every second byte is NUL where
-    such a text is ASCII. Raises OSError if it cannot be read.
+    it is not text in the encoding that `encoding_of` tells, and what that raises.
     """
     if isinstance(source, str):
         yield from (source[i : i + BLOCK] for i in range(0, len(source), BLOCK))

@@ -73,9 +73,8 @@ def check_twin(loaded: Checkpoint, weights: dict[str, Tensor], program: str) -> 
     advice = "undo the change, or keep the model as .pth"
     if {len(t) for name, t in weights.items() if name.endswith("mlp.up.weight")} != {4 * config.embed_dim}:
         raise UserError(f"{changed}: its hidden layers are four times as wide as the stream; {advice}")
-    own_ids = [*range(2, tokenizer.vocab_size)]
-    by_character = tokenizer.kind == CharTokenizer.kind
-    if not (tokenizer.encode(tokenizer.characters) == own_ids if by_character else splits_like_gpt2()):
+    own_ids = [*range(2, tokenizer.vocab_size)] if tokenizer.kind == CharTokenizer.kind else None
+    if not (tokenizer.encode(tokenizer.characters) == own_ids if own_ids else splits_like_gpt2()):
         raise UserError(f"tokenizer.py was changed, and {program} encodes a text as before; {advice}")
     ids = random_windows(config, 1)
     try:

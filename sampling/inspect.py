@@ -34,7 +34,7 @@ def attention_maps(model: TinyGPT, ids: list[int]) -> Tensor:
     maps = []
     for block, x in zip(model.blocks, residual_stream(model, ids), strict=False):
         q, k, _ = block.attention.project(block.attention_norm(x[None]))  # (1, nh, T, hs)
-        maps.append(block.attention.attend(q, k, each.expand(*q.shape[:2], -1, -1), mask)[0])
+        maps.append(block.attention.weigh(q, k, each.expand(*q.shape[:2], -1, -1), mask)[0])
     return torch.stack(maps)
 
 

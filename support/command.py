@@ -64,7 +64,8 @@ def optional_package(module: str, purpose: str) -> ModuleType:
 
 class StopSignal:
     """Within it, the first SIGINT, SIGTERM or SIGHUP (a terminal that closes; Windows has none) is only noted, so that
-    the step can be finished and saved. What is ignored stays ignored, as SIGHUP by nohup.
+    the step can be finished and saved. What is ignored stays ignored, as SIGHUP by nohup, but not of
+    several processes: torchrun sends it even then.
 
     A second SIGINT raises KeyboardInterrupt at once. shielded: when an exception ends it, SIGTERM is ignored from then
     on: torchrun sends it as soon as one process has failed, and the others have yet to say why they leave.
@@ -76,7 +77,8 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         signals = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-        self.earlier = {s: signal.signal(s, self.note) for s in signals if signal.getsignal(s) != signal.SIG_IGN}
+        taken = {s for s in signals if self.shielded or signal.getsignal(s) != signal.SIG_IGN}
+        self.earlier = {s: signal.signal(s, self.note) for s in taken}
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:

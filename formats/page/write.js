@@ -38,7 +38,7 @@ const writing = {
   /** The network's shape bounds the sliders. What was moved stays. A prompt may be private: see keepState. */
   model() {
     const moved = new URLSearchParams(this.moved()), prompt = byId("prompt");
-    this.network = Math.random();
+    this.network = book.trained ? Math.random() : 0; // after a reload, too, the page's own is the same
     const sliders = sliderList(book.config).map(([name, label, min, max, step, value, hint]) => {
       const output = html("output", { for: name }, value), range = { type: "range", min, max, step, value };
       const input = html("input", { id: name, name, form: "controls", ...range, "aria-describedby": `${name}-hint` });

@@ -87,15 +87,22 @@ def test_the_products_written_out_are_the_fused_kernel(mask):
     torch.testing.assert_close(random_attention().weigh(q, k, v, mask(40)), expected)
 
 
+CHANGED = {
+    "the last 40": lambda self, q, k, v, mask, dropout=0.0: (q @ k.mT + mask).triu(-39).softmax(-1) @ v,
+    "a scale for each head": lambda self, q, k, v, mask, dropout=0.0: v * torch.arange(1, 3).view(2, 1, 1),
+}
+
+
+@pytest.mark.parametrize("weigh", CHANGED.values(), ids=CHANGED)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_changed_formula_is_what_runs(dtype, monkeypatch):
+def test_a_changed_formula_is_what_runs(dtype, weigh, monkeypatch):
     """In float32 the kernel of PyTorch went on with the old one, and nothing said so."""
     assert random_attention().fused
-    monkeypatch.setattr(CausalSelfAttention, "weigh", lambda self, q, k, v, mask, dropout=0.0: 2 * v)
-    attention, x = random_attention(), torch.randn(1, 5, 8)
+    monkeypatch.setattr(CausalSelfAttention, "weigh", weigh)
+    attention, x = random_attention(), torch.randn(1, 50, 8)
     with precision(dtype):
-        expected = attention.out_proj(2 * attention.project(x)[2].transpose(1, 2).flatten(2))
-        torch.testing.assert_close(attention(x, causal_mask(5)), expected)
+        h = weigh(attention, *attention.project(x), causal_mask(50))
+        torch.testing.assert_close(attention(x, causal_mask(50)), attention.out_proj(h.transpose(1, 2).flatten(2)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -142,7 +142,7 @@ def test_of_two_presets_the_last_counts():
 
 
 @pytest.mark.parametrize("flags, warmup", [("--steps 20", 2), ("--steps 20 --warmup 15", 15), ("--steps 25", 24)])
-def test_the_warm_up_ends_before_a_short_run_does(flags, warmup):
+def test_a_run_of_fewer_steps_than_its_warm_up_gets_a_shorter_one(flags, warmup):
     assert parse_flags(["--preset", "plain", *flags.split()])[0].warmup == warmup
 
 

@@ -7,6 +7,7 @@ import torch
 
 from formats.checkpoint import load_model, save_model
 from helpers import SMALL_NETWORK, assert_one_error_line
+from support.durable import write_folder_atomically
 from tiny_decoder import TinyGPT, TinyGPTConfig
 from tokenizer import CharTokenizer
 
@@ -103,3 +104,12 @@ def test_a_folder_that_is_there_is_filled_and_stays(model, tmp_path, output_of, 
     output_of("convert.py", "../a.pth", target, "--force")
     assert folder.stat().st_ino == before and len(os.listdir(".")) == 5 and (folder / "config.json").is_file()
     assert sorted(os.listdir(tmp_path)) == ["a.pth", "link", "out"] and (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_that_cannot_be_written_keeps_the_earlier_files(tmp_path):
+    folder = tmp_path / "out"
+    write_folder_atomically(folder, {"a": b"first"})
+    with pytest.raises(TypeError):
+        write_folder_atomically(folder, {"a": b"second", "b": None})
+    assert (folder / "a").read_bytes() == b"first"
+    assert [os.listdir(path) for path in (tmp_path, folder)] == [["out"], ["a"]]
