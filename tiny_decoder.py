@@ -86,14 +86,7 @@ class CausalSelfAttention(nn.MultiheadAttention):
     equal to the parent's own, called with `attn_mask`.
     """
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        # Does the kernel of `attend` compute what `weigh` says? Once you change `weigh`, it does not: then yours runs.
-        # Asked are 64 tokens, no dropout, and your parameters' first values: if only others differ, set fused = False.
-        with torch.device("cpu"):  # wherever the network is built
-            qkv = torch.arange(192.0 * self.embed_dim).sin().view(3, 1, self.num_heads, 64, self.head_dim)
-            some = *qkv, causal_mask(64)
-            self.fused = torch.allclose(self.weigh(*some), F.scaled_dot_product_attention(*some), atol=1e-5)
+    fused = True  # see `compare`
 
     def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C).
@@ -120,6 +113,14 @@ class CausalSelfAttention(nn.MultiheadAttention):
         if self.fused and (q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.size(2) > PLAIN_LIMIT):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.weigh(q, k, v, mask, dropout)
+
+    def compare(self) -> None:
+        """Let `attend` use its kernel only if that computes what `weigh` says: once you change `weigh`, yours runs.
+
+        Asked are 64 tokens, no dropout, and your parameters' first values: if only others differ, set fused = False.
+        """
+        qkv, mask = torch.arange(192.0 * self.embed_dim).sin().view(3, 1, self.num_heads, 64, -1), causal_mask(64)
+        self.fused = qkv.is_meta or self.weigh(*qkv, mask).allclose(F.scaled_dot_product_attention(*qkv, mask), 0, 1e-5)
 
     def weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
         """softmax(q kᵀ / sqrt(hs) + mask) v: q (B, nh, T, hs), k and v (B, nh, slots, hs) -> (B, nh, T, hs)."""
@@ -219,10 +220,12 @@ class TinyGPT(nn.Module):
             raise ValueError(f'init must be "normal", "sinusoid" or None, not {init!r}')
 
     def tie(self) -> None:
-        """Let the head use the token embedding's weights, if the config says so; needed again after
-        `load_state_dict(…, assign=True)`, which puts a new parameter in each place."""
+        """Let the head use the token embedding's weights, if the config says so, and attention compare its kernel;
+        needed again after `load_state_dict(…, assign=True)`, which puts a new parameter in each place."""
         if self.config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
+        for block in self.blocks:
+            block.attention.compare()
 
     @torch.no_grad()
     def init_normal(self) -> None:

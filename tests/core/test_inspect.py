@@ -27,7 +27,6 @@ def test_attention_maps_are_the_weights_that_multihead_attention_reports(model):
         torch.testing.assert_close(weights, expected[0], rtol=1e-5, atol=1e-6)
 
 
-@torch.inference_mode()
 def test_maps_are_of_the_attention_that_runs(monkeypatch):
     monkeypatch.setattr(CausalSelfAttention, "weigh", lambda self, q, k, v, mask, dropout=0.0: v)
     maps = attention_maps(shaken_model(), [3, 1, 4])
