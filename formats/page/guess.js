@@ -66,6 +66,7 @@ const guessing = {
     if (truth === undefined) return this.say(`All ${ROUND} bets are made. For new ones press “Another place”.`);
     if (!text) return this.say("First say what comes next.");
     this.at++; // one bet for each token, even if the button is pressed twice
+    input.value = "";
     const { max_seq: maxSeq } = book.config, from = Math.max(0, at - maxSeq);
     const { logits } = await book.ask("token", { ids: ids.slice(from, from + maxSeq), t: at - 1 - from });
     if (you !== this.you) return; // another place was chosen
@@ -75,7 +76,6 @@ const guessing = {
     const yours = -Math.log(share), models = -Math.log(shares[truth]);
     you.push(yours);
     theirs.push(models);
-    input.value = "";
     this.append([truth], [yours]);
     this.say("It was ", tokenCode(truth, "really"), guess === truth ? ", right! " : ". ",
       `Your surprise: ${fixed(yours)} nats. The model gave it ${percent(shares[truth])}: `,
