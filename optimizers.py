@@ -86,9 +86,9 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(part.shape, []).append((part, change))
             for pairs in by_shape.values():
                 changes = orthogonalize(torch.stack([change for _, change in pairs]), self.dtype)
-                changes = F.normalize(changes, dim=-1)  # each row (..., columns) gets the length 1
-                for (part, _), change in zip(pairs, changes, strict=True):  # a part is a view: p itself changes
-                    part.mul_(1 - group["lr"] * group["weight_decay"])
+                # each row (..., columns) gets the length 1
+                for (part, _), change in zip(pairs, F.normalize(changes, dim=-1), strict=True):
+                    part.mul_(1 - group["lr"] * group["weight_decay"])  # a part is a view: p itself changes
                     part.sub_(change, alpha=group["lr"])
 
 

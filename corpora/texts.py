@@ -35,22 +35,17 @@ NO_TEXT |= {b"%PDF": "pdftotext {} {new}"}
 def encoding_of(path: Path) -> str:
     """The encoding of a text file: UTF-16 or UTF-32 if it begins with the mark of one, else UTF-8.
 
-    Raises UserError, with the command that makes text of it, if it is an archive, a document, or UTF-16 without
-    its mark: every second byte is NUL where such a text is ASCII. OSError if it cannot be read.
+    Raises UserError, with the command that makes text of it, if it is an archive or a document; OSError if it cannot be
+    read.
     """
     with open(path, "rb") as file:
-        head = file.read(4096)
+        head = file.read(4)
     for signature, command in NO_TEXT.items():
         if head.startswith(signature):
             raise UserError(f"{path} is not a text file; make one: {filled_in(command, path)}")
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         return "utf-32"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if head.count(0) > 0.1 * len(head):
-        advice = filled_in(f"iconv -f utf-16{'le' if head[0] else 'be'} -t utf-8 {{}} > {{new}}", path)
-        raise UserError(f"{path} is full of NUL characters, as UTF-16 text is: {advice}")
-    return "utf-8-sig"
+    return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def filled_in(command: str, path: Path) -> str:
@@ -63,7 +58,8 @@ def read_blocks(source: Path | str) -> Iterator[str]:
     """The characters of a text (a str) or a file (a Path) in blocks of BLOCK.
 
     A file's byte order mark is dropped, CRLF and CR become LF. Raises UserError that names the file and the byte if
-    it is not text in the encoding that `encoding_of` tells, and what that raises.
+    it is neither UTF-8 nor UTF-16 with its mark, or if it looks like UTF-16 without it: every second byte is NUL where
+    such a text is ASCII. Raises OSError if it cannot be read.
     """
     if isinstance(source, str):
         yield from (source[i : i + BLOCK] for i in range(0, len(source), BLOCK))
@@ -71,12 +67,18 @@ def read_blocks(source: Path | str) -> Iterator[str]:
     with open(source, encoding=encoding_of(source), newline=None) as file:
         try:
             while block := file.read(BLOCK):
+                if block.count("\0") > 0.1 * len(block):
+                    advice = filled_in(
+                        f"iconv -f utf-16{'le' if ord(block[0]) else 'be'} -t utf-8 {{}} > {{new}}", source
+                    )
+                    raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: {advice}")
                 yield block
         except UnicodeDecodeError as error:
             # The bytes that Python tried to decode are the last ones that it has read from the file.
             position = file.buffer.tell() - len(error.object) + error.start
-            latin = f"; if it is Latin-1: {filled_in('iconv -f latin1 -t utf-8 {} > {new}', source)}"
-            byte = f"byte {position} is 0x{error.object[error.start]:02x}{latin if error.encoding == 'utf-8' else ''}"
+            code, name = ("utf-16le", "UTF-16") if b"\0" in error.object else ("latin1", "Latin-1")
+            advice = f"; if it is {name}: {filled_in(f'iconv -f {code} -t utf-8 {{}} > {{new}}', source)}"
+            byte = f"byte {position} is 0x{error.object[error.start]:02x}{advice if error.encoding == 'utf-8' else ''}"
             raise UserError(f"{source} is not {error.encoding.upper()} text: {byte}") from None
 
 

@@ -64,8 +64,8 @@ def optional_package(module: str, purpose: str) -> ModuleType:
 
 class StopSignal:
     """Within it, the first SIGINT, SIGTERM or SIGHUP (a terminal that closes; Windows has none) is only noted, so that
-    the step can be finished and saved. What is ignored stays ignored, as SIGHUP by nohup, but not of
-    several processes: torchrun sends it even then.
+    the step can be finished and saved. What is ignored stays ignored, as SIGHUP by nohup, but not of several processes:
+    torchrun sends it even then.
 
     A second SIGINT raises KeyboardInterrupt at once. shielded: when an exception ends it, SIGTERM is ignored from then
     on: torchrun sends it as soon as one process has failed, and the others have yet to say why they leave.

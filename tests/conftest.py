@@ -86,10 +86,8 @@ def command(tmp_path):
 
 @pytest.fixture
 def in_process(monkeypatch, capsys):
-    """Run a command within the test's process, which saves the seconds that importing torch takes.
-
-    `in_process("main.py", "--steps", "5")` -> (exit code, stdout, stderr). The working folder is the empty tmp_path.
-    """
+    """Run a command within the test's process, which saves the seconds that importing torch takes, in the empty folder:
+    `in_process("main.py", "--steps", "5")` -> (exit code, stdout, stderr)."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # support.command.run replaces it
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of all tests that follow
 

@@ -113,11 +113,8 @@ def run_here(folder: Path, *arguments: object) -> None:
 
 
 class Faults:
-    """Counts the operations that change files (open, write, fsync, rename) and lets number `nth` fail.
-
-    `fail` is called instead of that operation: it raises an OSError, or ends the process. log: a file that gets the
-    operations' names.
-    """
+    """Counts the operations that change files (open, write, fsync, rename) and lets number `nth` fail: `fail` is called
+    instead, which raises an OSError, or ends the process. log: a file that gets the operations' names."""
 
     def __init__(self, nth: int, fail: Callable[[], None], log: int | None = None):
         self.nth, self.fail, self.log, self.count = nth, fail, log, 0
@@ -175,8 +172,7 @@ def announced_step(output: str) -> int:
 
 def assert_nothing_lost(folder: Path, output: str, earlier: dict[str, bytes] | None = None) -> int:
     """The newest state loads and is at least as far as announced, so does the best model, and every earlier file's
-    bytes are still there under some name. Returns the step of the state, 0 if the run had none yet.
-    """
+    bytes are still there under some name. Returns the step of the state, 0 if the run had none yet."""
     contents = [path.read_bytes() for path in (folder / "checkpoints").glob("*") if path.is_file()]
     for name, content in (earlier or {}).items():
         assert content in contents, f"the earlier {name} is lost"

@@ -54,10 +54,8 @@ def test_wide_beam_is_exhaustive_search(model, ends, length_penalty):
 @pytest.mark.parametrize("width", [1, 2, 3])
 @pytest.mark.parametrize("ends", [set(), {0}, {0, 1, 2}, {1, 2, 3}, {0, 2, 3}])
 def test_narrow_beam_is_the_textbook_algorithm(model, width, ends):
-    """A text that ends makes room for the next best; the oracle keeps whole texts and sorts all extensions.
-
-    Past the window too, and with a cache that must follow the beams when they fork.
-    """
+    """A text that ends makes room for the next best; the oracle keeps whole texts and sorts all extensions. Past the
+    window too, and with a cache that must follow the beams when they fork."""
     beams, done = [[]], []
     for _ in range(7):
         extended = [[*tokens, token] for tokens in beams for token in range(VOCABULARY)]

@@ -60,10 +60,8 @@ def test_ragged_batch_equals_single_rows(model, stride):
 @pytest.mark.parametrize("max_seq, stride", [(6, 1), (6, 2), (6, 4), (6, 6), (6, None), (1, None)])
 @pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 11, 12, 13])
 def test_a_full_window_moves_by_stride_tokens(max_seq, stride, length):
-    """By its definition: a token that does not fit makes the first `stride` leave (default: half, at least one).
-
-    Of a prompt of any length, the last max_seq tokens are read.
-    """
+    """By its definition: a token that does not fit makes the first `stride` leave (default: half, at least one). Of a
+    prompt of any length, the last max_seq tokens are read."""
     model, tokens = shaken_model(num_layers=3, max_seq=max_seq), random_ids(length).tolist()
     window, seen = SlidingWindow(model, [tokens], stride=stride), tokens[-max_seq:]
     for step in range(15):

@@ -56,10 +56,8 @@ def test_a_run_says_what_it_does_and_leaves_its_files(whole):
 
 @pytest.mark.parametrize("stops", [[4], [6], [1, 2, 3, 7]])
 def test_stop_and_resume_equals_one_go_to_the_last_bit(whole, output_of, command, tmp_path, stops):
-    """The last part in a new process, with dropout on; stopped at an evaluation, between two, and again and again.
-
-    The training loss is the mean since the last evaluation, however often the run was stopped in between.
-    """
+    """The last part in a new process, with dropout on; stopped at an evaluation, between two, and again and again. The
+    training loss is the mean since the last evaluation, however often the run was stopped in between."""
     folder, _ = whole
     output = output_of("main.py", *SHORT, "--steps", 12, "--stop-at", stops[0])
     assert f"saved at step {stops[0]} of 12; continue with: python main.py --resume" in output

@@ -64,11 +64,8 @@ def executed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_stored_outputs_are_those_of_this_code(executed):
-    """Except what is sampled or drawn: numbers may differ a little between processors, all else may not.
-
-    If it fails after a change that is meant, store them anew where data/ is empty: `jupyter execute --inplace
-    docs/tour.ipynb`.
-    """
+    """Except what is sampled or drawn: numbers may differ a little between processors, all else may not. If it fails
+    after a change that is meant, store them anew where data/ is empty: `jupyter execute --inplace docs/tour.ipynb`."""
     for now, stored in zip(executed[: -len(BLOCKS)], code_cells(NOTEBOOK), strict=False):
         assert {output["output_type"] for output in now["outputs"]} == {o["output_type"] for o in stored["outputs"]}
         assert "stderr" not in [output.get("name") for output in now["outputs"]]  # a warning would confuse a class

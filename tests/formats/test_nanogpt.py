@@ -20,10 +20,8 @@ ARGS["vocab_size"] = len(set(TEXT))
 
 
 def write_nanogpt(path, prefix="", **changes):
-    """A checkpoint as nanoGPT's train.py writes it, with an optimizer's state and its settings; its network.
-
-    nanoGPT's matrices are those of nn.Linear, (out, in); its old versions save the mask of every layer.
-    """
+    """A checkpoint as nanoGPT's train.py writes it, with an optimizer's state and its settings; its network. nanoGPT's
+    matrices are those of nn.Linear, (out, in); its old versions save the mask of every layer."""
     torch.manual_seed(0)
     args = {**ARGS, **changes}
     no_ends = {"bos_token_id": None, "eos_token_id": None}

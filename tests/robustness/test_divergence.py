@@ -40,8 +40,7 @@ def no_validation_loss(logits, targets) -> torch.Tensor:
     ],
 )
 def test_what_is_not_finite_stops_a_run_that_can_be_resumed(output_of, tmp_path, monkeypatch, name, replacement, words):
-    """With one of main.py's functions replaced, a run stops with code 3; resumed without, it ends as an undisturbed
-    one."""
+    """With one of main.py's functions replaced, a run stops with code 3; resumed without, it ends as if undisturbed."""
     run_here(write_corpus(tmp_path), *RUN, "--stop-at", 2)
     before = files_of(tmp_path)
     with monkeypatch.context() as patched:

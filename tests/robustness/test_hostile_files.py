@@ -1,7 +1,5 @@
-"""Damaged and hostile files: refused with one line, in bounded memory and time; nothing runs or changes.
-
-Every damage is tried once on the reader, and one damage on every command that reads a file.
-"""
+"""Damaged and hostile files: refused with one line, in bounded memory and time; nothing runs or changes. Every
+damage is tried once on the reader, and one damage on every command that reads a file."""
 
 import contextlib
 import json

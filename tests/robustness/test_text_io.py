@@ -21,10 +21,8 @@ def trained(tmp_path_factory):
 
 
 def shell(folder, line: str, **changes: str | None) -> subprocess.CompletedProcess:
-    """A line for the shell, in which $RUN is Python with the repository's folder before the script's name.
-
-    changes: of the environment; None removes a variable, FLAGS is for Python itself.
-    """
+    """A line for the shell, in which $RUN is Python with the repository's folder before the script's name. changes: of
+    the environment; None removes a variable, FLAGS is for Python itself."""
     env = {name: value for name, value in {**environment(), **changes}.items() if value is not None}
     line = "set -o pipefail; " + line.replace("$RUN ", f"'{sys.executable}' $FLAGS '{ROOT}'/")
     options = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 60}
