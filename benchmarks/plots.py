@@ -14,14 +14,15 @@ from optimizers import orthogonalize
 from support.command import optional_package
 
 IMAGES = MEASURED.parent / "images"
+# Okabe and Ito's, which the colour-blind can tell apart.
+COLOURS = {"TinyGPT, bfloat16 fast": "#d55e00", "TinyGPT, bfloat16 slow": "#0072b2", NANOGPT: "#555555"}
 
 
 def bench_plots() -> None:
     """Draw both pictures; the same measurements give the same bytes. Raises UserError without matplotlib."""
     optional_package("matplotlib", "the picture").rcParams["svg.hashsalt"] = "TinyGPT"
-    figures = optional_package("matplotlib.figure", "the picture")
     for name, draw in {"loss.svg": draw_loss, "orthogonalize.svg": draw_orthogonalize}.items():
-        figure = figures.Figure(figsize=(8, 4.2), layout="constrained")
+        figure = optional_package("matplotlib.figure", "the picture").Figure(figsize=(8, 4.2), layout="constrained")
         draw(figure)
         figure.savefig(IMAGES / name, metadata={"Date": None})
         print(f"drawn: {IMAGES / name}")
@@ -31,18 +32,17 @@ def draw_loss(figure) -> None:
     """Every run of the frontier: its validation loss over seconds of training, and a dot where it ends."""
     axes = figure.subplots()
     for run in map(json.loads, (MEASURED / FILE).read_text(encoding="utf-8").splitlines()):
-        theirs = run["budget"] == NANOGPT
-        colour = "#555555" if theirs else "#0072b2"  # two of Okabe and Ito's, which the colour-blind can tell apart
+        name = NANOGPT if run["budget"] == NANOGPT else f"TinyGPT, {run['machine'].split(', ')[1]}"
         seconds, losses = zip(*run["curve"], strict=True)
-        axes.plot(seconds, losses, color=colour, alpha=0.4, linewidth=1)
-        axes.plot(seconds[-1], run["val_loss"], "o", color=colour, label=NANOGPT if theirs else "TinyGPT")
+        axes.plot(seconds, losses, color=COLOURS[name], alpha=0.4, linewidth=1)
+        axes.plot(seconds[-1], run["val_loss"], "o", color=COLOURS[name], label=name)
     axes.axhline(NANOGPT_BEST, color="#555555", linestyle=":", label=f"{NANOGPT_BEST}: nanoGPT's README, on an A100")
     axes.set(xscale="log", xlabel="seconds of training (logarithmic)", ylabel="validation loss, nats per character")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    first = {label: handle for label, handle in zip(reversed(labels), reversed(handles), strict=True)}
-    axes.legend(first.values(), first)
+    once = dict(zip(labels, handles, strict=True))
+    axes.legend(once.values(), once)
 
 
 def example_updates() -> dict[str, Tensor]:

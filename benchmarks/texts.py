@@ -1,6 +1,6 @@
 """Texts of one's own: what the defaults lose to a tuned run, and what fine-tuning gains over training from nothing.
 
-Put texts (`.txt`) into data/texts/. Runs are noted in docs/measured/texts.jsonl, and made only once.
+Put texts into data/texts/. Runs are noted in docs/measured/texts.jsonl, and made only once.
 """
 
 from support.start import ROOT
@@ -32,7 +32,7 @@ TUNING = {
 
 def texts_to_measure() -> list[Path]:
     """The texts, or UserError if there is none."""
-    if not (texts := sorted(FOLDER.glob("*.txt"))):
+    if not (texts := sorted(path for path in FOLDER.glob("*") if path.is_file())):
         raise UserError(f"bench.py needs texts in {FOLDER}")
     return texts
 

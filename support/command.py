@@ -276,11 +276,6 @@ def one_line(error: BaseException | str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words.split()))
 
 
-def print_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """`warnings.showwarning` for commands: one line on stderr, without the place in the source."""
-    print(f"warning: {one_line(message)}", file=sys.stderr)
-
-
 def open_streams() -> None:
     """Make stdin, stdout and stderr fit for text: in UTF-8 where they are redirected, whatever the locale's encoding.
 
@@ -311,7 +306,8 @@ def run(command: Callable[[], int | None]) -> NoReturn:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         open_streams()
-        warnings.showwarning = print_warning
+        # one line, without the place in the source
+        warnings.showwarning = lambda message, *_: print(f"warning: {one_line(message)}", file=sys.stderr)
         code = command() or 0
         sys.stdout.flush()
     except Interrupted as stop:

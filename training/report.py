@@ -23,7 +23,9 @@ from training.story import append_frame, story_frame
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
 MIN_STALE = 3
 MAX_DIFFERENCE = 0.4  # nats per token, of the last tenth of a text from another
-REASONS = {"plain": "a network of your own", "tune": "fine-tuning", "lora": "adapters"}  # why a preset was chosen
+# Why a preset was chosen.
+REASONS = {"tiny": "so little time", "brief": "a short text in little time", "short": "a short text"}
+REASONS |= {"plain": "a network of your own", "tune": "fine-tuning", "lora": "adapters"}
 
 
 def counted(number: int, thing: str) -> str:
@@ -34,7 +36,7 @@ def counted(number: int, thing: str) -> str:
 def announce(run: Run, given: set[str]) -> None:
     """Say what was chosen, and why if the user did not; given: the names of the flags."""
     settings, corpus = run.settings, run.corpus
-    why = "" if given & {"preset", "resume"} else f", for {REASONS.get(settings.preset, 'this text, time and machine')}"
+    why = "" if given & {"preset", "resume"} else f", for {REASONS.get(settings.preset, 'this time, on this machine')}"
     batch = counted(settings.batch_size, "window")
     length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:
@@ -164,10 +166,11 @@ def finish(run: Run, signum: int) -> None:
 def advice_against(run: Run) -> str:
     """What to do about overfitting: the command once more, with fewer steps and soft targets, if it can be typed so."""
     settings = run.settings
-    if settings.resume or settings.init_from or not run.state.best_step:
+    if settings.resume or not run.state.best_step:
         return "; more text is the best remedy"
     pairs = itertools.pairwise(["", *sys.argv[1:]])
     words = [word for before, word in pairs if not {"--minutes", "--preset"} & {before, word.partition("=")[0]}]
     words += ["--preset", settings.preset, "--steps", str(run.state.best_step)]
-    command = typed(["python", "main.py", *words, "--ema-decay", "0.98", "--distill", "0.7"])
-    return f"; more text is the best remedy, or fewer steps and soft targets: {command}"
+    soft = [] if settings.distill else ["--ema-decay", "0.98", "--distill", "0.7"]
+    less = f"fewer steps{' and soft targets' if soft else ''}"
+    return f"; more text is the best remedy, or {less}: {typed(['python', 'main.py', *words, *soft])}"

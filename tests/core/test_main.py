@@ -136,12 +136,13 @@ def test_a_step_that_overflows_changes_nothing_and_without_end_it_is_said():
 def test_rising_validation_is_said_and_the_best_weights_are_kept(output_of, tmp_path):
     """300 random characters can only be learned by heart; what is saved is the model from before that."""
     written(tmp_path / "short.txt", "".join(random.Random(0).choices("abcdefgh", k=300)))
-    schedule = ["--steps", 200, "--eval-every", 20, "--lr", 0.01, "--out", "a.pth"]
-    output = output_of("main.py", "--data", "short.txt", *SMALL_NETWORK, *schedule)
+    flags = ["--data", "short.txt", *SMALL_NETWORK, "--steps", 200, "--eval-every", 20, "--lr", 0.01, "--out", "a.pth"]
+    output = output_of("main.py", *flags)
     advice = shlex.split(re.search("the model may overfit.*: python (main.py .*)", output)[1])
     again, best_step = parse_flags(advice[1:])[0], load_model(tmp_path / "a.pth").origin["step"]
     assert (again.steps, again.distill, again.max_seq, again.out) == (best_step, 0.7, 16, "a.pth")
     assert again.preset == load_model(tmp_path / "a.pth").origin["preset"]
+    assert "remedy, or fewer steps: python" in output_of("main.py", *flags, "--ema-decay", 0.5, "--distill", 0.5)
 
 
 def test_a_failure_at_an_evaluation_loses_no_step(output_of, tmp_path, monkeypatch):

@@ -307,7 +307,7 @@ def test_a_short_text_gets_its_own_recipe(tmp_path, output_of, monkeypatch):
         assert parse_flags(["--data", str(tmp_path / data)])[0].preset == "short"
     output = output_of("main.py", "--data", "short.txt", "--device", "cpu", "--dtype", "float32", "--out", "a.pth")
     steps = math.ceil(10 * len("a short text of one's own\n" * 120) * 0.9 / (32 * 64))
-    assert "short, for this text, time and machine: steps" in output and "at most 10 times through the text" in output
+    assert "short, for a short text: steps" in output and "at most 10 times through the text" in output
     assert f"{steps} steps take" in output and f"at step {steps}" in output
     state = read_checkpoint(tmp_path / "a.last.pth", TRAINING)[0]
     assert (state["settings"]["steps"], state["training"]["step"]) == (steps, steps)
