@@ -15,8 +15,6 @@ class Book {
 
   open(engine) {
     this.engine = engine;
-    const order = Array.from(document.querySelectorAll("section.chapter"), (section) => section.id);
-    this.chapters.sort((a, b) => order.indexOf(a.id) - order.indexOf(b.id));
     for (const chapter of this.chapters) chapter.setup?.();
     byId("strip").addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];

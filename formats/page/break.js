@@ -25,13 +25,13 @@ book.chapters.push({
   window() {
     this.ranks.clear(); // they are of another window
     byId("rank-state").textContent = "";
-    if (this.prompt !== String(book.text.slice(0, book.given))) this.clearPair();
+    if (this.prompt !== writing.prompt) this.clearPair(); // another was written; a click on a text keeps the two
   },
 
   /** The two texts go, and end if they are still being written. */
   clearPair() {
     for (const { job } of this.jobs) book.ask("stop", { job });
-    Object.assign(this, { prompt: String(book.text.slice(0, book.given)), jobs: [] });
+    Object.assign(this, { prompt: writing.prompt, jobs: [] });
     for (const name of ["text-whole", "text-broken"]) byId(name).replaceChildren();
     byId("broken-title").textContent = "without those switched off";
   },
@@ -47,7 +47,7 @@ book.chapters.push({
     const pairs = Array.from(a.subarray(0, 8)).flatMap((id, rank) => [id, b[rank]]); // the likeliest of both, in turn
     const ids = [...new Set([here.target, ...pairs])].slice(0, 8).sort((one, two) => whole[two] - whole[one]);
     byId("next").replaceChildren(...ids.map((id) =>
-      barRow(nextToken(id), bar(whole[id]), bar(broken[id], undefined, "bar1"))));
+      barRow(nextToken(id), bar(whole[id]), bar(broken[id], undefined, broken[id] < whole[id] ? "bar1" : ""))));
     const change = `; without ${off.length} of them ${lossWithout.toFixed(3)} (${signed(lossWithout - here.loss)})`;
     byId("loss-line").textContent = book.ids.length < 2 ? "A loss needs two tokens."
       : `Loss of this window: ${here.loss.toFixed(3)} nats per token with all heads${off.length ? change : "."}`;
@@ -67,7 +67,9 @@ book.chapters.push({
 
   /** The same prompt and random numbers with all heads and without some, side by side. */
   compare() {
-    if (!book.given || !writing.checkSeed()) return;
+    const good = writing.checkSeed();
+    byId("compare-state").textContent = good ? "" : "The seed in chapter 2 must be a whole number, 0 or more.";
+    if (!book.given || !good) return;
     const { seed, stride, maxNewTokens, ...sampling } = writing.options(), { text, given, first } = book;
     const ids = text.slice(0, given), off = [...this.off], { num_heads: nh } = book.config;
     this.clearPair();

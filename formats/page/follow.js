@@ -88,8 +88,8 @@ const following = {
       ["Write it back", `The ${nh > 1 ? `${nh} heads side by side go` : "head goes"} through a matrix, and the result `
         + `is added to the stream. Now it holds ${beginning(f.attended)}`, vectorBars(f.attended),
       `x = x + Wo · heads${b}`, "attention.out_proj"],
-      ["Think: the MLP", `${4 * C} neurons read the row, and no other token. ${answering} of them answer with more `
-        + "than 0.1.", vectorBars(f.hidden), `h = GELU(Wup · LayerNorm(x)${b})`, "mlp.up, mlp.gelu"],
+      ["Think: the MLP", `${4 * C} neurons read the row, and no other token. ${answering} of them answer above 0.1.`,
+      vectorBars(f.hidden), `h = GELU(Wup · LayerNorm(x)${b})`, "mlp.up, mlp.gelu"],
       ["Write it back", `Their answers are added too. Layer ${l} of ${L} is done. The stream holds `
         + beginning(f.after), vectorBars(f.after), `x = x + Wdown · h${b}`, "mlp.down"],
       ["Score every token", `After layer ${L} the row is compared with ${V} rows, one for each token. Softmax makes `

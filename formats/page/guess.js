@@ -44,8 +44,7 @@ const guessing = {
     for (const id of ids) this.counts[id]++;
     const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.ids.length < FEWEST;
     byId("guess-form").querySelector("button.main").disabled = tooShort;
-    byId("guess-text").replaceChildren();
-    this.append(this.ids.slice(0, Math.max(0, this.at)), []);
+    byId("guess-text").replaceChildren(...tinted(this.ids.slice(0, Math.max(0, this.at)), [], this.stream));
     this.say(tooShort ? `A text of at least ${FEWEST} ${unit}s is needed. `
       : `Type a ${unit} and bet. ${book.tokenizer.bytes ? "Most words begin with their space: type it too. "
         : "A space and the end of a line count too. "}`, unknownText(text));
@@ -54,10 +53,6 @@ const guessing = {
 
   say(...words) {
     byId("guess-result").replaceChildren(...words);
-  },
-
-  append(ids, surprises) {
-    byId("guess-text").append(...tinted(ids, surprises, this.stream));
   },
 
   async bet() {
@@ -76,7 +71,7 @@ const guessing = {
     const yours = -Math.log(share), models = -Math.log(shares[truth]);
     you.push(yours);
     theirs.push(models);
-    this.append([truth], [yours]);
+    byId("guess-text").append(...tinted([truth], [yours], this.stream));
     this.say("It was ", tokenCode(truth, "really"), guess === truth ? ", right! " : ". ",
       `Your surprise: ${fixed(yours)} nats. The model gave it ${percent(shares[truth])}: `,
       `${fixed(models)} nats; its first guess was `, tokenCode(best), ". ");

@@ -4,7 +4,6 @@
 const rowOf = (matrix, t, width) => matrix.subarray(t * width, (t + 1) * width);
 
 const product = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
-
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 /** surprises: −ln p of each of the ids (T) by the logits (T, V) before it, NaN for the first; loss: their mean. */

@@ -23,6 +23,8 @@ function keepState() {
 // Back and Forward. Without a state, the address was changed by hand.
 addEventListener("popstate", ({ state }) => (state ? writing.bringBack(state) : location.reload()));
 addEventListener("click", () => { byId("taken").hidden = true; }, true);
+// Whoever leaves would lose the network that was trained here.
+addEventListener("beforeunload", (event) => { if (book.trained || training.run) event.preventDefault(); });
 
 async function main() {
   const engine = new Engine(page.model, byId("weights").textContent);

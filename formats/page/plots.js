@@ -60,7 +60,6 @@ const KINDS = [
 ];
 
 const kindOf = (text) => KINDS.findIndex(([, pattern]) => pattern.test(text));
-
 const distance = ([a, b], [c, d]) => Math.hypot(a - c, b - d);
 
 function spread(points) {

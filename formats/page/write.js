@@ -99,34 +99,43 @@ const writing = {
   /** Write after the prompt and `more` ids; without a seed only read them. from: the first that is read, if known. */
   start(more = [], changes = this.checkSeed() ? {} : { maxNewTokens: 0 }, from = NaN) {
     const ids = startIds(book.tokenizer, byId("prompt").value), first = from < ids.length ? from : undefined;
-    this.secret = false;
+    this.prompt = String(ids);
     return this.write([...ids, ...more], { given: ids.length, first, ...changes });
   },
 
-  /** Make another text that is shown the book's, with a token chosen. A pasted text stays out of the address. */
+  /** Make another text that is shown the book's, with a token chosen. Pasted text, now the prompt, is kept secret. */
   take(span) {
     const spans = Array.from(span.parentElement.children), index = spans.indexOf(span);
     const ids = spans.map(({ token }) => token);
     if (String(ids) === String(book.text)) return book.moveTo(index);
     const given = spans.filter(({ classList }) => classList.contains("given")).length || ids.length;
+    const secret = this.secret || (!guessing.excerpt && Boolean(span.closest("#guess")));
+    return this.turnTo(ids, { given, first: 0, index, maxNewTokens: 0 }, secret);
+  },
+
+  /** Write after other ids (see `write`), as a step that the browser's Back undoes. The form gets their prompt. */
+  turnTo(ids, how, secret = this.secret) {
     this.stop();
-    history.replaceState(this.kept(), ""); // for the browser's Back
-    this.secret ||= !guessing.excerpt && Boolean(span.closest("#guess"));
+    history.replaceState(this.kept(), "");
+    this.secret = secret;
     byId("taken").hidden = false;
-    const shown = this.write(ids, { given, first: 0, index, maxNewTokens: 0 });
+    this.restore(new Map([["prompt", book.tokenizer.decode(ids.slice(0, how.given))]]));
+    const shown = this.write(ids, how);
     history.pushState(this.kept(), ""); // of the new text
     return shown;
   },
 
   /** What `bringBack` needs to show this text again, if the network is still the same. */
   kept() {
-    const { text, given, first, stride, surprises, index } = book, { made, secret } = this;
-    return { network: this.network, shown: [text, { given, first, stride, surprises, index }], made, secret };
+    const { text, given, first, stride, surprises, index } = book, { network, made, secret } = this;
+    const shown = [text, { given, first, stride, surprises, index }];
+    return { network, shown, made, secret, prompt: byId("prompt").value };
   },
 
-  bringBack({ network, shown: [text, how], made, secret }) {
+  bringBack({ network, shown: [text, how], made, secret, prompt }) {
     byId("taken").hidden = true;
     if (network !== this.network) return;
+    this.restore(new Map([["prompt", prompt]]));
     this.write(text, { ...how, maxNewTokens: 0 });
     Object.assign(this, { made, secret });
   },
@@ -213,7 +222,7 @@ const writing = {
     this.spans[index - book.first]?.classList.add("chosen");
     const [line, why] = [byId("why-line"), byId("why")], { activeElement } = document;
     const [onLine, onTable] = [line, why].map((part) => part.contains(activeElement)); // focus stays where it was
-    const back = html("button", { type: "button", class: "small", "data-index": index - 1 }, "Step back");
+    const back = html("button", { type: "button", class: "small", "data-index": index - 1 }, "One token back");
     const token = () => tokenCode(text[index], "chosen");
     const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
     const own = nats === undefined ? [] : ["The probability of ", token(), ` was ${percent(Math.exp(-nats))}: `,
@@ -238,7 +247,7 @@ const writing = {
     const label = `Go on from here with ${showToken(book.tokenizer, id)}`;
     const onclick = () => {
       const surprises = [...book.surprises.slice(0, index + 1), -Math.log(softmax(here.logits)[id])];
-      this.write([...before, id], { given: Math.min(given, before.length), first, surprises, index, stride });
+      this.turnTo([...before, id], { given: Math.min(given, before.length), first, surprises, index, stride });
     };
     const attributes = { type: "button", class: "rival", title: label, "aria-label": label, onclick };
     return html("button", attributes, tokenCode(id, id === after ? "really" : ""));

@@ -28,11 +28,7 @@ def random_mask(time: int) -> Tensor:
     return torch.where(visible | torch.eye(time, dtype=torch.bool), 0.0, -math.inf)
 
 
-def no_mask(time: int) -> Tensor:
-    return torch.zeros(time, time)
-
-
-MASKS = [causal_mask, window_mask, random_mask, no_mask]
+MASKS = [causal_mask, window_mask, random_mask, lambda time: torch.zeros(time, time)]
 
 
 def random_attention(**options) -> CausalSelfAttention:

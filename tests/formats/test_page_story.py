@@ -223,12 +223,13 @@ def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_
     page.click("#compare")
     page.wait_for_selector("#text-broken span >> nth=150")
     page.wait_for_selector("#text-whole span >> nth=150")
-    before = page.evaluate(SHOWN)
+    before, pair = page.evaluate(SHOWN), page.inner_html("#break .beside")
     for box in ("text-broken", "text-whole", "guess-text", "story-sample", "story-text"):
         page.locator(f"#{box} span").nth(6).click()
         until(page, "() => book.index === 6 && book.here")
         shown, *_, token = page.evaluate(SHOWN)
         assert shown == page.text_content(f"#{box}") != before[0] and page.is_visible("#taken")
+        assert shown.startswith(page.input_value("#prompt")) and page.inner_html("#break .beside") == pair
         until(page, "id => byId('follow-steps').innerText.includes(` is row ${id} in`)", token)
         page.evaluate("history.back()")
         until(page, f"before => `${{{SHOWN}}}` === `${{before}}`", before)
@@ -285,6 +286,7 @@ def test_the_trainers_gradients_and_steps_are_those_of_pytorch(open_page, heads,
         assert (torch.tensor(found["weights"][name]) - p.detach().flatten()).abs().median() <= 1e-5, name
 
 
+LEAVE = "dispatchEvent(new Event('beforeunload', {cancelable: true}))"  # false: the browser asks
 SOURCE = "the quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 40
 RUNS = """async options => {
     const [one, two] = [await tinygpt.train(options), await tinygpt.train(options)];
@@ -338,16 +340,19 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     page.fill("#train-paste", SOURCE)
     page.click("#train-go")
     until(page, "() => training.reports.length")
+    assert page.evaluate(LEAVE) is False, "the network was lost without a question"
     assert page.evaluate("training.reports[0].step") == 1
     until(page, "() => training.reports.some(({heldOut, bigram}) => heldOut < bigram)")  # it beats the table of pairs
     page.click("#train-go")  # stop
     page.wait_for_selector("#train-use:enabled")
     assert 0 < page.evaluate("training.reports.at(-1).step") < 1000 and page.locator("#train-loss polyline").count()
+    assert page.evaluate(LEAVE) is True
     own = page.evaluate("tinygpt.config.vocab_size")
     page.fill("#prompt", "ROMEO:")
     page.fill("#temperature", "0.5")
     page.evaluate("['rank', 'train-use'].forEach(id => document.getElementById(id).click())")
     until(page, f"book.trained && {test_page.WRITTEN}")
+    assert page.evaluate(LEAVE) is False
     assert page.evaluate("tinygpt.config.vocab_size") == len(set(SOURCE)) + 2 != own
     model, ids = trained_model(page, "training.trained.weights"), page.evaluate("tinygpt.encode('the lazy dog')")
     logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))

@@ -91,12 +91,6 @@ def faulty_main(folder: Path, fault: str, rank: str) -> Path:
     return script
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def saved_step(folder: Path) -> int:
     """The step of the training state in a.last.pth."""
     return read_checkpoint(folder / "a.last.pth", TRAINING)[0]["training"]["step"]
@@ -233,7 +227,9 @@ def folders(folder) -> list[Path]:
 def test_two_launchers_on_two_addresses_train_as_one(folders):
     """The first one's rank 0 writes; then both resume, though the second machine has no file to resume from."""
     flags = [*PLAIN, "--steps", "8", "--eval-every", "4", "--out", "a.pth"]
-    addresses, port = ["127.0.0.1", "127.0.0.2"], free_port()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        addresses, port = ["127.0.0.1", "127.0.0.2"], free.getsockname()[1]
     for more in (["--stop-at", "4"], ["--resume"]):
         launches = [joint_launch(number, addresses, port) for number in range(2)]
         launchers = [start(folders[number], *flags, *more, launch=launches[number]) for number in range(2)]
