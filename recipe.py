@@ -48,7 +48,7 @@ PRESETS = {
     "brief": {**TINY, **SOFT, "steps": 600, "eval_every": 60},
     "short": {**TINY, **SOFT, "num_layers": 4, "steps": 2400, "eval_every": 200},
     "mini": {"embed_dim": 128, "num_heads": 2, "ema_decay": 0.98, "steps": 1800, "eval_every": 180, "warmup": 40},
-    "small": {"ema_decay": 0.998, "distill": 0.5, "steps": 2000, "eval_every": 200},
+    "small": {"lr": 0.004, "ema_decay": 0.998, "distill": 0.5, "steps": 2000, "eval_every": 200},
     "plain": {},
     "tune": {**SOFT, "epochs": 6.0, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40},
     "lora": {"epochs": 10.0, "lr": 0.012, "steps": 400, "eval_every": 40},
