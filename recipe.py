@@ -19,7 +19,7 @@ SHORT_TEXT = 500_000
 
 # Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
 # A wider network learns more from each step, but makes fewer.
-MAX_TFLOP = {"tiny": 42, "mini": 200, "small": 500, "best": math.inf}
+MAX_TFLOP = {"tiny": 42, "mini": 200, "small": 950, "best": math.inf}
 # Of a short text: up to so many TFLOP for each of its characters. Soft targets help who can read it several times.
 MAX_TFLOP_PER_CHARACTER = {"tiny": 60e-6, "brief": 120e-6, "short": math.inf}
 
