@@ -32,7 +32,7 @@ TUNING = {
 
 def texts_to_measure() -> list[Path]:
     """The texts, or UserError if there is none."""
-    if not (texts := sorted(path for path in FOLDER.glob("*") if path.is_file())):
+    if not (texts := sorted(path for path in FOLDER.glob("*") if path.is_file() and path.name[0] != ".")):
         raise UserError(f"bench.py needs texts in {FOLDER}")
     return texts
 
@@ -66,7 +66,7 @@ def run_once(path: Path, size: int, minutes: float, name: str, flags: list) -> d
     """The run on so many characters of a text, as `measure` notes it."""
     text = path.read_text(encoding="utf-8")
     cut = len(text) - min(HELD_OUT, max(MIN_HELD_OUT, len(text) // 10))
-    data = FOLDER / "cut" / f"{path.stem}-{size}.txt"
+    data = FOLDER / "cut" / f"{path.name}-{size}.txt"
     data.parent.mkdir(exist_ok=True)
     data.write_text(text[:cut][:size], encoding="utf-8")
 
@@ -76,5 +76,5 @@ def run_once(path: Path, size: int, minutes: float, name: str, flags: list) -> d
         loaded = load_model(out)
         return {"held_out": float(token_losses(loaded.model.eval(), loaded.tokenizer.encode_array(text[cut:])).mean())}
 
-    key = {"text": path.stem, "size": size, "minutes": minutes, "choice": name, "seed": 1}
+    key = {"text": path.name, "size": size, "minutes": minutes, "choice": name, "seed": 1}
     return measure("texts.jsonl", key, ["--data", data, "--minutes", minutes, *flags], held_out_loss)

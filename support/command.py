@@ -307,7 +307,7 @@ def run(command: Callable[[], int | None]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         open_streams()
         # one line, without the place in the source
-        warnings.showwarning = lambda message, *_: print(f"warning: {one_line(message)}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(message)}", file=sys.stderr)
         code = command() or 0
         sys.stdout.flush()
     except Interrupted as stop:

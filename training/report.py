@@ -36,7 +36,8 @@ def counted(number: int, thing: str) -> str:
 def announce(run: Run, given: set[str]) -> None:
     """Say what was chosen, and why if the user did not; given: the names of the flags."""
     settings, corpus = run.settings, run.corpus
-    why = "" if given & {"preset", "resume"} else f", for {REASONS.get(settings.preset, 'this time, on this machine')}"
+    usual = "this time, on this machine" if settings.minutes else "this machine"
+    why = "" if given & {"preset", "resume"} else f", for {REASONS.get(settings.preset, usual)}"
     batch = counted(settings.batch_size, "window")
     length = f"{counted(settings.steps, 'step')} of {batch}"
     if settings.minutes and not run.state.planned:

@@ -24,7 +24,6 @@ def origin_of(run: Run) -> dict:
     return {
         "corpus": ", ".join(Path(word).absolute().name for word in run.settings.data),
         "corpus_sha256": run.corpus.sha256,
-        "documents": run.settings.documents or "files",
         "preset": run.settings.preset,
         "step": run.state.step,
         "val_loss": run.state.best_loss,

@@ -24,7 +24,7 @@ function keepState() {
 addEventListener("popstate", ({ state }) => (state ? writing.bringBack(state) : location.reload()));
 addEventListener("click", () => { byId("taken").hidden = true; }, true);
 // Whoever leaves would lose the network that was trained here.
-addEventListener("beforeunload", (event) => { if (book.trained || training.run) event.preventDefault(); });
+addEventListener("beforeunload", (event) => { if (training.trained || training.run) event.preventDefault(); });
 
 async function main() {
   const engine = new Engine(page.model, byId("weights").textContent);

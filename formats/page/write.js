@@ -103,21 +103,20 @@ const writing = {
     return this.write([...ids, ...more], { given: ids.length, first, ...changes });
   },
 
-  /** Make another text that is shown the book's, with a token chosen. Pasted text, now the prompt, is kept secret. */
+  /** Make another text that is shown the book's, with a token chosen. Pasted text stays out of the address for good. */
   take(span) {
     const spans = Array.from(span.parentElement.children), index = spans.indexOf(span);
     const ids = spans.map(({ token }) => token);
     if (String(ids) === String(book.text)) return book.moveTo(index);
     const given = spans.filter(({ classList }) => classList.contains("given")).length || ids.length;
-    const secret = this.secret || (!guessing.excerpt && Boolean(span.closest("#guess")));
-    return this.turnTo(ids, { given, first: 0, index, maxNewTokens: 0 }, secret);
+    this.secret ||= !guessing.excerpt && Boolean(span.closest("#guess"));
+    return this.turnTo(ids, { given, first: 0, index, maxNewTokens: 0 });
   },
 
   /** Write after other ids (see `write`), as a step that the browser's Back undoes. The form gets their prompt. */
-  turnTo(ids, how, secret = this.secret) {
+  turnTo(ids, how) {
     this.stop();
     history.replaceState(this.kept(), "");
-    this.secret = secret;
     byId("taken").hidden = false;
     this.restore(new Map([["prompt", book.tokenizer.decode(ids.slice(0, how.given))]]));
     const shown = this.write(ids, how);
@@ -127,17 +126,17 @@ const writing = {
 
   /** What `bringBack` needs to show this text again, if the network is still the same. */
   kept() {
-    const { text, given, first, stride, surprises, index } = book, { network, made, secret } = this;
+    const { text, given, first, stride, surprises, index } = book, { network, made } = this;
     const shown = [text, { given, first, stride, surprises, index }];
-    return { network, shown, made, secret, prompt: byId("prompt").value };
+    return { network, shown, made, prompt: byId("prompt").value };
   },
 
-  bringBack({ network, shown: [text, how], made, secret, prompt }) {
+  bringBack({ network, shown: [text, how], made, prompt }) {
     byId("taken").hidden = true;
     if (network !== this.network) return;
     this.restore(new Map([["prompt", prompt]]));
     this.write(text, { ...how, maxNewTokens: 0 });
-    Object.assign(this, { made, secret });
+    this.made = made;
   },
 
   stop() {

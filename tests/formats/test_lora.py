@@ -219,7 +219,7 @@ def test_fine_tune_sample_and_merge(run, tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--lora-rank", 2]])
 def test_a_fine_tuning_that_makes_the_base_worse_keeps_the_base(run, tmp_path, flags):
     """The base was not evaluated, and a worse model was announced as the best."""
-    output = run("main.py", *TUNING, *flags, "--lr", 30, "--steps", 2, "--out", "x.pth")
+    output = run("main.py", *TUNING, *flags, "--lr", 30, "--steps", 1, "--out", "x.pth")
     assert "no gain over the base" in output and output.count(" *") == 1
     base, kept = load_model(tmp_path / "base.pth"), load_model(tmp_path / ("base.pth" if flags else "x.pth"))
     if flags:
@@ -259,7 +259,7 @@ def test_a_grown_model_computes_what_its_base_does_and_begins_new_rows_with_the_
     base, model = fresh(**shape), fresh(**shape)
     grow_model(model, 3, special=2)
     assert model.config.vocab_size == 14 and model(IDS).shape[-1] == 14 and model.head.weight.shape == (14, 8)
-    assert torch.equal(model(IDS)[..., :11], base(IDS))
+    torch.testing.assert_close(model(IDS)[..., :11], base(IDS), atol=1e-6, rtol=0)
     for table in (model.token_embedding, model.head):
         torch.testing.assert_close(table.weight[11:], table.weight[2:11].mean(0).expand(3, -1))
     assert (model.head.weight is model.token_embedding.weight) == bool(shape)

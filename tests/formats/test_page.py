@@ -658,8 +658,10 @@ def test_the_address_brings_back_text_and_token(open_page):
     again.locator("#why .rival").first.click()  # and what is written after it, too
     again.evaluate("showChapter(2)")
     until(again, f"location.hash === '#follow' && {WRITTEN}")
-    again.evaluate("history.go(-2)")
-    until(again, "() => location.hash.includes('more=')")
+    again.evaluate("byId('compare').click(); history.go(-2)")  # nor do the two texts, which stay, reach the address
+    until(again, f"book.index === 150 && {WRITTEN}")
+    again.locator("#text-whole span").first.click()
+    until(again, "() => book.index === 0 && !location.hash.includes('&')")
 
 
 CLIPPED = """[...document.querySelectorAll('#cursor, .chapter :is(small, h3, button, .key, label, .bar-name)')]

@@ -29,7 +29,6 @@ PARSERS = {
 # The flags for which zero or a negative number makes sense, or any text.
 ZERO = set("dropout weight_decay warmup seed max_new_tokens temperature top_k min_p beams length_penalty".split())
 ZERO |= set("lora_dropout attention_dropout muon_momentum cooldown ema_decay distill epochs".split())
-NEGATIVE = {"length_penalty"}
 ANY_TEXT = {"prompt", "show", "text"}
 WORDS = ["", "x", "nan", "inf", "-inf", "1e999", "0x10", "1,5", "None"]
 HUGE = {"N": ["9" * 40, "9" * 5000, "1.5", "1e3", "-" + "9" * 40], "X": ["-1e308"]}
@@ -41,7 +40,7 @@ def bad_values(action: argparse.Action) -> list[str]:
     if action.dest in ANY_TEXT or action.type is Path:
         return ["--"]
     if kind in HUGE:
-        signs = ["0"] * (action.dest not in ZERO) + ["-1"] * (action.dest not in NEGATIVE)
+        signs = ["0"] * (action.dest not in ZERO) + ["-1"] * (action.dest != "length_penalty")
         return ["--", *WORDS, *HUGE[kind], *signs]
     return ["--", *WORDS] if kind or action.dest == "mirror" else ["--", ""]
 
