@@ -21,8 +21,9 @@ COLOURS = {"TinyGPT, bfloat16 fast": "#d55e00", "TinyGPT, bfloat16 slow": "#0072
 def bench_plots() -> None:
     """Draw both pictures; the same measurements give the same bytes. Raises UserError without matplotlib."""
     optional_package("matplotlib", "the picture").rcParams["svg.hashsalt"] = "TinyGPT"
+    figures = optional_package("matplotlib.figure", "the picture")
     for name, draw in {"loss.svg": draw_loss, "orthogonalize.svg": draw_orthogonalize}.items():
-        figure = optional_package("matplotlib.figure", "the picture").Figure(figsize=(8, 4.2), layout="constrained")
+        figure = figures.Figure(figsize=(8, 4.2), layout="constrained")
         draw(figure)
         figure.savefig(IMAGES / name, metadata={"Date": None})
         print(f"drawn: {IMAGES / name}")

@@ -68,9 +68,8 @@ def read_blocks(source: Path | str) -> Iterator[str]:
         try:
             while block := file.read(BLOCK):
                 if block.count("\0") > 0.1 * len(block):
-                    advice = filled_in(
-                        f"iconv -f utf-16{'le' if ord(block[0]) else 'be'} -t utf-8 {{}} > {{new}}", source
-                    )
+                    code = "utf-16le" if ord(block[0]) else "utf-16be"
+                    advice = filled_in(f"iconv -f {code} -t utf-8 {{}} > {{new}}", source)
                     raise UserError(f"{source} is full of NUL characters, as UTF-16 text is: {advice}")
                 yield block
         except UnicodeDecodeError as error:

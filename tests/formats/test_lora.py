@@ -260,7 +260,8 @@ def test_a_grown_model_computes_what_its_base_does_and_begins_new_rows_with_the_
     grow_model(model, 3, special=2)
     assert model.config.vocab_size == 14 and model(IDS).shape[-1] == 14 and model.head.weight.shape == (14, 8)
     torch.testing.assert_close(model(IDS)[..., :11], base(IDS), atol=1e-6, rtol=0)
-    for table in (model.token_embedding, model.head):
+    for table, old in ((model.token_embedding, base.token_embedding), (model.head, base.head)):
+        assert torch.equal(table.weight[:11], old.weight)
         torch.testing.assert_close(table.weight[11:], table.weight[2:11].mean(0).expand(3, -1))
     assert (model.head.weight is model.token_embedding.weight) == bool(shape)
 
