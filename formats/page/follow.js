@@ -12,10 +12,6 @@ const following = {
     byId("follow-next").addEventListener("click", () => this.next());
     makePlayer(byId("follow-play"), 3000, () => this.next());
     byId("follow-pick").addEventListener("change", ({ target }) => book.chooseHead(Number(target.value)));
-    byId("follow-steps").addEventListener("click", ({ target }) => {
-      const place = this.cards.indexOf(target.closest("li"));
-      if (place >= 0) this.show(place);
-    });
   },
 
   /** One step on, through all layers, and after the last the first again. Returns whether it is now the last. */

@@ -22,7 +22,8 @@ const guessing = {
   model() {
     const { excerpt } = book.model, beginning = excerpt?.text.slice(0, 1000) ?? "";
     this.excerpt = book.tokenizer.encode(beginning).length < FEWEST ? undefined : excerpt;
-    byId("guess-name").textContent = this.excerpt ? `From ${excerpt.source}` : "Your text";
+    byId("guess-name").textContent = !this.excerpt ? "Your text"
+      : excerpt.unseen ? "Text it was not trained on" : `From ${excerpt.source}`;
     byId("guess-own").hidden = Boolean(this.excerpt);
     this.open();
   },

@@ -13,8 +13,7 @@ const training = {
   id: "train", reports: [], chart: new LossChart(byId("train-loss")),
 
   setup() {
-    const { excerpt } = page.model, letters = excerpt?.text.length.toLocaleString("en");
-    if (excerpt) byId("train-paste").placeholder = `Paste one, or train on ${letters} letters of ${excerpt.source}.`;
+    if (page.model.excerpt) byId("train-paste").placeholder = `Paste one, or train on ${page.model.excerpt.source}.`;
     byId("train-go").addEventListener("click", () => (this.run ? this.run.stop() : this.train()));
     byId("train-use").addEventListener("click", () => this.use(this.trained));
     byId("own-back").addEventListener("click", () => this.use(page.model));
@@ -22,8 +21,7 @@ const training = {
 
   async train() {
     const text = byId("train-paste").value || (page.model.excerpt?.text ?? "");
-    this.reports = [];
-    this.began = performance.now();
+    Object.assign(this, { reports: [], began: performance.now(), tokenizer: makeTokenizer(alphabetOf(text)) });
     byId("train-status").textContent = "Training begins.";
     byId("train-go").textContent = "Stop";
     byId("train-use").disabled = true;
@@ -33,6 +31,7 @@ const training = {
       byId("train-use").disabled = false;
     } catch (error) {
       byId("train-status").textContent = `That did not work: ${error.message}.`;
+      byId("train-sample").replaceChildren(); // it is of a network that is lost
     }
     this.run = undefined;
     byId("train-go").textContent = "Train again";
@@ -40,20 +39,26 @@ const training = {
 
   report(report) {
     this.reports.push(report);
-    const { step, heldOut, bigram, sample } = report, seconds = (performance.now() - this.began) / 1000;
+    const { step, heldOut, bigram, sample, surprises } = report, seconds = (performance.now() - this.began) / 1000;
     const beaten = heldOut < bigram ? "The network beats the table of pairs." : "The table of pairs is still better.";
     byId("train-status").textContent = `Step ${step} of ${TRAIN_STEPS}, ${seconds.toFixed(0)} s: loss `
       + `${heldOut.toFixed(3)} on text it does not train on. ${beaten}`;
-    byId("train-sample").textContent = escapeInvisible(sample);
+    byId("train-sample").replaceChildren(...tinted(this.tokenizer.encode(sample), surprises, this.tokenizer.stream()));
     const line = (name) => this.reports.map((one) => [one.step, one[name]]);
     this.chart.show([["train", "training", line("loss")], ["val", "held-out text", line("heldOut")]],
       [["bigram", "table of pairs, on held-out text", bigram]]);
   },
 
+  /** Whether the book shows the network that wrote the sample. It is opened, unless it is still learning. */
+  async opened() {
+    if (!this.run && book.model !== this.trained) await this.use(this.trained);
+    return !this.run;
+  },
+
   async use(model) {
     writing.stop();
     await book.useModel(model);
-    byId("own").hidden = !book.trained;
+    byId("own-back").hidden = !book.trained;
     if (!book.trained) byId("strip").focus(); // the button that was pressed is gone
     await writing.start();
   },

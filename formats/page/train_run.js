@@ -83,7 +83,7 @@ function storyFrame(network, ids, earlier) {
 }
 
 /** Train a small network on a text, of which the last tenth is held out. Resolves to {losses, model}: of each step, and
- * as Book.useModel needs it. send gets {step, loss, heldOut, bigram, sample} with each frame after step 0,
+ * as Book.useModel needs it. send gets {step, loss, heldOut, bigram, sample, surprises} with each frame after step 0,
  * and once a second: mean loss since the last time, and on held-out text. stopped(): whether to end. */
 async function trainNetwork({ text, steps, seed }, send, stopped) {
   const plain = alphabetOf(text), tokenizer = makeTokenizer(plain), ids = Uint16Array.from(tokenizer.encode(text));
@@ -100,11 +100,11 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
     const heldOut = trainer.loss(...test), loss = step ? mean(losses.slice(reported)) : null;
     const window = new SlidingWindow(trainer.model, [plain.startId], T / 2);
     const made = [...generateTokens(window, 100, seed, { temperature: 0.8 }, plain.specialIds)];
-    const sample = tokenizer.decode(made.map(({ id }) => id)), nats = made.map(({ surprise }) => surprise);
-    if (step) send({ step, loss, heldOut, bigram, sample });
+    const sample = tokenizer.decode(made.map(({ id }) => id)), surprises = made.map(({ surprise }) => surprise);
+    if (step) send({ step, loss, heldOut, bigram, sample, surprises });
     if (step >= due || isLast) {
       const frame = storyFrame(network, held.slice(0, T), story[story.length - 1]);
-      story.push({ step, train_loss: loss, val_loss: heldOut, sample, sample_surprise: nats, ...frame });
+      story.push({ step, train_loss: loss, val_loss: heldOut, sample, sample_surprise: surprises, ...frame });
       due = Math.ceil(1.5 * step + 1); // ever fewer: the network learns most in its first steps
     }
     [mark, reported] = [performance.now(), step];

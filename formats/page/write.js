@@ -62,10 +62,9 @@ const writing = {
 
   /** Whether the seed is one; if not, it is shown and said. */
   checkSeed() {
-    const good = /^\d{1,15}$/.test(byId("seed").value.trim()), { precision } = book.model;
-    const exact = precision === "float32" ? "" : `; in ${precision} not always the text of generate.py`;
+    const good = /^\d{1,15}$/.test(byId("seed").value.trim());
     byId("seed").setAttribute("aria-invalid", !good);
-    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number, 0 or more";
+    byId("seed-note").textContent = good ? "the same seed gives the same text" : "a whole number, 0 or more";
     if (!good) byId("seed").focus();
     return good;
   },
@@ -85,7 +84,8 @@ const writing = {
   /** What makes the text that is shown, for the address. It may differ from the form, which is of the next text. */
   shared() {
     const { tokenizer, text, given, index } = book, prompt = tokenizer.decode(text.slice(0, given));
-    return new URLSearchParams({ prompt, ...this.made, token: index + 1 });
+    const written = this.job === undefined && { maxNewTokens: text.length - this.from };
+    return new URLSearchParams({ prompt, ...this.made, ...written, token: index + 1 });
   },
 
   restore(state) {
@@ -104,7 +104,8 @@ const writing = {
   },
 
   /** Make another text that is shown the book's, with a token chosen. Pasted text stays out of the address for good. */
-  take(span) {
+  async take(span) {
+    if (span.closest("#train-sample") && !await training.opened()) return;
     const spans = Array.from(span.parentElement.children), index = spans.indexOf(span);
     const ids = spans.map(({ token }) => token);
     if (String(ids) === String(book.text)) return book.moveTo(index);
@@ -124,25 +125,24 @@ const writing = {
     return shown;
   },
 
-  /** What `bringBack` needs to show this text again, if the network is still the same. */
+  /** What `bringBack` needs to show this text again, as far as it is written, if the network is still the same. */
   kept() {
-    const { text, given, first, stride, surprises, index } = book, { network, made } = this;
+    const { text, given, first, stride, surprises, index } = book, { network, made, from } = this;
     const shown = [text, { given, first, stride, surprises, index }];
-    return { network, shown, made, prompt: byId("prompt").value };
+    return { network, shown, made, from, prompt: byId("prompt").value };
   },
 
-  bringBack({ network, shown: [text, how], made, prompt }) {
+  bringBack({ network, shown: [text, how], made, from, prompt }) {
     byId("taken").hidden = true;
     if (network !== this.network) return;
     this.restore(new Map([["prompt", prompt]]));
     this.write(text, { ...how, maxNewTokens: 0 });
-    this.made = made;
+    Object.assign(this, { made, from });
   },
 
   stop() {
     if (this.job === undefined) return;
     book.ask("stop", { job: this.job });
-    this.made.maxNewTokens = book.text.length - this.from;
     this.setJob(undefined);
   },
 
@@ -175,7 +175,6 @@ const writing = {
     clearTimeout(this.timer);
     this.draw();
     const nats = book.surprises.slice(ids.length), best = nats.length ? ids.length + argmax(nats) - 1 : at;
-    if (nats.length < maxNewTokens) this.made.maxNewTokens = nats.length; // it was stopped: the address says where
     await book.moveTo(book.index === at ? index ?? best : book.index);
     byId("status").textContent = `Done: ${nats.length} tokens${this.promptLoss()}`;
   },

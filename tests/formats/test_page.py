@@ -196,10 +196,6 @@ def until(page, condition: str, *arguments) -> None:
         time.sleep(0.02)
 
 
-def in_firefox(page) -> bool:
-    return page.context.browser.browser_type.name == "firefox"
-
-
 def write(page) -> None:
     """Press the button, and wait for the text."""
     page.evaluate("document.getElementById('status').textContent = ''")
@@ -377,7 +373,7 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     corpus = "<img src=x onerror=alert(1)>"
     loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1}}
     page = open_page(loaded, excerpt={"source": corpus, "text": HOSTILE * 20, "unseen": False})
-    assert corpus in page.inner_text("h1 + p")
+    assert corpus in page.text_content("h1 + details")
     for text in (HOSTILE, "\ufffd", "", "😀</script>"):
         assert page.evaluate("text => tinygpt.encode(text)", text) == loaded.tokenizer.encode(text)
         assert page.evaluate("text => tinygpt.decode(tinygpt.encode(text))", text) == text
@@ -392,7 +388,7 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     assert hidden == "U+061CU+E0041U+3164\u200d", "what joins letters and emoji stays"
     assert page.evaluate("[0, 1].map(id => showToken(book.tokenizer, id))") == ["(unknown)", "(special)"]
     assert open_page.noises == []
-    with page.expect_event("pageerror" if in_firefox(page) else "console"):
+    with page.expect_event("pageerror" if open_page.browser.browser_type.name == "firefox" else "console"):
         assert page.evaluate("fetch('https://example.org').then(() => 'connected', () => 'refused')") == "refused"
     assert "default-src 'none'" in open_page.noises.pop(0)
     open_page.noises.clear()
@@ -646,7 +642,14 @@ def test_the_address_brings_back_text_and_token(open_page):
         page.fill("#prompt", "not written")
         page.locator("#why .rival").nth(2).click()
         page.wait_for_selector(DONE)
-    until(page, "() => location.hash.endsWith(`&${writing.shared()}`) && location.hash.includes('token=151')")
+    page.evaluate("Object.assign(byId('maxNewTokens'), {max: 9999, value: 9999})")
+    page.locator("#why .rival").nth(3).click()
+    until(page, "() => history.state.shown[0].length > writing.from")
+    rival = page.evaluate("history.back() ?? book.text[151]")  # while it is being written
+    until(page, f"id => book.text[151] !== id && {WRITTEN}", rival)
+    page.evaluate("history.forward()")  # the address was that of the whole text
+    until(page, f"id => book.text[151] === id && {WRITTEN} && location.hash.endsWith(`&${{writing.shared()}}`)", rival)
+    assert "token=151" in page.evaluate("location.hash")
     again = open_page(loaded, fragment=page.evaluate("location.hash"))
     assert again.evaluate("[book.first, ...book.text]") == page.evaluate("[book.first, ...book.text]")
     assert "character" in page.inner_text("#status") and "character" not in again.inner_text("#status")
@@ -732,9 +735,11 @@ TOO_TALL = """all => all.split('; ').filter(parts => {
 
 
 @marked
-def test_a_control_and_its_effect_are_on_one_screen(book):
-    (page, _), bottom = book, "e => e.getBoundingClientRect().bottom"
-    page.set_viewport_size({"width": 360, "height": 740})
+def test_a_control_and_its_effect_are_on_one_screen(open_page):
+    phone, prompt = {"width": 360, "height": 740}, "#guess&prompt=the+quick"
+    page = open_page(checkpoint(), excerpt=EXCERPT, viewport=phone, fragment=prompt)
+    bottom = "e => e.getBoundingClientRect().bottom"
+    assert page.locator("#guess-result").evaluate(bottom) < 741, "the introduction took half of the screen"
     assert page.evaluate(TOO_TALL, PHONE) == []
     assert page.evaluate("['grid', 'lens'].every(id => byId(id).scrollWidth <= byId(id).clientWidth)")
     for button, effect in (("#grid button", "#map"), ("#go", "#text")):
@@ -754,7 +759,6 @@ def test_a_control_and_its_effect_are_on_one_screen(book):
             assert page.evaluate(TOO_TALL, f"section.now h2, {parts}") == [] and page.evaluate(OVERFLOW) <= 0
             assert page.locator("#guess-text").evaluate(bottom) <= page.locator("#guess .text").evaluate(bottom)
         page.click("#projector")
-    page.set_viewport_size({"width": 1280, "height": 900})
 
 
 @marked
@@ -805,10 +809,10 @@ MEDIA = """([one, other]) => [...document.styleSheets[0].cssRules].filter(rule =
 
 
 @marked
-def test_in_print_the_chapters_stand_one_after_the_other(book):
+def test_in_print_the_chapters_stand_one_after_the_other(open_page):
     """In Firefox, print cannot be emulated: its rules are used on the screen."""
-    page, _ = book
-    if in_firefox(page):
+    page = open_page(checkpoint())
+    if open_page.browser.browser_type.name == "firefox":
         page.evaluate(MEDIA, ["print", "screen"])
     else:
         page.emulate_media(media="print", color_scheme="dark")
@@ -817,7 +821,3 @@ def test_in_print_the_chapters_stand_one_after_the_other(book):
     assert page.evaluate("getComputedStyle(document.querySelector('.top')).position") == "static"
     hidden = "[...document.querySelectorAll('#text, #follow-steps')].map(e => e.scrollHeight - e.clientHeight)"
     assert max(page.evaluate(hidden)) <= 1
-    if in_firefox(page):
-        page.evaluate(MEDIA, ["screen", "print"])
-    else:
-        page.emulate_media(media="screen", color_scheme="light")

@@ -44,11 +44,6 @@ def two_frames(*flags) -> tuple[Checkpoint, list[dict]]:
     return Checkpoint(run.model.eval(), run.tokenizer, {"corpus": "synthetic"}), [first, second]
 
 
-@pytest.fixture
-def frames() -> tuple[Checkpoint, list[dict]]:
-    return two_frames()
-
-
 def write_story(frames: list) -> Path:
     """A story beside b.pth."""
     return written(Path("b.story.jsonl"), "".join(json.dumps(frame) + "\n" for frame in frames)).with_name("b.pth")
@@ -70,8 +65,8 @@ ODD = {  # a field of a frame -> what it cannot be
 }
 
 
-def test_a_damaged_or_hostile_frame_costs_only_itself(frames):
-    loaded, (first, second) = frames
+def test_a_damaged_or_hostile_frame_costs_only_itself():
+    loaded, (first, second) = two_frames()
     odd = [{**second, "step": 5, name: value} for name, values in ODD.items() for value in values]
     odd += [{name: value for name, value in second.items() if name != missing} for missing in second]
     path = write_story([first, *odd, [], 3, second]).with_suffix(".story.jsonl")
@@ -183,9 +178,9 @@ VOWELS = """spread => {
 
 
 @marked
-def test_the_position_map_never_claims_an_order_that_the_initial_weights_had(open_page, frames):
+def test_the_position_map_never_claims_an_order_that_the_initial_weights_had(open_page):
     """An untrained `tiny` drew a perfect arc of sinusoids under "the model has learned that places have an order"."""
-    loaded, (first, second) = frames
+    loaded, (first, second) = two_frames()
     learned, had = "the model has learned", "the initial weights had this order"
     page = open_page(loaded, beside=write_story([first, on_an_arc(second)]))
     assert learned in page.inner_text("#position-note")
@@ -201,9 +196,9 @@ def test_the_position_map_never_claims_an_order_that_the_initial_weights_had(ope
 
 
 @marked
-def test_a_hostile_story_injects_nothing(open_page, frames):
+def test_a_hostile_story_injects_nothing(open_page):
     """`open_page` checks that nothing came of it."""
-    loaded, (first, second) = frames
+    loaded, (first, second) = two_frames()
     attack = "</script><img src=x onerror=alert(1)>{{data}}<!--"
     page = open_page(loaded, beside=write_story([first, {**second, "sample": attack}]))
     known = "".join(c if c in loaded.tokenizer.characters else "\ufffd" for c in attack)
@@ -215,8 +210,8 @@ SHOWN = "[book.tokenizer.decode(book.text), book.index, book.position, book.ids[
 
 
 @marked
-def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_page, frames):
-    loaded, story = frames
+def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_page):
+    loaded, story = two_frames()
     text = loaded.tokenizer.decode(story[0]["ids"]) * 3
     page = open_page(loaded, beside=write_story(story), excerpt={"text": text, "source": "a text", "unseen": True})
     page.locator("#switches button").first.click()
@@ -333,7 +328,7 @@ def test_a_run_in_the_page_tells_what_main_would_tell_of_its_weights(open_page):
 @marked
 def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     loaded, story = two_frames("--max-seq", 64)  # a longer window than the new network's
-    page = open_page(loaded, beside=write_story(story))
+    page = open_page(loaded, beside=write_story(story), viewport={"width": 740, "height": 360})
     told = [page.inner_html(f"#{name}") for name in ("learned", "numbers")]
     for word, odd in {"1000 letters": "text: 'short'", "steps": "steps: 0, text: ''", "string": "text: 3"}.items():
         assert word in page.evaluate(f"tinygpt.train({{{odd}}}).catch(String)")
@@ -342,6 +337,7 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     until(page, "() => training.reports.length")
     assert page.evaluate("training.reports[0].step") == 1
     until(page, "() => training.reports.some(({heldOut, bigram}) => heldOut < bigram)")  # it beats the table of pairs
+    page.locator("#train-sample span").nth(6).click()  # nothing: it is still learning
     page.click("#train-go")  # stop
     page.wait_for_selector("#train-use:enabled")
     assert 0 < page.evaluate("training.reports.at(-1).step") < 1000 and page.locator("#train-loss polyline").count()
@@ -352,6 +348,7 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     page.evaluate("['rank', 'train-use'].forEach(id => document.getElementById(id).click())")
     until(page, f"book.trained && {test_page.WRITTEN}")
     assert page.evaluate("tinygpt.config.vocab_size") == len(set(SOURCE)) + 2 != own
+    until(page, "() => document.querySelector('.top').offsetHeight < 60")  # a note was a second row
     model, ids = trained_model(page, "training.trained.weights"), page.evaluate("tinygpt.encode('the lazy dog')")
     logits = np.array(page.evaluate("ids => tinygpt.logits(ids)", ids))
     np.testing.assert_allclose(logits, model(torch.tensor([ids]))[0].detach(), rtol=0, atol=1e-3)
@@ -368,7 +365,10 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     until(page, "() => !location.hash.includes('prompt')")  # nobody else's page has this network
     page.fill("#prompt", "the lazy dog")  # as if from a person's text: it stood in the address after Back
     page.click("#own-back")
-    until(page, "() => document.getElementById('own').hidden && document.activeElement.id === 'strip'")
+    until(page, "() => document.getElementById('own-back').hidden && document.activeElement.id === 'strip'")
     assert page.evaluate("[tinygpt.config.vocab_size, writing.options().temperature]") == [own, 0.5]
     until(page, "() => location.hash.includes('prompt=%0A&')")  # the start token of an empty prompt
     assert [page.inner_html(f"#{name}") for name in ("learned", "numbers")] == told and page.is_hidden("#alert")
+    page.locator("#train-sample span:not(.s)").nth(6).click()  # it was plain text
+    until(page, f"() => book.trained && book.index === 6 && {test_page.WRITTEN}")
+    assert page.evaluate(SHOWN)[0] == page.text_content("#train-sample") == page.input_value("#prompt")
