@@ -42,9 +42,9 @@ const following = {
     const { position, layer, head, moves } = book, numbers = await book.ask("follow", { position, layer, head });
     if (moves !== book.moves) return; // another token was chosen
     byId("follow-pick").value = layer * book.config.num_heads + head;
-    this.cards = this.steps(numbers).map(([title, text, picture, formula, code]) => html("li", { class: "card" },
-      html("h3", {}, title), html("p", {}, text), picture,
-      html("p", { class: "formula" }, formula, html("br"), html("code", {}, code))));
+    this.cards = this.steps(numbers).map(([title, text, picture, formula, code], step) =>
+      html("li", { class: "card", onclick: () => this.show(step) }, html("h3", {}, title), html("p", {}, text), picture,
+        html("p", { class: "formula" }, formula, html("br"), html("code", {}, code))));
     byId("follow-steps").replaceChildren(...this.cards);
     this.show(this.step);
   },

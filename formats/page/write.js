@@ -62,9 +62,10 @@ const writing = {
 
   /** Whether the seed is one; if not, it is shown and said. */
   checkSeed() {
-    const good = /^\d{1,15}$/.test(byId("seed").value.trim());
+    const good = /^\d{1,15}$/.test(byId("seed").value.trim()), { precision } = book.model;
+    const exact = precision === "float32" ? "" : `; in ${precision} not always the text of generate.py`;
     byId("seed").setAttribute("aria-invalid", !good);
-    byId("seed-note").textContent = good ? "the same seed gives the same text" : "a whole number, 0 or more";
+    byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number, 0 or more";
     if (!good) byId("seed").focus();
     return good;
   },

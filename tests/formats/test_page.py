@@ -561,7 +561,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page.keyboard.press("PageDown")
     assert page.evaluate("book.current") == "heads"
     page.evaluate("document.getElementById('projector').click()")
-    page.evaluate("following.show(9)")
+    page.locator("#follow-steps li").nth(9).click()
     page.click("#follow-next")  # from the end of a layer to the next one
     until(page, "() => book.layer === 1 && following.step === 2")
     page.evaluate("following.show(10)")
@@ -596,8 +596,8 @@ def test_stop_bad_input_and_long_prompts_are_said_in_words(open_page):
     page.fill("#seed", "7")
     page.evaluate("Object.assign(document.getElementById('maxNewTokens'), {max: 1e6, value: 1e6})")
     page.click("#go")
-    page.wait_for_selector("#text span >> nth=20")
-    assert page.locator("#follow-steps canvas").count()  # nothing waits for the end of the text
+    page.wait_for_selector("#text span >> nth=20")  # nothing waits for the end of the text
+    assert page.locator("#follow-steps canvas").count() and "generate.py" in page.inner_text("#seed-note")
     page.click("#go")
     page.wait_for_selector(DONE)
     until(page, "() => location.hash.includes(`maxNewTokens=${book.text.length - book.given}&`)")  # not a million
