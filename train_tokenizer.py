@@ -53,8 +53,7 @@ def learn(args: argparse.Namespace) -> None:
 def show_token(tokenizer: BPETokenizer, token_id: int) -> str:
     """A token as text, with a sign for each space, and bytes that are not a whole character as numbers."""
     piece = tokenizer.decode_bytes([token_id]).decode("utf-8", "backslashreplace")
-    piece = piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n").replace("\t", "\\t")
-    return visible(piece)
+    return visible(piece.replace(" ", "\N{OPEN BOX}").replace("\n", "\\n").replace("\t", "\\t"))
 
 
 def show_merges(tokenizer: BPETokenizer, count: int) -> None:

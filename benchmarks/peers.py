@@ -21,8 +21,7 @@ def token_name(number: int) -> str:
 
 def write_folder(model: TinyGPT, folder: Path) -> None:
     """The model with made-up characters as vocabulary."""
-    last = token_name(model.config.vocab_size - 1)
-    characters = "".join(map(chr, range(FIRST, ord(last) + 1)))
+    characters = "".join(map(chr, range(FIRST, ord(token_name(model.config.vocab_size - 1)) + 1)))
     save_huggingface(folder, Checkpoint(model, CharTokenizer(characters, characters[0]), {}))
 
 

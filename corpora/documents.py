@@ -108,7 +108,7 @@ def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
     total = int(ends[-1]) if len(ends) else 0
     cut = int(TRAIN_SHARE * total)
     if cut < 2 or total - cut < 2:
-        raise UserError(f"{name} holds {total} characters in documents; that is too little to train on")
+        raise UserError(f"{name} holds {total} characters in documents; that is too little to train on: give more text")
     at = int(np.searchsorted(ends, cut))  # the document in which the training part ends
     train = Documents(text, starts[: at + 1], lengths[: at + 1], keep=int(cut - ends[at] + sizes[at]))
     whole = train.keep == sizes[at]
@@ -143,7 +143,7 @@ def separator(text: bytearray, documents: str, name: str) -> bytes:
     for pattern in (rb"^[ \t]*%b[ \t]*$" % string, string):
         if re.compile(pattern, re.MULTILINE).search(text):
             return pattern
-    raise UserError(f"--documents {documents}: {name} does not hold {documents[1:]}")
+    raise UserError(f"--documents {documents}: {name} does not hold {documents[1:]}: correct it or leave it out")
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def split_documents(name: str, sources: Sequence[str | Path]) -> Corpus:
     total = sum(size for _, size, _ in measured)
     cut = int(TRAIN_SHARE * total)
     if cut < 2 or total - cut < 2:
-        raise UserError(f"{name} holds {total} characters; that is too little to train on")
+        raise UserError(f"{name} holds {total} characters; that is too little to train on: give more text")
     train, val, begin = [], [], 0
     for source, size, _ in measured:
         middle = min(max(cut - begin, 0), size)

@@ -10,7 +10,8 @@ from support.plain import is_plain
 from tiny_decoder import TinyGPTConfig
 from tokenizer import Tokenizer
 
-ORIGIN = ("corpus", "step", "val_loss", "merged_from", "converted_from")  # what of a checkpoint's origin is shown
+# What of a checkpoint's origin is shown.
+ORIGIN = ("corpus", "documents", "glob", "step", "val_loss", "merged_from", "converted_from")
 
 
 def facts(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict[str, str]:

@@ -165,13 +165,15 @@ def finish(run: Run, signum: int) -> None:
 
 
 def advice_against(run: Run) -> str:
-    """What to do about overfitting: the command once more, with fewer steps and soft targets, if it can be typed so."""
+    """What to do about overfitting: the command once more, with the steps of the best model; without soft targets
+    so far, with them and twice the steps, because they delay overfitting. No command if it cannot be typed so."""
     settings = run.settings
     if settings.resume or not run.state.best_step:
         return "; more text is the best remedy"
     pairs = itertools.pairwise(["", *sys.argv[1:]])
-    words = [word for before, word in pairs if not {"--minutes", "--preset"} & {before, word.partition("=")[0]}]
-    words += ["--preset", settings.preset, "--steps", str(run.state.best_step)]
+    replaced = {"--minutes", "--preset", "--steps"}
+    words = [word for before, word in pairs if not replaced & {before, word.partition("=")[0]}]
     soft = [] if settings.distill else ["--ema-decay", "0.98", "--distill", "0.7"]
-    less = f"fewer steps{' and soft targets' if soft else ''}"
-    return f"; more text is the best remedy, or {less}: {typed(['python', 'main.py', *words, *soft])}"
+    steps = min(run.state.best_step * (2 if soft else 1), run.state.step)
+    command = typed(["python", "main.py", *words, "--preset", settings.preset, "--steps", str(steps), *soft])
+    return f"; more text is the best remedy, or {'soft targets' if soft else 'fewer steps'}: {command}"

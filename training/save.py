@@ -23,6 +23,8 @@ def origin_of(run: Run) -> dict:
     """Where a checkpoint came from, for people who find the file later."""
     return {
         "corpus": ", ".join(Path(word).absolute().name for word in run.settings.data),
+        "documents": run.settings.documents,
+        "glob": None if run.settings.glob == make_parser().get_default("glob") else run.settings.glob,
         "corpus_sha256": run.corpus.sha256,
         "preset": run.settings.preset,
         "step": run.state.step,

@@ -91,8 +91,7 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
     state = TrainState.from_plain(header["training"])
     try:
         saved = checks.saved_settings(header["settings"])
-        weights = {name: tensor for name, tensor in tensors.items() if "/" not in name}
-        loaded = checked_model(header, weights)
+        loaded = checked_model(header, {name: tensor for name, tensor in tensors.items() if "/" not in name})
         if saved.max_seq > loaded.model.config.max_seq:
             raise ValueError(f"max_seq {saved.max_seq} is more than the model's {loaded.model.config.max_seq}")
         if adapters := lora_config(saved):

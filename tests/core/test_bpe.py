@@ -235,7 +235,6 @@ def test_one_line_errors(output_of, tmp_path):
         (["train_tokenizer.py", "--show", "x", "--data", "y"], ("--data", "does nothing")),
         (["train_tokenizer.py", "--merges", 3, "--vocab-size", 300], ("--vocab-size", "does nothing")),
         (["train_tokenizer.py", "--tokenizer", "x"], ("--tokenizer", "does nothing")),
-        (["main.py", *SMALL_NETWORK, "--data", "my.txt", "--tokenizer", "my.txt"], ("my.txt", "JSON is damaged")),
     ):
         assert_one_error_line(output_of(*arguments, code=2), *words)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["gpt2.json", "my.txt"]

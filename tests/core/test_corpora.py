@@ -14,7 +14,7 @@ from conftest import environment
 from corpora import texts
 from corpora.texts import Split, TextSpan, encode_split, measure, read_blocks
 from data_setup import load_corpus, split_documents
-from helpers import ROOT, SMALL_NETWORK, posix, text_of, written
+from helpers import ROOT, posix, text_of, written
 from support.command import UserError
 from tokenizer import CharTokenizer
 
@@ -236,12 +236,3 @@ def test_memory_stays_flat(command, tmp_path):
     encoding, training = map(int, re.findall(r"-?\d+", done.stdout))
     assert encoding < 40e6, f"encoding took {encoding / 1e6:.0f} MB"
     assert training < 10e6, f"reading windows took {training / 1e6:.0f} MB"
-
-
-def test_a_folder_keeps_the_name_that_the_user_wrote(output_of, tmp_path):
-    """./synthetic is a folder here; resumed as synthetic it would be the built-in text."""
-    (tmp_path / "synthetic").mkdir()
-    written(tmp_path / "synthetic" / "a.txt", "a text of one's own\n" * 50)
-    flags = [*SMALL_NETWORK, "--steps", 4, "--stop-at", 2, "--out", "a.pth"]
-    output_of("main.py", "--data", "./synthetic", *flags)
-    output_of("main.py", "--data", "synthetic/", "--resume", "--out", "a.pth")

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ import torch
 from corpora.tokenizer_files import bpe_to_json
 from formats.checkpoint import Checkpoint
 from formats.huggingface import load_huggingface, save_huggingface
-from helpers import sampled_ids, shaken
+from helpers import new_run, sampled_ids, shaken, written
 from sampling.text_stream import suppressed
 from support.command import UserError
 from tiny_decoder import TinyGPT, TinyGPTConfig
-from tokenizer import BOS, BPETokenizer, CharTokenizer
+from tokenizer import BOS, END_OF_TEXT, BPETokenizer, CharTokenizer
 
 safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("tokenizers")
@@ -169,6 +170,21 @@ def test_gpt2_ends_its_text_unless_told_otherwise(gpt2_folder, output_of):
     assert output_of("generate.py", *flags) == "Hello\n"
     assert output_of("generate.py", *flags[:4], "--max-new-tokens", "9", "--beams", "2") == "Hello\n"
     assert len(output_of("generate.py", *flags, "--ignore-eos")) > len("Hello\n")
+
+
+def test_gpt2_learns_documents_between_which_its_own_token_stands(gpt2_folder, output_of):
+    """Each begins with that one token, and there a sample ends."""
+    end, words = gpt2_folder[2].eos_id, ["Hello", "12"]
+    written(Path("t.txt"), END_OF_TEXT.join(words * 150))
+    output_of("convert.py", "gpt2", "gpt2.pth")
+    flags = ["--init-from", "gpt2.pth", "--data", "t.txt", "--documents", f"={END_OF_TEXT}", "--steps", 80]
+    tokens = new_run(*flags, "--out", "a.pth").train_set.tokens.tolist()
+    found = [tuple(group) for is_end, group in itertools.groupby(tokens, end.__eq__) if not is_end]
+    assert set(found[:-1]) == {tuple(gpt2_folder[2].encode(word)) for word in words}
+    assert tokens.count(end) == len(found) > 200
+    output_of("main.py", *flags, "--lr", 0.01, "--out", "a.pth")
+    sample = output_of("generate.py", "--checkpoint", "a.pth", "--num-samples", 9, "--seed", 1)
+    assert {text for text in sample.split("\n") if text and "---" not in text} == set(words)
 
 
 FOREIGN = (

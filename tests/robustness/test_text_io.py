@@ -71,15 +71,6 @@ def test_any_prompt_works_and_unknown_characters_are_named(trained, in_process, 
 
 
 @posix
-def test_bytes_that_are_not_utf8_from_the_shell_into_an_ascii_pipe(trained):
-    line = rf"{SAMPLE} 5 --prompt $'T\xff\xc3\xa9'"
-    done = shell(trained, line, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(r"T\udcff\xe9") and done.stdout.isascii()
-    assert "U+DCFF" in done.stderr and "Traceback" not in done.stderr
-
-
-@posix
 @pytest.mark.parametrize("encoding, read", [(None, "U+00E9"), ("latin-1", "U+00C3")])
 def test_pipes_are_utf8_whatever_the_locale_unless_the_user_says_otherwise(trained, encoding, read):
     """In a locale of another encoding, an é from a pipe was two characters, and into one it was \\xe9."""
