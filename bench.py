@@ -11,7 +11,7 @@ from benchmarks.decode import bench_decode
 from benchmarks.frontier import bench_frontier
 from benchmarks.gpu import bench_gpu
 from benchmarks.plots import bench_plots
-from benchmarks.texts import bench_texts, bench_tune
+from benchmarks.texts import bench_lora, bench_texts
 from benchmarks.tools import machine
 from support.command import Parser, one_of, run
 
@@ -22,7 +22,7 @@ BENCHMARKS = {
     "frontier": (bench_frontier, "the lowest loss for every amount of time, resumable", "2 hours"),
     "gpu": (bench_gpu, "an NVIDIA GPU: training, decoding (its tests: pytest -m gpu)", "not measured"),
     "texts": (bench_texts, "texts of your own: what the defaults lose to a tuned run, resumable", "11 hours"),
-    "tune": (bench_tune, "texts of your own: fine-tuning beside training from nothing, resumable", "20 minutes"),
+    "lora": (bench_lora, "texts of your own: fine-tuning beside training from nothing, resumable", "20 minutes"),
     "plots": (bench_plots, "no measuring: draws the pictures of README and docs", "seconds"),
 }
 

@@ -48,12 +48,12 @@ def bench_texts() -> None:
             regrets.append(default - losses[best])
             chosen = f"{runs['the default']['preset']} {default:.4f}"
             others = [f"{losses[TINY]:.4f}", f"{losses[best]:.4f} ({best})", f"{regrets[-1]:+.4f}"]
-            rows.append([path.stem, f"{min(size, path.stat().st_size):,}", f"{minutes:g}", chosen, *others])
+            rows.append([path.stem, f"{runs[TINY]['characters']:,}", f"{minutes:g}", chosen, *others])
     print_table(["text", "characters", "minutes", "the default", "tiny", "best of the grid", "regret"], rows)
     print(f"mean regret {sum(regrets) / len(regrets):.4f}, highest {max(regrets):.4f} nats per character")
 
 
-def bench_tune() -> None:
+def bench_lora() -> None:
     """Fine-tuning of the usual checkpoint, in full and with adapters, beside training from nothing in the same time."""
     rows = []
     for path in texts_to_measure():
@@ -68,13 +68,14 @@ def run_once(path: Path, size: int, minutes: float, name: str, flags: list) -> d
     cut = len(text) - min(HELD_OUT, max(MIN_HELD_OUT, len(text) // 10))
     data = FOLDER / "cut" / f"{path.name}-{size}.txt"
     data.parent.mkdir(exist_ok=True)
-    data.write_text(text[:cut][:size], encoding="utf-8")
+    characters = data.write_text(text[:cut][:size], encoding="utf-8")
 
     def held_out_loss(out: Path) -> dict:
         if "--lora-rank" in flags:
             return {}
         loaded = load_model(out)
-        return {"held_out": float(token_losses(loaded.model.eval(), loaded.tokenizer.encode_array(text[cut:])).mean())}
+        losses = token_losses(loaded.model.eval(), loaded.tokenizer.encode_array(text[cut:]))
+        return {"characters": characters, "held_out": float(losses.mean())}
 
     key = {"text": path.name, "size": size, "minutes": minutes, "choice": name, "seed": 1}
     return measure("texts.jsonl", key, ["--data", data, "--minutes", minutes, *flags], held_out_loss)

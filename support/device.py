@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"--device {name}: only cpu, cuda and mps can train or sample")
     if sys.platform == "win32" and torch.version.cuda is None and shutil.which("nvidia-smi"):
-        command = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+        command = "pip install --force-reinstall torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
         print(f"NOTE: this PyTorch cannot use the NVIDIA GPU; to change that: {command}", file=sys.stderr)
     return device
 
@@ -69,8 +69,9 @@ def bfloat16_is_faster() -> bool:
 def product_rate(device: torch.device | str, dtype: torch.dtype, rows: int = 4096) -> float:
     """TFLOP/s of the largest matrix product of a model of width 384 by itself, the best of five."""
     x, weight = (torch.ones(n, 384, device=device, dtype=dtype) for n in (rows, 1536))
-    product = lambda: torch.nn.functional.linear(x, weight)[0, 0].item()  # noqa: E731  item waits for a GPU
-    return 2 * rows * 384 * 1536 / min(timeit.repeat(product, number=1, repeat=5)) / 1e12
+    # item waits for a GPU
+    seconds = timeit.repeat(lambda: torch.nn.functional.linear(x, weight)[0, 0].item(), number=1, repeat=5)
+    return 2 * rows * 384 * 1536 / min(seconds) / 1e12
 
 
 def wants_compile(choice: bool | None, device: torch.device) -> bool:

@@ -61,7 +61,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
 def limit_epochs(settings: Namespace, given: set[str], tokens: int) -> None:
     """Let a run go through its text of so many tokens at most --epochs times, but read MIN_TOKENS.
 
-    Of few steps, the warm-up is a tenth, and evaluations come ten times. All this holds unless the user has chosen.
+    A run of few steps warms up in a tenth of them, and evaluates ten times. What the user has chosen stays.
     """
     read = settings.epochs * tokens
     if read < MIN_TOKENS and "epochs" not in given:

@@ -23,7 +23,7 @@ def source(text: bytes) -> Download:
     return Download("http://127.0.0.1:9/x", "text.txt", len(text), hashlib.sha256(text).hexdigest())
 
 
-def test_auto_takes_the_file_that_is_there_and_else_falls_back_loudly(tmp_path, capsys, monkeypatch):
+def test_auto_takes_the_file_that_is_there_and_else_falls_back_with_a_note(tmp_path, capsys, monkeypatch):
     text = b"Speak, I charge thee, speak!\n" * 40
     monkeypatch.setattr(data_setup, "TINYSHAKESPEARE", source(text))
     assert load_corpus("auto", tmp_path).name == "synthetic"

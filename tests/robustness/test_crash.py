@@ -154,7 +154,7 @@ def test_the_order_is_write_fsync_rename_fsync_folder(earlier, tmp_path):
     assert one_write == [*line, *evaluation, *first, *evaluation, *last, *evaluation, *last]
 
 
-def test_a_damaged_state_gives_way_to_the_one_before_with_a_loud_line(uninterrupted, tmp_path):
+def test_a_damaged_state_gives_way_to_the_one_before_with_a_note(uninterrupted, tmp_path):
     folder = copy_of(uninterrupted, tmp_path / "run")
     for _ in range(2):
         flip_a_bit(folder / OUT.last)
