@@ -13,13 +13,13 @@ AUTO = "auto"
 MAX_STEPS = 10**9
 DEFAULT_MINUTES = 5.0  # of a run, if neither a preset nor a number of steps is given
 MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
-MAX_EPOCHS = 35.0  # times through the text, for a run that asks for no preset: more is learned by heart
+MAX_EPOCHS = 35.0  # times through the text, if neither the user nor the preset says: more is learned by heart
 # A text of fewer characters is soon learned by heart: `short` stops in time, and learns from softer targets.
 SHORT_TEXT = 500_000
 
 # Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
 # A wider network learns more from each step, but makes fewer.
-MAX_TFLOP = {"tiny": 42, "mini": 200, "small": 950, "best": math.inf}
+MAX_TFLOP = {"tiny": 42, "mini": 200, "small": 1800, "best": math.inf}
 # Of a short text: up to so many TFLOP for each of its characters. Soft targets help who can read it several times.
 MAX_TFLOP_PER_CHARACTER = {"tiny": 60e-6, "brief": 120e-6, "short": math.inf}
 
@@ -48,7 +48,7 @@ PRESETS = {
     "brief": {**TINY, **SOFT, "steps": 600, "eval_every": 60},
     "short": {**TINY, **SOFT, "num_layers": 4, "steps": 2400, "eval_every": 200},
     "mini": {"embed_dim": 128, "num_heads": 2, "ema_decay": 0.98, "steps": 1800, "eval_every": 180, "warmup": 40},
-    "small": {"lr": 0.004, "ema_decay": 0.998, "distill": 0.5, "steps": 2000, "eval_every": 200},
+    "small": {"lr": 0.004, "ema_decay": 0.998, "distill": 0.5, "epochs": 16.0, "steps": 2000, "eval_every": 200},
     "plain": {},
     "tune": {**SOFT, "epochs": 6.0, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40},
     "lora": {"epochs": 10.0, "lr": 0.012, "steps": 400, "eval_every": 40},

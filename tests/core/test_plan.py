@@ -25,8 +25,8 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
     assert parse_flags([])[0].minutes == 5
     for asked in (["--steps", "7"], ["--preset", "small"], ["--resume"]):
         assert parse_flags(asked)[0].minutes is None
-    assert [parse_flags(asked)[0].epochs for asked in ([], ["--minutes", "1"], ["--epochs", "3"])] == [35, 35, 3]
-    assert parse_flags(["--preset", "small", "--minutes", "1"])[0].epochs == 0
+    assert [parse_flags(asked)[0].epochs for asked in (["--num-heads", "6"], ["--epochs", "3"])] == [35, 3]
+    assert [parse_flags(["--preset", name, "--minutes", "1"])[0].epochs for name in ("mini", "small")] == [0, 16]
     with pytest.raises(UserError, match="--minutes and --steps"):
         parse_flags(["--steps", "7", "--minutes", "2"])
 

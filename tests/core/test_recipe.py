@@ -270,7 +270,7 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
         ([], 0.02, "tiny"),
         ([], 0.2, "mini"),
         ([], 1.0, "small"),
-        ([], 5.0, "best"),
+        ([], 7.0, "best"),
         (["--minutes", "0.5"], 0.2, "tiny"),
         (["--minutes", "100"], 0.05, "small"),  # time enough
         (["--steps", "7"], 0.05, "small"),  # the number of steps says nothing about the time
