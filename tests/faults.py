@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm.std import TqdmDefaultWriteLock, tqdm
 
 from formats.checkpoint import load_model
 from support import command as cli
@@ -46,8 +47,7 @@ class Child:
     """A command in a forked copy of this process, which has torch imported already; its output goes to files."""
 
     def __init__(self, folder: Path, script: str, *arguments: object, prepare: Callable[[], None] = lambda: None):
-        self.output, self.errors = folder / "stdout.txt", folder / "stderr.txt"
-        self.folder = folder
+        self.folder, self.output, self.errors = folder, folder / "stdout.txt", folder / "stderr.txt"
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -65,6 +65,7 @@ class Child:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = [script, *map(str, arguments)]
         torch.set_num_threads(1)
+        tqdm.set_lock(TqdmDefaultWriteLock.th_lock)  # its own is shared with the parent: a killed child may keep it
         command = importlib.import_module(script.removesuffix(".py")).main
         prepare()
         try:

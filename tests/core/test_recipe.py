@@ -277,7 +277,6 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
         (["--resume"], 0.05, "plain"),  # then the saved settings count
         (["--init-from", "base.pth"], 0.05, "tune"),
         (["--init-from", "base.pth", "--lora-rank", "2"], 0.05, "lora"),
-        (["--num-heads", "6"], 0.05, "plain"),
         (["--embed-dim", "96"], 0.05, "plain"),
         (["--data", "long.txt"], 0.2, "mini"),
         (["--data", "long.txt", "short.txt"], 0.2, "mini"),
