@@ -117,7 +117,8 @@ class CausalSelfAttention(nn.MultiheadAttention):
     def compare(self) -> None:
         """Let `attend` use its kernel only if that computes what `weigh` says: once you change `weigh`, yours runs.
 
-        It compares 64 tokens before any training, without dropout. If yours differs only elsewhere, set fused = False.
+        It compares 64 tokens when a model is made or loaded, without dropout: if yours differs only elsewhere, set
+        fused = False.
         """
         qkv, mask = torch.arange(192.0 * self.embed_dim).sin().view(3, 1, self.num_heads, 64, -1), causal_mask(64)
         self.fused = self.weigh(*qkv, mask).allclose(F.scaled_dot_product_attention(*qkv, mask), 0, 1e-5)

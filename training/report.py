@@ -154,7 +154,7 @@ def finish(run: Run, signum: int) -> None:
     elif state.best_loss > guessing and not settings.init_from:
         print(f"NOTE: guessing has a lower loss, {guessing:.4f}: try more text, more --steps or a smaller --lr")
     seconds = f"{state.train_seconds:.0f} s of training"
-    skipped = f", {counted(state.skipped, 'step')} skipped: too large for float16" if state.skipped else ""
+    skipped = f", {counted(state.skipped, 'step')} skipped: gradient too large" if state.skipped else ""
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}{skipped}")
     if state.stale >= MIN_STALE or patience_is_over:
         print(f"{counted(state.stale, 'evaluation')} without a new best: the model may overfit{advice_against(run)}")

@@ -277,7 +277,7 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer, ti
         (["--resume"], 0.05, "plain"),  # then the saved settings count
         (["--init-from", "base.pth"], 0.05, "tune"),
         (["--init-from", "base.pth", "--lora-rank", "2"], 0.05, "lora"),
-        (["--embed-dim", "96"], 0.05, "plain"),
+        *(([flag, "96"], 0.05, "plain") for flag in ("--embed-dim", "--num-heads", "--num-layers")),
         (["--data", "long.txt"], 0.2, "mini"),
         (["--data", "long.txt", "short.txt"], 0.2, "mini"),
         (["--data", "short.txt"], 5.0, "short"),
