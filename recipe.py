@@ -40,7 +40,7 @@ TINY = {
     "muon_momentum": 0.85,
     "weight_decay": 0.2,
 }
-LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
+BASE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
 # Soft targets (docs/training.md), for a text that is read many times.
 SOFT = {"ema_decay": 0.98, "distill": 0.7, "epochs": 10.0}
 PRESETS = {
@@ -52,7 +52,7 @@ PRESETS = {
     "plain": {},
     "tune": {**SOFT, "epochs": 6.0, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40},
     "lora": {"epochs": 10.0, "lr": 0.012, "steps": 400, "eval_every": 40},
-    "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
+    "base": {**BASE, "steps": 2000, "warmup": 40, "eval_every": 250},
     "best": {
         "max_seq": 512,
         "embed_dim": 256,
