@@ -74,9 +74,9 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         # a model to fine-tune gets the characters that it lacks: its vocabulary and its tables grow
         tokenizer = start.tokenizer_for(corpus) or make_tokenizer(settings.tokenizer, corpus)
         train_tokens = encode_split(tokenizer, corpus.train, token_folder())
+        with user_errors():  # a text too short is the user's mistake, not a bug
+            train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())
-    with user_errors():  # a text too short is the user's mistake, not a bug
-        train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
 
     # The network, and what updates it.
     dtype = pick_dtype(settings.dtype, device)
