@@ -13,8 +13,8 @@ AUTO = "auto"
 MAX_STEPS = 10**9
 DEFAULT_MINUTES = 5.0  # of a run, if neither a preset nor a number of steps is given
 MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
-MAX_EPOCHS = 35.0  # times through the text, if neither the user nor the preset says: more is learned by heart
-# A text of fewer characters is soon learned by heart: `short` stops in time, and learns from softer targets.
+MAX_EPOCHS = 35.0  # times through the text, if neither the user nor the preset says: more is memorised
+# A text of fewer characters is soon memorised: `short` stops in time, and learns from softer targets.
 SHORT_TEXT = 500_000
 
 # Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
