@@ -19,7 +19,7 @@ import torch
 from formats.adapter import apply_adapter
 from formats.checkpoint import load_model, usual_path
 from lora import merge_adapters
-from sampler import Sampling, SlidingWindow, row_generators
+from sampler import TEMPERATURE, Sampling, SlidingWindow, row_generators
 from sampling.checks import check_together
 from sampling.engine import ENGINES, WEIGHTS, pick_engine
 from sampling.explain import explain
@@ -52,7 +52,7 @@ def make_parser() -> Parser:
     add("--ignore-eos", action="store_true", help="go on where a document would end, or GPT-2's text")
     add("--num-samples", type=whole(1, 4096), default=1, help="how many texts for each prompt, all in one batch")
     add = parser.add_argument_group("sampling").add_argument
-    add("--temperature", type=number(0, 1e6), default=0.8, help="below 1 safer, above 1 wilder, 0 the likeliest token")
+    add("--temperature", type=number(0, 1e6), default=TEMPERATURE, help="lower safer, higher wilder, 0 the likeliest")
     add("--top-k", type=whole(0, 10**9), default=0, help="keep the k likeliest tokens; 0 keeps all")
     add("--top-p", type=number(above=0, high=1), default=1.0, help="keep the fewest tokens that reach this total")
     add("--min-p", type=number(0, 1), default=0.0, help="drop tokens below this share of the top one")

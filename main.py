@@ -24,8 +24,7 @@ from corpora.tokenizer_files import load_bpe
 from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, load_corpus, token_folder
 from optimizers import averaged_model, distillation_loss, make_optimizers, set_learning_rates
 from recipe import distill_share, lr_factor, parse_flags
-from sampler import Sampling, SlidingWindow, generate, row_generators
-from sampling.text_stream import decode_documents, suppressed
+from sampler import sample_text
 from support.command import StopSignal, user_errors
 from support.command import run as run_command
 from support.device import check_memory, keep_freed_memory, pick_device, pick_dtype, to_device
@@ -75,9 +74,9 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         # a model to fine-tune gets the characters that it lacks: its vocabulary and its tables grow
         tokenizer = start.tokenizer_for(corpus) or make_tokenizer(settings.tokenizer, corpus)
         train_tokens = encode_split(tokenizer, corpus.train, token_folder())
+        with user_errors():  # a text too short is the user's mistake, not a bug
+            train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())
-    with user_errors():  # a text too short is the user's mistake, not a bug
-        train_set = ShiftedWindowDataset(train_tokens, settings.max_seq)
 
     # The network, and what updates it.
     dtype = pick_dtype(settings.dtype, device)
@@ -144,7 +143,7 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
     if dist.size > 1:  # DistributedDataParallel regroups the gradients after its first backward pass: drop that one
         compute_gradients(run, network)
     if state.step == 0:  # what the initial weights do
-        log_story(run, sample_text(run))
+        log_story(run, sample_text(run.model_to_keep, run.tokenizer))
     stopped = dist.stop_signal(stop)  # a signal that came to any of the processes, or 0
     with Meter(run) as meter:  # adds up losses and times, but for what is `paused`
         if settings.init_from and state.best_loss is None:  # the base counts: a worse model must not become the best
@@ -160,7 +159,7 @@ def train(run: Run, network: nn.Module, stop: StopSignal) -> None:
                     began = time.perf_counter()
                     if settings.minutes:  # an evaluation, only to time it
                         evaluate(run)
-                        sample_text(run)
+                        sample_text(run.model_to_keep, run.tokenizer)
                     now = time.perf_counter()
                     # Sets settings.steps and settings.eval_every, so that all fits into the minutes.
                     plan_steps(run, meter.step_seconds, evaluation_seconds=now - began, elapsed=now - STARTED)
@@ -247,7 +246,7 @@ def autocast(run: Run) -> torch.autocast:
 def evaluate_and_save(run: Run, meter: Meter) -> None:
     """Evaluate, keep the model if it is the best so far, save the training state, and report."""
     with meter.paused(), saved_if_it_fails(run):  # whatever fails here, no step is lost
-        val_loss, sample = evaluate(run), sample_text(run)
+        val_loss, sample = evaluate(run), sample_text(run.model_to_keep, run.tokenizer)
         log_story(run, sample, val_loss)  # for the page that tells how the model learned
         if run.state.note_evaluation(val_loss):  # the lowest so far
             save_best(run)  # the model, to NAME.pth
@@ -278,13 +277,6 @@ def evaluate(run: Run) -> float:
     if not math.isfinite(val_loss):
         raise FloatingPointError(f"step {run.state.step}: the validation loss is {val_loss}. Try a smaller --lr")
     return val_loss
-
-
-def sample_text(run: Run, length: int = 120, seed: int = 0) -> str:
-    """What the model writes from its start token; of documents, several."""
-    window = SlidingWindow(run.model_to_keep, [[run.tokenizer.start_id]])
-    steps = generate(window, length, row_generators(seed, 1), Sampling(temperature=0.8), suppressed(run.tokenizer))
-    return decode_documents(run.tokenizer, [token for (token,) in steps])
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ AUTO = "auto"
 MAX_STEPS = 10**9
 DEFAULT_MINUTES = 5.0  # of a run, if neither a preset nor a number of steps is given
 MIN_WARMUP = 4  # steps, whose time is measured when a run is planned
-MAX_EPOCHS = 35.0  # times through the text, if neither the user nor the preset says: more is learned by heart
-# A text of fewer characters is soon learned by heart: `short` stops in time, and learns from softer targets.
+MAX_EPOCHS = 35.0  # times through the text, if neither the user nor the preset says: more is memorised
+# A text of fewer characters is soon memorised: `short` stops in time, and learns from softer targets.
 SHORT_TEXT = 500_000
 
 # Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
@@ -40,7 +40,7 @@ TINY = {
     "muon_momentum": 0.85,
     "weight_decay": 0.2,
 }
-LARGE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
+BASE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dropout": 0.2}
 # Soft targets (docs/training.md), for a text that is read many times.
 SOFT = {"ema_decay": 0.98, "distill": 0.7, "epochs": 10.0}
 PRESETS = {
@@ -52,7 +52,7 @@ PRESETS = {
     "plain": {},
     "tune": {**SOFT, "epochs": 6.0, "lr": 0.004, "muon_lr": 0.012, "steps": 400, "eval_every": 40},
     "lora": {"epochs": 10.0, "lr": 0.012, "steps": 400, "eval_every": 40},
-    "base": {**LARGE, "steps": 2000, "warmup": 40, "eval_every": 250},
+    "base": {**BASE, "steps": 2000, "warmup": 40, "eval_every": 250},
     "best": {
         "max_seq": 512,
         "embed_dim": 256,

@@ -18,7 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sampling.text_stream import decode_documents, suppressed
 from tiny_decoder import KVCache, TinyGPT
+from tokenizer import Tokenizer
+
+TEMPERATURE = 0.8  # of every command, unless it is told another
 
 # --- The loop ----------------------------------------------------------------------------------------------------
 
@@ -76,6 +80,16 @@ def uniform_numbers(generators: list[torch.Generator], ahead: int = 64) -> Itera
     while True:
         block = [torch.rand(ahead, 1, generator=generator, dtype=torch.float64) for generator in generators]
         yield from torch.stack(block, dim=1)
+
+
+def sample_text(model: TinyGPT, tokenizer: Tokenizer, prompt: str = "", length: int = 120, seed: int = 0) -> str:
+    """The prompt and the `length` tokens that the model writes after it; a document that ends is followed by others.
+
+    Raises like SlidingWindow and `generate`.
+    """
+    window = SlidingWindow(model, [tokenizer.encode(prompt) or [tokenizer.start_id]])
+    steps = generate(window, length, row_generators(seed, 1), Sampling(TEMPERATURE), suppressed(tokenizer))
+    return prompt + decode_documents(tokenizer, [token for (token,) in steps])
 
 
 def token_masks(window: SlidingWindow, suppress_tokens: tuple[int, ...]) -> tuple[Tensor, Tensor]:

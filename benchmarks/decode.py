@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.peers import gpt2_twin, save_for_ctranslate2, token_name
 from benchmarks.tools import print_table, take_turns
-from sampler import Sampling, SlidingWindow, generate, row_generators
+from sampler import TEMPERATURE, Sampling, SlidingWindow, generate, row_generators
 from sampling.engine import WEIGHTS, pick_engine
 from tiny_decoder import TinyGPT, TinyGPTConfig
 
@@ -20,7 +20,6 @@ SHAPES = {
     "6 x 384, window 256": TinyGPTConfig(vocab_size=67, max_seq=256, embed_dim=384, num_heads=6, num_layers=6),
 }
 ROUNDS = {1: 7, 8: 3, 64: 3}  # batch size -> rounds
-ORDINARY = Sampling(temperature=0.8)
 
 Task = Callable[[], object]
 
@@ -71,12 +70,12 @@ def our_tasks(model: TinyGPT, batch: int) -> dict[str, tuple[Task, int]]:
 
 def make(window: SlidingWindow, tokens: int, loop: Callable) -> None:
     """Sample so many tokens in every row."""
-    list(loop(window, tokens, row_generators(0, len(window.rows)), ORDINARY))
+    list(loop(window, tokens, row_generators(0, len(window.rows)), Sampling(TEMPERATURE)))
 
 
 def peer_tasks(model: TinyGPT, batch: int, folder: Path) -> dict[str, tuple[Task, int]]:
     """Other libraries that are installed, with one thread, from a prompt of one token to the end of the window."""
-    tokens, temperature = model.config.max_seq - 1, ORDINARY.temperature
+    tokens, temperature = model.config.max_seq - 1, TEMPERATURE
     tasks: dict[str, tuple[Task, int]] = {}
     if importlib.util.find_spec("transformers"):
         ids = torch.full((batch, 1), 5)

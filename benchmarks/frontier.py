@@ -7,7 +7,7 @@ from benchmarks.tools import SEEDS, measure, print_table
 
 FILE = "frontier.jsonl"
 MINUTES = (0.6, 2.5, 5, 15, 60)  # that `main.py` is asked for; set-up and evaluations count
-LONG = 15  # minutes, from which on one seed must do
+ONE_SEED_MINUTES = 15  # from which on one seed must do
 NANOGPT = "nanoGPT's recipe for CPUs"  # it ends by itself
 
 
@@ -17,7 +17,7 @@ def bench_frontier() -> None:
     budgets |= {f"{minutes:g} minutes": ["--minutes", minutes] for minutes in MINUTES}
     rows = []
     for budget, flags in {**budgets, NANOGPT: FLAGS.split()}.items():
-        seeds = SEEDS[:1] if flags[0] == "--minutes" and flags[1] >= LONG else SEEDS
+        seeds = SEEDS[:1] if flags[0] == "--minutes" and flags[1] >= ONE_SEED_MINUTES else SEEDS
         runs = [measure(FILE, {"budget": budget, "seed": seed}, flags) for seed in seeds]
         shape = [runs[0]["preset"], runs[0]["network"], f"{runs[0]['parameters']:,}", f"{runs[0]['steps']:,}"]
         seconds = f"{statistics.median(run['curve'][-1][0] for run in runs):.0f} s"

@@ -16,7 +16,7 @@ from support.command import UserError
 FOLDER = Path(ROOT, "data", "texts")
 SIZES = (10_000, 100_000, 10**9)  # characters to train and validate on; the last: all there are
 HELD_OUT, MIN_HELD_OUT = 20_000, 5_000  # characters at the end, which no run has read: a tenth, within these bounds
-MINUTES, LONG = (0.5, 1), 5  # LONG: of these texts as a whole
+MINUTES, LONG_MINUTES = (0.5, 1), 5  # the latter: of these texts as a whole
 LONG_TEXTS = ("code", "names", "tinyshakespeare")  # first words of their names
 GRID = {
     f"{preset}, window {window}, dropout {dropout}": ["--preset", preset, "--max-seq", window, "--dropout", dropout]
@@ -41,7 +41,7 @@ def bench_texts() -> None:
     """The regret: the default's loss minus that of the best of the grid, for each text, size and time."""
     rows, regrets = [], []
     for path, size in itertools.product(texts_to_measure(), SIZES):
-        for minutes in (*MINUTES, LONG) if size == SIZES[-1] and path.stem.startswith(LONG_TEXTS) else MINUTES:
+        for minutes in (*MINUTES, LONG_MINUTES) if size == SIZES[-1] and path.stem.startswith(LONG_TEXTS) else MINUTES:
             runs = {name: run_once(path, size, minutes, name, GRID.get(name, [])) for name in ("the default", *GRID)}
             losses = {name: run["held_out"] for name, run in runs.items()}
             default, best = losses["the default"], min(GRID, key=losses.get)

@@ -11,7 +11,7 @@ from corpora.tokenizer_files import bpe_from_json, bpe_to_json
 from support.command import interruptible
 from tokenizer import BOS, SYMBOLS, BPETokenizer, Tokenizer, cut_between_words, split_words
 
-LARGE = 2**22  # characters
+MIN_CHARACTERS = 2**22  # characters
 WORDS = ["I", "'ll", " pay", " 1234", " pounds", "!?", " ", " Now", "\n\n", " é"]  # of a text, by GPT-2's rule
 
 
@@ -21,14 +21,14 @@ def splits_like_gpt2() -> bool:
 
 
 def bpe_class(characters: int) -> type[BPETokenizer]:
-    """The class that trains on, or encodes, a text of so many characters: `FastBPETokenizer` from LARGE characters on,
+    """The class that trains on, or encodes, a text of so many characters: `FastBPETokenizer` from MIN_CHARACTERS on,
     if the package is installed, and cuts a text into words as `tokenizer.py` does.
 
     Below that size plain Python takes seconds, and what runs is what a reader of tokenizer.py has read. Measured
     roughly on a million characters, in seconds of one core: plain Python learns 1,024 tokens in 1.0, 4,096 in 4, and
     encodes in 0.4; the package learns both in 0.6 and encodes in 0.6, but it shares encoding among all cores.
     """
-    usable = characters >= LARGE and importlib.util.find_spec("tokenizers") and splits_like_gpt2()
+    usable = characters >= MIN_CHARACTERS and importlib.util.find_spec("tokenizers") and splits_like_gpt2()
     return FastBPETokenizer if usable else BPETokenizer
 
 

@@ -36,7 +36,7 @@ def save_gguf(path: Path, loaded: Checkpoint, force: bool = False) -> float:
 
     That is an estimate. Measured is what float16 weights and llama.cpp's GELU change. What llama.cpp itself changes,
     with keys, values and sums of its attention in float16, grows with the window: on 54 models, it was 0.2 to 0.8
-    times the measured change for 64 tokens, 1.0 to 3.1 times for 512, 5.8 times for 1,024. Hence the margin.
+    times the measured change for 64 tokens, 1.0 to 3.1 times for 512, 5.8 times for 1,024. Hence the factor.
 
     Raises UserError if a file exists and not `force`, or if the network is not GPT-2's (`check_twin`).
     """
@@ -58,8 +58,7 @@ def save_gguf(path: Path, loaded: Checkpoint, force: bool = False) -> float:
         writer.add_tensor(rename(name, GGUF_NAMES), tensor.numpy().view(Written))
     write_atomically(path, lambda file: write_sections(writer, Path(file.name)))
     write_atomically(modelfile, lambda file: file.write(modelfile_text(path, config.max_seq).encode()))
-    margin = 1 + config.max_seq / 128
-    return margin * deviation(model, half_precision(weights), llama_gelu)
+    return (1 + config.max_seq / 128) * deviation(model, half_precision(weights), llama_gelu)
 
 
 class Written(np.ndarray):

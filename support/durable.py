@@ -83,7 +83,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], previous: Pa
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file; it is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())

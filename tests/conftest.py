@@ -8,8 +8,11 @@ import time
 import warnings
 from pathlib import Path
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # so that numpy starts no thread when it is imported: tests/faults.py forks
+
 import pytest
 import torch
+from tqdm import tqdm
 
 from helpers import ROOT, tiny_config
 from support import start
@@ -18,6 +21,12 @@ from tiny_decoder import TinyGPT
 
 # One thread: the tests' models are too small for more, and the bits do not depend on the machine's cores.
 torch.set_num_threads(1)
+tqdm.monitor_interval = 0  # no thread that watches the progress bars
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that fork come first, before the libraries that other tests use have started threads."""
+    items.sort(key=lambda item: "robustness" not in item.path.parts)
 
 
 def modified(*folders: Path) -> set[tuple[str, int]]:
@@ -40,15 +49,10 @@ def away_from_home(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def fast_machine(monkeypatch):
-    """What a command does in this process does not depend on the machine's speed."""
-    monkeypatch.setattr("recipe.product_rate", lambda *_: 1.0)
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    """Every test works in a folder of its own."""
+def own_folder_and_speed(tmp_path, monkeypatch):
+    """Every test works in a folder of its own, and what a command does there depends on no machine's speed."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("recipe.product_rate", lambda *_: 1.0)
 
 
 @pytest.fixture

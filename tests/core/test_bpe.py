@@ -103,7 +103,7 @@ def test_a_text_in_blocks_has_the_ids_of_the_whole(size):
 
 
 def test_a_large_text_is_read_by_the_package(package, monkeypatch, tmp_path):
-    monkeypatch.setattr(fast_bpe, "LARGE", 10_000)
+    monkeypatch.setattr(fast_bpe, "MIN_CHARACTERS", 10_000)
     corpus = split_documents("my", [TEXT])
     assert [type(for_length(TOKENIZER, size)) for size in (9_999, 10_000)] == [BPETokenizer, FastBPETokenizer]
     for split in (corpus.train, corpus.val):
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_what_a_library_does():
 
 
 def test_train_show_and_a_whole_run_without_the_package(output_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(fast_bpe, "LARGE", 0)
+    monkeypatch.setattr(fast_bpe, "MIN_CHARACTERS", 0)
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # not installed
     (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
     assert "300 tokens" in output_of("train_tokenizer.py", "--data", "my.txt", "--vocab-size", 300, "--out", "t.json")

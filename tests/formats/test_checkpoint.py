@@ -6,18 +6,7 @@ import json
 import pytest
 import torch
 
-from formats.checkpoint import (
-    ADAPTER,
-    FORMAT,
-    MODEL,
-    TRAINING,
-    load_model,
-    model_header,
-    model_weights,
-    read_checkpoint,
-    save_model,
-    write_checkpoint,
-)
+from formats.checkpoint import load_model, model_header, model_weights, read_checkpoint, save_model, write_checkpoint
 from formats.container import read_container
 from helpers import random_ids, shaken_model, tiny_config
 from support.command import UserError
@@ -63,7 +52,7 @@ def test_a_tied_weight_is_stored_once_and_stays_tied(tmp_path):
     """Training after loading moves embedding and head together: they are one parameter."""
     model = TinyGPT(tiny_config(tie_embeddings=True))
     save_model(tmp_path / "model.pth", model, TOKENIZER, {})
-    _, tensors = read_checkpoint(tmp_path / "model.pth", MODEL)
+    _, tensors = read_checkpoint(tmp_path / "model.pth", "model")
     assert "token_embedding.weight" in tensors and "head.weight" not in tensors
     loaded = load_model(tmp_path / "model.pth").model
     assert loaded.num_parameters() == model.num_parameters() == sum(tensor.numel() for tensor in tensors.values())
@@ -71,23 +60,23 @@ def test_a_tied_weight_is_stored_once_and_stays_tied(tmp_path):
 
 
 def test_kinds_are_told_apart(tmp_path, tiny_model):
-    path, header = tmp_path / "a.last.pth", model_header(tiny_model.config, TOKENIZER, {}, TRAINING)
+    path, header = tmp_path / "a.last.pth", model_header(tiny_model.config, TOKENIZER, {}, "training")
     tensors = {**model_weights(tiny_model), "optimizer/0/0/step": torch.tensor(3.0)}
     write_checkpoint(path, {**header, "training": {"step": 3}, "settings": {}}, tensors)
-    found, read = read_checkpoint(path, TRAINING)
-    assert found["training"] == {"step": 3} and found["format"] == FORMAT
+    found, read = read_checkpoint(path, "training")
+    assert found["training"] == {"step": 3} and found["format"] == 3
     assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
     with pytest.raises(UserError, match="is of kind 'training', and one of kind 'model' is needed: give NAME.pth"):
         load_model(path)
     with pytest.raises(UserError, match="is of kind 'training', and one of kind 'adapter' is needed"):
-        read_checkpoint(path, ADAPTER)
+        read_checkpoint(path, "adapter")
 
 
 def test_the_file_reads_without_this_project(saved, tiny_model):
     """A JSON string and a flat table of tensors: `torch.load(weights_only=True)` needs none of our classes."""
     content = torch.load(saved, weights_only=True)
     header = json.loads(content["header"])
-    assert content.keys() == {"header", "tensors"} and (header["format"], header["kind"]) == (FORMAT, "model")
+    assert content.keys() == {"header", "tensors"} and (header["format"], header["kind"]) == (3, "model")
     assert header["config"] == dataclasses.asdict(tiny_model.config)
     assert content["tensors"].keys() == tiny_model.state_dict().keys()
 
@@ -99,11 +88,11 @@ def test_a_number_that_is_not_finite_is_not_written(saved, tiny_model):
     with pytest.raises(FloatingPointError, match="head.weight"):
         save_model(saved, tiny_model, TOKENIZER, {})
     with pytest.raises(ValueError):
-        write_checkpoint(saved, {"kind": MODEL, "origin": {"val_loss": float("inf")}}, {})
+        write_checkpoint(saved, {"kind": "model", "origin": {"val_loss": float("inf")}}, {})
     assert saved.read_bytes() == before
 
 
 def test_a_view_brings_only_its_own_numbers(tmp_path):
     large = torch.zeros(2**18)
-    write_checkpoint(tmp_path / "a.pth", {"kind": MODEL, "config": {}, "origin": {}}, {"view": large[:4]})
+    write_checkpoint(tmp_path / "a.pth", {"kind": "model", "config": {}, "origin": {}}, {"view": large[:4]})
     assert (tmp_path / "a.pth").stat().st_size < 2**14

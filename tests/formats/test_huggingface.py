@@ -90,9 +90,9 @@ def test_a_padded_batch_and_an_empty_prompt_make_our_texts(tmp_path, kind, start
     save_huggingface(tmp_path / "out", loaded)
     theirs, tokenizer = pretrained(tmp_path / "out")
     assert theirs.generation_config.pad_token_id != loaded.tokenizer.start_id == theirs.config.bos_token_id
-    batch = tokenizer(["Hello", "H", "Hello, hello"], padding=True, return_tensors="pt")
+    batch = tokenizer(["Hello", "H", "Hello, Hello"], padding=True, return_tensors="pt")
     made = theirs.generate(**batch, do_sample=False, max_new_tokens=12)[:, batch.input_ids.size(1) :].tolist()
-    assert made == [greedy(loaded, prompt, 12) for prompt in ("Hello", "H", "Hello, hello")]
+    assert made == [greedy(loaded, prompt, 12) for prompt in ("Hello", "H", "Hello, Hello")]
     expected = loaded.tokenizer.decode(greedy(loaded, "", 12))
     ids = theirs.generate(do_sample=False, max_new_tokens=12)[0, 1:].tolist()
     assert loaded.tokenizer.decode(ids) == expected

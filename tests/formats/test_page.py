@@ -23,7 +23,7 @@ from formats import write_page
 from formats.checkpoint import Checkpoint, model_weights
 from formats.write_page import read_metrics, save_page
 from helpers import random_ids, sampled_ids, shaken, tiny_config, written
-from sampler import Sampling, SlidingWindow, filter_stages
+from sampler import TEMPERATURE, Sampling, SlidingWindow, filter_stages
 from sampling.inspect import attention_maps, logit_lens, residual_stream
 from support.command import UserError
 from tiny_decoder import TinyGPT
@@ -353,7 +353,7 @@ def test_bpe_is_that_of_the_library_and_a_text_ends_at_gpt2s_end_of_text(open_pa
     assert decoded == [tokenizer.decode(ids) for ids in every]
     lengths = set()
     for seed in range(8):
-        made = sampled_ids(loaded.model, tokenizer.encode("é"), 200, Sampling(temperature=0.8), seed=seed)
+        made = sampled_ids(loaded.model, tokenizer.encode("é"), 200, Sampling(TEMPERATURE), seed=seed)
         made = made[: made.index(end)] if end in made else made
         options = {"prompt": "é", "maxNewTokens": 200, "seed": seed}
         assert page.evaluate("options => tinygpt.generate(options)", options) == "é" + tokenizer.decode(made)

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -97,8 +98,7 @@ def check_every(earlier, tmp_path, kind, numbers, names):
 def test_a_run_that_died_resumes_to_the_same_bits(uninterrupted, tmp_path, share):
     names = count_operations(write_corpus(tmp_path / "empty"), tmp_path)
     folder = write_corpus(tmp_path / "run")
-    child = Child(folder, "main.py", *RUN, prepare=Faults(int(share * len(names)), lambda: os._exit(9)).install)
-    assert child.wait() == 9
+    train(folder, *RUN, prepare=Faults(int(share * len(names)), lambda: os._exit(9)).install, code=9)
     train(folder, "--resume")
     assert_same_state(folder / OUT.last, uninterrupted / OUT.last)
     assert [line["step"] for line in read_metrics(folder / OUT.metrics)] == [1, 2, 3], "each evaluation has one line"
@@ -137,7 +137,7 @@ def test_a_full_disk_is_exit_1_with_the_reason(earlier, tmp_path, first_that_fai
     resource = pytest.importorskip("resource")
     folder = copy_of(earlier, tmp_path / "run")
     limit = (folder / OUT.best).stat().st_size + beyond
-    prepare = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
+    prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
     child = train(folder, *RUN, "--out", "checkpoints/new.pth", prepare=prepare, code=1)
     assert_one_error_line(child.stderr, first_that_fails, os.strerror(errno.EFBIG), "not saved a training state")
     assert_nothing_lost(folder, child.stdout, files_of(earlier))
@@ -146,10 +146,9 @@ def test_a_full_disk_is_exit_1_with_the_reason(earlier, tmp_path, first_that_fai
 def test_the_order_is_write_fsync_rename_fsync_folder(earlier, tmp_path):
     names = count_operations(write_corpus(tmp_path / "empty"), tmp_path)
     one_write = [name for i, name in enumerate(names) if name != "write" or names[i - 1] != "write"]
-    best = ["open", "write", "fsync", "replace", "fsync folder"]
+    best = first = ["open", "write", "fsync", "replace", "fsync folder"]
     last = ["open", "write", "fsync", "replace", "replace", "fsync folder"]  # the old state becomes the previous one
     line = ["open", "write", "fsync"]  # of the story at step 0; of story and metrics at each evaluation
-    first = ["open", "write", "fsync", "replace", "fsync folder"]
     evaluation = [*line, *best, *line]
     assert one_write == [*line, *evaluation, *first, *evaluation, *last, *evaluation, *last]
 
@@ -255,7 +254,7 @@ def test_an_export_onto_a_full_disk_is_one_line_and_keeps_the_earlier_one(earlie
     files = [path for path in (folder / target, *(folder / "a").glob("*")) if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     limit = int(room * max(map(len, before.values())))
-    prepare = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # noqa: E731
+    prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
     child = Child(folder, "convert.py", OUT.best, target, "--force", prepare=prepare)
     assert child.wait() == 1
     assert_one_error_line(child.stderr, "cannot write", target)

@@ -15,7 +15,7 @@ import main
 import recipe
 import train_tokenizer
 from faults import SMALL_RUN, copy_of, files_of, run_here, write_corpus
-from helpers import assert_one_error_line, new_run, posix
+from helpers import assert_one_error_line, new_run, posix, written
 from support.command import UserError, flag_of, run
 from training.checks import ADJUSTABLE
 
@@ -94,7 +94,6 @@ def test_strangers_are_refused_and_near_misses_named(output_of, tmp_path, script
         (["--out", ".pth"], ["--out"]),
         pytest.param(["--max-seq", 7000, "--batch-size", 1048576], ["GiB", "--batch-size"], marks=posix),
         pytest.param(["--embed-dim", 9999, "--num-layers", 1024], ["GiB", "--embed-dim"], marks=posix),
-        (["--max-seq", 2000], ["--max-seq"]),
         (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw: leave"]),
         (["--init-from", "a", "--lora-rank", 2, "--weight-decay", 1], ["--weight-decay does nothing", "--lora-rank"]),
         (["--init-from", "a.pth", "--out", "./a.pth"], ["is the base", "another --out"]),
@@ -106,6 +105,12 @@ def test_flags_that_do_not_go_together_make_no_file(output_of, tmp_path, monkeyp
     text.write_text("abcdefghij" * (2000 if "GiB" in words else 100))
     assert_one_error_line(output_of("main.py", "--data", text, "--device", "cpu", *arguments, code=2), *words)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["long.txt"]
+
+
+def test_of_a_text_too_short_nothing_else_is_said(output_of, tmp_path):
+    """A warning of the question mark, which only the validation part has, came first."""
+    text = written(tmp_path / "a.txt", "To be, or not to be: that is the question, is it?")
+    assert output_of("main.py", "--data", text, code=2).startswith("error: 44 tokens hold no window of 64 and its next")
 
 
 # --- On resume ---------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def url():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.released = threading.Event()
@@ -83,26 +83,31 @@ def test_a_fault_is_an_error_that_leaves_nothing_and_a_retry_starts_clean(url, t
     assert fetch(source(url + fault), tmp_path) == path, "what is there is not fetched again"
 
 
-def test_a_redirect_away_from_encryption_is_not_followed(monkeypatch):
-    class Elsewhere(io.BytesIO):
-        url, length = "http://example.org/", 4
+class Answer(io.BytesIO):
+    """What `urlopen` returns, without a server, whose thread could not be forked."""
 
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Elsewhere(b"text"))
+    url, length = "http://example.org/", len(BODY)
+
+
+def test_a_redirect_away_from_encryption_is_not_followed(monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Answer(BODY))
     with pytest.raises(OSError, match="http://example.org/, which is not encrypted"):
         receive("https://example.org/", 10)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_death_in_the_middle_leaves_nothing_at_the_final_path(url, tmp_path):
+def test_death_in_the_middle_leaves_nothing_at_the_final_path(tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Answer(BODY))
+
     def prepare():
         durable.os.fsync = lambda _: os._exit(9)  # all is written to the temporary file
-        data_setup.data_folder, data_setup.TINYSHAKESPEARE = lambda: tmp_path / "data", source(url + "good")
+        data_setup.data_folder, data_setup.TINYSHAKESPEARE = lambda: tmp_path / "data", source(Answer.url)
 
     assert Child(tmp_path, "data_setup.py", "tinyshakespeare", prepare=prepare).wait() == 9
     (leftover,) = (tmp_path / "data").iterdir()
-    path = fetch(source(url + "good"), tmp_path / "data")
+    path = fetch(source(Answer.url), tmp_path / "data")
     assert path.read_bytes() == BODY and leftover.exists(), "another process could be writing it"
     path.unlink()
     os.utime(leftover, (0, 0))
-    fetch(source(url + "good"), tmp_path / "data")
+    fetch(source(Answer.url), tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == [path], "nobody has written to it for long: removed"
