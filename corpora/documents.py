@@ -27,7 +27,8 @@ SEPARATORS = {"lines": rb"\n", "blank": rb"\n(?:[ \t]*\n)+"}  # --documents -> w
 
 
 def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpus:
-    """The corpus in the files that `files_in` finds; of folders, a line on stderr says what was found and left out.
+    """The corpus in the files that `files_in` finds; lines on stderr say how many documents were found, and of
+    folders which files.
 
     words: paths as the user has written them. documents: how a file is cut into documents, as `--documents` says; None:
     each file is one. Raises UserError if there is no file or too little text, OSError if one cannot be read.
@@ -49,8 +50,7 @@ def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpu
     if any(path.is_dir() for path in paths):
         others = [path.name for path in sorted(set(files_in(paths, "*")) - set(files))]
         skipped = f"; skipped: {', '.join(others[:3])}{', …' if others[3:] else ''}" if others else ""
-        characters = len(corpus.train) + len(corpus.val)
-        print(one_line(f"{name}: files: {len(files)}, characters: {characters:,}{skipped}"), file=sys.stderr)
+        print(one_line(f"{name}: files: {len(files)}{skipped}"), file=sys.stderr)
     return corpus
 
 
@@ -109,6 +109,7 @@ def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
     cut = int(TRAIN_SHARE * total)
     if cut < 2 or total - cut < 2:
         raise UserError(f"{name} holds {total} characters in documents; that is too little to train on: give more text")
+    print(one_line(f"{name}: documents: {len(sizes):,}"), file=sys.stderr)
     at = int(np.searchsorted(ends, cut))  # the document in which the training part ends
     train = Documents(text, starts[: at + 1], lengths[: at + 1], keep=int(cut - ends[at] + sizes[at]))
     whole = train.keep == sizes[at]

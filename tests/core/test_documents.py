@@ -64,17 +64,17 @@ def test_what_ends_a_document_is_decided_for_all_files_and_each_file_counts_once
     assert sorted(text_of(corpus.train) + text_of(corpus.val)) == sorted("50% of it123")
 
 
-def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_path):
+def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_path, capsys):
     """Sorted, the last tenth is unlike the rest, and a note says so; shuffled, it is not."""
     generator = np.random.default_rng(1)
     names = sorted("".join(chr(97 + letter) for letter in generator.integers(26, size=6)) for _ in range(3000))
     path = written(tmp_path / "names.txt", "\n".join(names))
     corpus, again = (load_corpus(str(path), documents="lines") for _ in range(2))
     assert text_of(corpus.train) == text_of(again.train) and corpus.sha256 == again.sha256
+    assert capsys.readouterr().err == f"{path}: documents: 3,000\n" * 2
     assert corpus.sha256 != load_corpus(str(path), documents="=a").sha256
     assert sorted(text_of(corpus.train) + text_of(corpus.val)) == sorted("".join(names))
-    assert (len(corpus.train), len(corpus.val)) == (16_200, 1_800)
-    assert corpus.train.count_bytes() == 16_200
+    assert (len(corpus.train), corpus.train.count_bytes(), len(corpus.val)) == (16_200, 16_200, 1_800)
 
     def distance(corpus) -> float:
         tokenizer = CharTokenizer.from_blocks(corpus.train.blocks())
