@@ -19,6 +19,7 @@ const writing = {
   setup() {
     byId("controls").addEventListener("submit", (event) => {
       event.preventDefault();
+      byId("text").scrollIntoView({ block: "nearest" }); // on a phone it may be below the screen
       if (this.job !== undefined) this.stop();
       else if (this.checkSeed()) this.start();
     });
@@ -192,8 +193,7 @@ const writing = {
     if (atEnd) box.scrollTop = box.scrollHeight;
     this.timer = undefined;
     const busy = performance.now() - began; // then the browser lays out and paints, which takes longer
-    const wait = (frame) => { this.pause = Math.max(33, 6 * (busy + performance.now() - frame)); };
-    requestAnimationFrame((frame) => setTimeout(wait, 0, frame));
+    requestAnimationFrame((t) => setTimeout(() => { this.pause = Math.max(33, 6 * (busy + performance.now() - t)); }));
   },
 
   promptLoss() {

@@ -705,8 +705,7 @@ LOST = """[...document.querySelectorAll('canvas, svg *, .bar, .track, .dash, .ke
 @marked
 @pytest.mark.parametrize("width, screen", SCREENS)
 def test_nothing_overflows_jumps_or_is_out_of_reach(open_page, width, screen):
-    """Nothing overflows sideways, nothing moves downwards while text streams or another token is chosen, and in print
-    the chapters stand one after the other."""
+    """Nothing moves downwards while text streams or another token is chosen; in print all chapters are shown."""
     loaded = checkpoint(num_layers=4)
     loaded.origin["val_loss"] = 1.5
     page = open_page(loaded, viewport={"width": width, "height": max(900, width * 9 // 16)}, excerpt=EXCERPT, **screen)

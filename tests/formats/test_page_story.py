@@ -216,6 +216,8 @@ def test_every_chapter_fits_a_phone_and_a_projector_with_each_of_its_tabs(open_p
     assert page.locator("#guess-result").evaluate(bottom) < 741, "the introduction took half of the screen"
     assert page.evaluate(test_page.TOO_TALL) == []
     assert page.evaluate("['grid', 'lens'].every(id => byId(id).scrollWidth <= byId(id).clientWidth)")
+    page.locator("#go").evaluate("e => { e.scrollIntoView({block: 'end'}); e.click(); }")
+    assert page.locator("#text").evaluate(bottom) < 741
     page.locator("#grid button").first.click()
     assert page.is_visible("#map") and page.is_hidden("#grid")  # its tab is open
     page.set_viewport_size({"width": 740, "height": 360})
