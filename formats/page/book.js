@@ -137,6 +137,24 @@ function markChapter(id) {
   keepState();
 }
 
+/** What does not fit on one screen stands behind tabs: on a narrow screen, an element with data-narrow="A, B" is shown
+ * while tab A or tab B is open; on a wide one, data-wide says it. part.openTab() opens the first tab (if both, A). */
+function setUpTabs(chapter, kind) {
+  chapter.querySelector(".see").dataset.narrow = "What to see";
+  const parts = Array.from(chapter.querySelectorAll(`[data-${kind}]`), (one) => [one, one.dataset[kind].split(", ")]);
+  const box = html("div", { class: `tabs for-${kind}`, role: "group", "aria-label": "Parts of this chapter" });
+  const open = (name) => {
+    box.dataset.open = name;
+    for (const [part, names] of parts) part.classList.toggle(`off-${kind}`, !names.includes(name));
+    for (const button of box.children) button.setAttribute("aria-pressed", button.textContent === name);
+  };
+  const names = [...new Set(parts.flatMap((part) => part[1]))];
+  box.append(...names.map((name) => html("button", { type: "button", onclick: () => open(name) }, name)));
+  parts.forEach(([part, [name]]) => { part.openTab ??= () => open(name); });
+  chapter.querySelector(".ask").after(box);
+  open(names[0]);
+}
+
 function setUpSteps() {
   book.chapters.forEach(({ id }, place) => {
     const onclick = (event) => {
@@ -145,6 +163,7 @@ function setUpSteps() {
     };
     const title = byId(`${id}-title`);
     title.dataset.number = place + 1;
+    for (const kind of ["narrow", "wide"]) setUpTabs(byId(id), kind);
     byId("contents").append(html("a", { href: `#${id}`, "data-number": place + 1, onclick }, title.textContent));
   });
   byId("projector").addEventListener("click", ({ currentTarget: button }) => {

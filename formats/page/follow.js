@@ -11,6 +11,7 @@ const following = {
     byId("follow-back").addEventListener("click", () => this.show(this.step - 1));
     byId("follow-next").addEventListener("click", () => this.next());
     makePlayer(byId("follow-play"), 3000, () => this.next());
+    new ResizeObserver(() => this.cards.length && this.show(this.step)).observe(byId("follow-steps")); // its tab opened
     byId("follow-pick").addEventListener("change", ({ target }) => book.chooseHead(Number(target.value)));
   },
 
@@ -43,8 +44,8 @@ const following = {
     if (moves !== book.moves) return; // another token was chosen
     byId("follow-pick").value = layer * book.config.num_heads + head;
     this.cards = this.steps(numbers).map(([title, text, picture, formula, code], step) =>
-      html("li", { class: "card", onclick: () => this.show(step) }, html("h3", {}, title), html("p", {}, text), picture,
-        html("p", { class: "formula" }, formula, html("br"), html("code", {}, code))));
+      html("li", { class: "card", onclick: () => this.show(step) }, html("h3", {}, `${step + 1}. ${title}`),
+        html("p", {}, text), picture, html("p", { class: "formula" }, formula, html("br"), html("code", {}, code))));
     byId("follow-steps").replaceChildren(...this.cards);
     this.show(this.step);
   },

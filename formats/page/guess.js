@@ -2,6 +2,8 @@
 
 const ROUND = 20, FEWEST = ROUND + 8; // guesses, and tokens with those before the first
 
+const say = (...words) => byId("guess-result").replaceChildren(...words);
+
 const guessing = {
   id: "guess",
 
@@ -46,21 +48,17 @@ const guessing = {
     const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.ids.length < FEWEST;
     byId("guess-form").querySelector("button.main").disabled = tooShort;
     byId("guess-text").replaceChildren(...tinted(this.ids.slice(0, Math.max(0, this.at)), [], this.stream));
-    this.say(tooShort ? `A text of at least ${FEWEST} ${unit}s is needed. `
+    say(tooShort ? `A text of at least ${FEWEST} ${unit}s is needed. `
       : `Type a ${unit} and bet. ${book.tokenizer.bytes ? "Most words begin with their space: type it too. "
         : "A space and the end of a line count too. "}`, unknownText(text));
     this.score();
   },
 
-  say(...words) {
-    byId("guess-result").replaceChildren(...words);
-  },
-
   async bet() {
     const input = byId("guess-input"), text = input.value.replaceAll("␣", " ").replaceAll("⏎", "\n");
     const { ids, at, you, theirs } = this, sure = Number(byId("guess-sure").value), truth = ids[at];
-    if (truth === undefined) return this.say(`All ${ROUND} bets are made. For new ones press “Another place”.`);
-    if (!text) return this.say("First say what comes next.");
+    if (truth === undefined) return say(`All ${ROUND} bets are made. For new ones press “Another place”.`);
+    if (!text) return say("First say what comes next.");
     this.at++; // one bet for each token, even if the button is pressed twice
     input.value = "";
     const { max_seq: maxSeq } = book.config, from = Math.max(0, at - maxSeq);
@@ -73,7 +71,7 @@ const guessing = {
     you.push(yours);
     theirs.push(models);
     byId("guess-text").append(...tinted([truth], [yours], this.stream));
-    this.say("It was ", tokenCode(truth, "really"), guess === truth ? ", right! " : ". ",
+    say("It was ", tokenCode(truth, "really"), guess === truth ? ", right! " : ". ",
       `Your surprise: ${fixed(yours)} nats. The model gave it ${percent(shares[truth])}: `,
       `${fixed(models)} nats; its first guess was `, tokenCode(best), ". ");
     return this.score();

@@ -28,11 +28,13 @@ class HeadGrid {
   constructor(box, onPress) {
     Object.assign(this, { box, onPress, note: html("p", { class: "note" }, "The maps scroll sideways.") });
     box.after(this.note);
+    new ResizeObserver(() => { this.note.hidden = box.scrollWidth <= box.clientWidth; }).observe(box);
   }
 
   build() {
     const { num_layers: layers, num_heads: heads } = book.config;
     this.box.style.setProperty("--heads", heads);
+    this.box.style.setProperty("--rows", Math.min(layers, heads));
     this.box.classList.toggle("lying", layers < heads);
     this.cells = Array.from({ length: layers * heads }, (_, index) => {
       const canvas = html("canvas", { width: 1, height: 1 }), label = html("small");
@@ -51,7 +53,6 @@ class HeadGrid {
       for (const name of ["aria-label", "title"]) button.setAttribute(name, `${headPlace(index)}: ${label(index)}`);
       text.textContent = label(index);
     });
-    this.note.hidden = this.box.scrollWidth <= this.box.clientWidth;
   }
 }
 
@@ -60,7 +61,7 @@ book.chapters.push({
 
   setup() {
     this.grid = new HeadGrid(byId("grid"), (index) => book.chooseHead(index));
-    byId("grid").addEventListener("click", () => byId("map").scrollIntoView({ block: "nearest" })); // on a phone
+    byId("grid").addEventListener("click", () => byId("map").closest(".card").openTab()); // on a phone
     byId("map").addEventListener("click", ({ offsetY, target }) => {
       const { start, size } = mapView(book);
       book.moveTo(book.start + start + Math.floor((offsetY / target.clientHeight) * size));

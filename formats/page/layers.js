@@ -73,8 +73,7 @@ function erf(x) {
 function gelu(x, count, kind) {
   for (let i = 0; i < count; i++) {
     const value = x[i];
-    const inner = kind === "exact"
-      ? erf(value * Math.SQRT1_2)
+    const inner = kind === "exact" ? erf(value * Math.SQRT1_2)
       : Math.tanh(Math.sqrt(2 / Math.PI) * (value + 0.044715 * value ** 3));
     x[i] = 0.5 * value * (1 + inner);
   }

@@ -3,11 +3,9 @@
 
 /** The keys and values of every layer, (maxSeq, C) each, of which the first `length` rows are filled. */
 class KVCache {
-  constructor(config) {
-    const { num_layers: layers, max_seq: maxSeq, embed_dim: C } = config;
-    this.keys = Array.from({ length: layers }, () => new Float32Array(maxSeq * C));
-    this.values = Array.from({ length: layers }, () => new Float32Array(maxSeq * C));
-    this.length = 0;
+  constructor({ num_layers: layers, max_seq: maxSeq, embed_dim: C }) {
+    const rows = () => Array.from({ length: layers }, () => new Float32Array(maxSeq * C));
+    Object.assign(this, { keys: rows(), values: rows(), length: 0 });
   }
 }
 

@@ -1,5 +1,12 @@
 /* Chapter "Numbers": how the loss fell, what it can be compared with, and the recipe. */
 
+const WORDS = { // for parts of the fields' names, and for values
+  vocab: "vocabulary", max: "longest", seq: "window", embed: "row", dim: "width", num: "number of", tie: "shared",
+  lr: "learning rate", warmup: "warm-up steps", ema: "averaging", cooldown: "falling rate, share of steps",
+  distill: "soft targets, share of loss", init: "initial weights", dtype: "number format", val: "validation",
+  train: "training", bigram: "pairs table's loss:", entropy: "training text", true: "yes", false: "no",
+};
+
 book.chapters.push({
   id: "numbers", chart: new LossChart(byId("loss")),
 
@@ -15,7 +22,8 @@ book.chapters.push({
     this.chart.show([["train", "training", line("train_loss")], ["val", "validation", line("val_loss")]], references);
     const shape = { parameters, ...config, "weights in this page": precision };
     const known = Object.entries({ Shape: shape, Recipe: recipe, Origin: origin });
-    const row = ([name, value]) => [name.replaceAll("_", " "), value.toLocaleString("en",
+    const words = (name) => name.split("_").map((word) => WORDS[word] ?? word).join(" ");
+    const row = ([name, value]) => [words(name), WORDS[value] ?? value.toLocaleString("en",
       { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })];
     byId("recipe").replaceChildren(...known.filter(([, all]) => Object.keys(all).length).map(([title, all]) =>
       html("div", { class: "card" }, html("h3", {}, title), table([], Object.entries(all).map(row)))));

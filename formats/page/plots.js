@@ -8,10 +8,11 @@ function marks(low, high, count = 5) {
   return Array.from({ length }, (_, n) => Number(((first + n) * step).toPrecision(10)));
 }
 
-/** Losses against steps, with their keys in the paragraph after the plot. */
+/** Losses against steps, with their keys in a paragraph after the plot. */
 class LossChart {
   constructor(plot) {
-    this.plot = plot;
+    Object.assign(this, { plot, legend: html("p", { class: "legend" }, "\u00a0") });
+    plot.after(this.legend);
     new ResizeObserver(() => this.draw()).observe(plot);
   }
 
@@ -20,7 +21,7 @@ class LossChart {
     Object.assign(this, { lines: lines.filter(([, , list]) => list.length), references, marker });
     const keys = [...this.lines.map(([kind, name]) => [kind, name]),
       ...references.map(([kind, name, loss]) => [kind, `${name}: ${loss.toFixed(3)}`])];
-    this.plot.nextElementSibling.replaceChildren(...keys.map(([kind, name]) =>
+    this.legend.replaceChildren(...keys.map(([kind, name]) =>
       html("span", { class: "key" }, html("span", { class: `dash ${kind}` }), name)), "(nats per token)");
     this.draw();
   }
@@ -30,7 +31,7 @@ class LossChart {
     if (!lines) return;
     // As large as it is on the screen, in units of a sixteenth of a rem: letters keep their size on a narrow screen.
     const unit = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
-    const width = Math.max(240, plot.clientWidth / unit), height = Math.max(200, plot.clientHeight / unit);
+    const width = Math.max(150, plot.clientWidth / unit), height = Math.max(100, plot.clientHeight / unit);
     const left = 44, right = 28, top = 14, bottom = 46, points = lines.flatMap(([, , list]) => list);
     const yRange = extent([...points.map(([, loss]) => loss), ...references.map(([, , loss]) => loss)], 0.04);
     const xRange = [0, Math.max(1, ...points.map(([step]) => step))];
@@ -40,7 +41,7 @@ class LossChart {
       html("text", { x: atX, y: atY, "text-anchor": anchor }, label.toLocaleString("en"));
     plot.setAttribute("viewBox", `0 0 ${width} ${height}`);
     plot.replaceChildren(text("middle", (left + width) / 2, height - 6, "steps"),
-      ...marks(...yRange).flatMap((mark) => [rule(left, width - right, y(mark), y(mark), "rule"),
+      ...marks(...yRange, height / 45).flatMap((mark) => [rule(left, width - right, y(mark), y(mark), "rule"),
         text("end", left - 8, y(mark) + 5, mark)]),
       ...marks(...xRange, width / 130).map((mark) => text("middle", x(mark), height - bottom + 22, mark)),
       ...references.map(([kind, , loss]) => rule(left, width - right, y(loss), y(loss), `line ${kind}`)),

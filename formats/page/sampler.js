@@ -40,8 +40,7 @@ function keepTopK(logits, k) {
 
 /** Keep the fewest tokens, from the likeliest down, whose probabilities sum to at least p, and always one. */
 function keepTopP(logits, p) {
-  const order = descending(logits);
-  const probabilities = softmax(Float32Array.from(order, (id) => logits[id]));
+  const order = descending(logits), probabilities = softmax(Float32Array.from(order, (id) => logits[id]));
   const result = logits.slice();
   let cumulative = 0;
   order.forEach((id, rank) => {
@@ -60,16 +59,13 @@ function keepMinP(logits, minP) {
 /** The logits (V) after each filter that is switched on, in order: [{name, logits}], first the logits themselves. */
 function filterStages(logits, seen, sampling) {
   const { temperature, topK, topP, minP, repetitionPenalty } = { ...NO_FILTERS, ...sampling };
-  const stages = [{ name: "model", logits }];
-  for (const [name, wanted, apply] of [
-    ["penalty", repetitionPenalty !== 1, (x) => penalizeRepetition(x, seen, repetitionPenalty)],
-    ["temperature", temperature !== 1, (x) => applyTemperature(x, temperature)],
-    ["top-k", topK > 0 && topK < logits.length, (x) => keepTopK(x, topK)],
-    ["top-p", topP < 1, (x) => keepTopP(x, topP)],
-    ["min-p", minP > 0, (x) => keepMinP(x, minP)],
-  ]) {
-    if (wanted) stages.push({ name, logits: apply(stages[stages.length - 1].logits) });
-  }
+  const stages = [{ name: "model", logits }], last = () => stages[stages.length - 1].logits;
+  const add = (name, filtered) => stages.push({ name, logits: filtered });
+  if (repetitionPenalty !== 1) add("penalty", penalizeRepetition(last(), seen, repetitionPenalty));
+  if (temperature !== 1) add("temperature", applyTemperature(last(), temperature));
+  if (topK > 0 && topK < logits.length) add("top-k", keepTopK(last(), topK));
+  if (topP < 1) add("top-p", keepTopP(last(), topP));
+  if (minP > 0) add("min-p", keepMinP(last(), minP));
   return stages;
 }
 

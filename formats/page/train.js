@@ -119,24 +119,20 @@ class Trainer {
   }
 
   norm({ x, d: dx }, name) {
-    const { N, config: { embed_dim: C } } = this, y = new Float32Array(N * C), plain = new Float32Array(N * C);
+    const { N, config: { embed_dim: C } } = this, plain = new Float32Array(N * C);
     const weight = this.weights[`${name}.weight`], bias = this.weights[`${name}.bias`];
-    layerNorm(y, x, weight, bias, N, C);
     layerNorm(plain, x, new Float32Array(C).fill(1), null, N, C);
-    return this.made(y, (dy) => {
+    return this.made(plain.map((value, i) => value * weight[i % C] + bias[i % C]), (dy) => {
       const dWeight = this.gradients[`${name}.weight`], dBias = this.gradients[`${name}.bias`];
-      for (let start = 0; start < N * C; start += C) {
-        const row = rowOf(x, start / C, C), mean = row.reduce((sum, v) => sum + v, 0) / C;
-        const deviation = Math.sqrt(row.reduce((sum, v) => sum + (v - mean) ** 2, 0) / C + 1e-5);
-        let alike = 0, along = 0; // a change of all x alike, or along x, is lost in the norm
+      const dPlain = dy.map((d, i) => d * weight[i % C]);
+      for (let n = 0; n < N; n++) {
+        const [row, unit, d] = [x, plain, dPlain].map((all) => rowOf(all, n, C)), middle = mean(row);
+        const deviation = Math.sqrt(mean(row.map((v) => (v - middle) ** 2)) + 1e-5);
+        const alike = mean(d), along = product(d, unit) / C; // a change of all x alike, or along x, is lost in the norm
         for (let i = 0; i < C; i++) {
-          dWeight[i] += dy[start + i] * plain[start + i];
-          dBias[i] += dy[start + i];
-          alike += dy[start + i] * weight[i] / C;
-          along += dy[start + i] * weight[i] * plain[start + i] / C;
-        }
-        for (let i = start; i < start + C; i++) {
-          dx[i] += (dy[i] * weight[i - start] - alike - plain[i] * along) / deviation;
+          dWeight[i] += dy[n * C + i] * unit[i];
+          dBias[i] += dy[n * C + i];
+          dx[n * C + i] += (d[i] - alike - unit[i] * along) / deviation;
         }
       }
     });

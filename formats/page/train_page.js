@@ -28,12 +28,12 @@ const training = {
     this.run = startTraining({ text }, (report) => this.report(report));
     try {
       this.trained = (await this.run.job).model;
-      byId("train-use").disabled = false;
     } catch (error) {
       byId("train-status").textContent = `That did not work: ${error.message}.`;
       byId("train-sample").replaceChildren(); // it is of a network that is lost
     }
     this.run = undefined;
+    byId("train-use").disabled = !this.trained; // one that was trained before is kept
     byId("train-go").textContent = "Train again";
   },
 

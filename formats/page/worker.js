@@ -19,9 +19,8 @@ function readWeights(base64, precision, layout) {
   const weights = {}, levels = precision === "int8" && new Int8Array(buffer, 4 * scaled);
   let start = 0, from = 0;
   for (const [name, count, rows] of layout) {
-    const numbers = all.subarray(start, start += rows || count);
+    const numbers = all.subarray(start, start += rows || count), width = count / rows;
     weights[name] = rows ? new Float32Array(count) : numbers;
-    const width = count / rows;
     for (let i = 0; rows && i < count; i++) weights[name][i] = levels[from++] * numbers[Math.floor(i / width)];
   }
   return weights;

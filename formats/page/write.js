@@ -3,9 +3,9 @@
 /** The sliders: option of generate, label, minimum, maximum, step, first value, what it does. */
 function sliderList({ vocab_size: V, max_seq: maxSeq }) {
   return [
-    ["maxNewTokens", "Length", 0, 5000, 50, 200, "tokens to add; 0: only read the prompt"],
     ["temperature", "Temperature", 0, 2, 0.05, 0.8, "0: always the likeliest; above 1: wilder"],
     ["topK", "Top-k", 0, Math.min(V, 100), 1, 0, "only the k likeliest; 0: all"],
+    ["maxNewTokens", "Length", 0, 5000, 50, 200, "tokens to add; 0: only read the prompt"],
     ["topP", "Top-p", 0.05, 1, 0.05, 1, "the fewest tokens that reach this total; 1: all"],
     ["minP", "Min-p", 0, 0.5, 0.01, 0, "drop tokens below this share of the top one; 0: all"],
     ["repetitionPenalty", "Repetition penalty", 1, 2, 0.05, 1, "above 1: tokens of the text become less likely"],
@@ -19,18 +19,18 @@ const writing = {
   setup() {
     byId("controls").addEventListener("submit", (event) => {
       event.preventDefault();
+      byId("text").scrollIntoView({ block: "nearest" }); // on a phone it may be below the screen
       if (this.job !== undefined) this.stop();
-      else if (this.checkSeed()) {
-        this.start();
-        byId("text").scrollIntoView({ block: "nearest" }); // on a phone it may be below the screen
-      }
+      else if (this.checkSeed()) this.start();
     });
     byId("prompt").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && this.checkSeed()) this.start();
     });
     byId("dice").addEventListener("click", () => this.restore(new Map([["seed", Math.floor(Math.random() * 1e9)]])));
     byId("seed").addEventListener("input", () => this.checkSeed());
-    byId("prompt").addEventListener("input", () => this.checkPrompt());
+    byId("prompt").addEventListener("input", ({ target: { value } }) => {
+      byId("prompt-note").textContent = unknownText(value);
+    });
     const swatches = [0, 1, 2, 3, 4, 5].map((level) => html("span", { class: `swatch s${level}` }, "\u00a0"));
     byId("legend").append(" ", ...swatches, " surprising");
   },
@@ -46,18 +46,14 @@ const writing = {
         output.textContent = input.value;
         this.token();
       });
-      return html("div", { class: "slider" }, html("label", { for: name }, label), output, input,
+      return html("div", { class: "slider" }, html("label", { for: name }, label), input, output,
         html("small", { id: `${name}-hint` }, hint));
     });
-    byId("sliders").replaceChildren(...sliders.slice(0, 3));
-    byId("more").replaceChildren(...sliders.slice(3));
+    byId("sliders").replaceChildren(...sliders.slice(0, 2));
+    byId("more").replaceChildren(...sliders.slice(2));
     this.restore(moved);
     if (!book.trained || unknownText(prompt.value)) prompt.value = book.model.prompt;
-    this.checkPrompt();
-  },
-
-  checkPrompt() {
-    byId("prompt-note").textContent = unknownText(byId("prompt").value) || "The model continues this text.";
+    prompt.dispatchEvent(new Event("input"));
   },
 
   /** Whether the seed is one; if not, it is shown and said. */
@@ -180,7 +176,7 @@ const writing = {
     byId("status").textContent = `Done: ${nats.length} tokens${this.promptLoss()}`;
   },
 
-  /** Tokens have come. Drawing waits four times as long as it took the last time, so that it never holds up writing. */
+  /** Tokens have come. Drawing waits six times as long as the last time took, so that it does not hold up writing. */
   add({ ids, surprises }) {
     surprises.forEach((nats, i) => { book.surprises[book.text.length + i] = nats; });
     book.text.push(...ids);
@@ -196,7 +192,8 @@ const writing = {
     box.append(...fresh);
     if (atEnd) box.scrollTop = box.scrollHeight;
     this.timer = undefined;
-    this.pause = Math.max(33, 4 * (performance.now() - began));
+    const busy = performance.now() - began; // then the browser lays out and paints, which takes longer
+    requestAnimationFrame((t) => setTimeout(() => { this.pause = Math.max(33, 6 * (busy + performance.now() - t)); }));
   },
 
   promptLoss() {
@@ -232,7 +229,7 @@ const writing = {
     const names = stages.map(({ name }, n) => (n ? `after ${name}` : "the model says"));
     const shares = stages.map(({ logits }, n) => softmax(n ? logits : here.logits));
     const ids = new Set([...descending(here.logits).subarray(0, 8), ...(after === undefined ? [] : [after])]);
-    why.replaceChildren(table(["Token", ...names], [...Array.from(ids, (id) => [
+    why.replaceChildren(table(["Go on with", ...names], [...Array.from(ids, (id) => [
       [this.rival(id), id === after ? html("small", {}, "came next") : ""],
       ...shares.map((stage) => (stage[id] > 0 ? bar(stage[id])
         : html("small", {}, never.includes(id) ? "never sampled" : "removed"))),

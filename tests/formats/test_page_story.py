@@ -150,7 +150,7 @@ def test_the_replayed_maps_are_those_of_the_steps_weights(open_page, output_of):
         np.testing.assert_allclose(np.array(maps), expected, atol=0.5 / 255 + 1e-5)
     texts, tops = [], []
     page.set_viewport_size({"width": 360, "height": 740})
-    page.evaluate("document.getElementById('story-maps').scrollIntoView()")
+    page.evaluate("showChapter(5)")
     for place in range(3):
         page.evaluate("place => learned.show(place)", place)
         assert 0 < page.locator("#story-step").bounding_box()["y"] < 300, "it stays in sight"
@@ -206,6 +206,35 @@ def test_a_hostile_story_injects_nothing(open_page):
     assert page.evaluate("document.querySelectorAll('img').length") == 0
 
 
+@marked
+def test_every_chapter_fits_a_phone_and_a_projector_with_each_of_its_tabs(open_page):
+    loaded, story = two_frames("--num-layers", 4, "--num-heads", 3, "--embed-dim", 24)
+    loaded.origin["recipe"] = {f"field_{n}": n for n in range(16)}
+    excerpt = {"text": loaded.tokenizer.decode(story[0]["ids"]) * 3, "source": "a text", "unseen": True}
+    page = open_page(loaded, beside=write_story(story), excerpt=excerpt, viewport={"width": 360, "height": 740})
+    bottom = "e => e.getBoundingClientRect().bottom"
+    assert page.locator("#guess-result").evaluate(bottom) < 741, "the introduction took half of the screen"
+    assert page.evaluate(test_page.TOO_TALL) == []
+    assert page.evaluate("['grid', 'lens'].every(id => byId(id).scrollWidth <= byId(id).clientWidth)")
+    page.locator("#go").evaluate("e => { e.scrollIntoView({block: 'end'}); e.click(); }")
+    assert page.locator("#text").evaluate(bottom) < 741
+    page.locator("#grid button").first.click()
+    assert page.is_visible("#map") and page.is_hidden("#grid")  # its tab is open
+    page.set_viewport_size({"width": 740, "height": 360})
+    until(page, f"() => document.querySelector('.top').offsetHeight < 60 && {test_page.OVERFLOW} <= 0")  # one row
+    page.evaluate("byId('guess-text').append(...tinted(Array(999).fill(3), []))")  # longer than its box
+    for width, height in ((1366, 768), (1920, 1080), (3840, 2160)):
+        page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.querySelector('main').clientWidth > 0.9 * innerWidth"), "half of it was empty"
+        page.click("#projector")
+        assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize) > innerWidth / 100")
+        for place in range(8):
+            page.evaluate("showChapter", place)
+            assert page.evaluate(test_page.TOO_TALL) == [] and page.evaluate(test_page.OVERFLOW) <= 0
+            assert page.locator("#guess-text").evaluate(bottom) <= page.locator("#guess .text").evaluate(bottom)
+        page.click("#projector")
+
+
 SHOWN = "[book.tokenizer.decode(book.text), book.index, book.position, book.ids[book.position]]"
 
 
@@ -231,7 +260,7 @@ def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_
         assert page.is_hidden("#taken")
     page.evaluate("history.forward()")
     until(page, "() => book.index === 6")
-    page.locator("#lens .really").last.click()
+    page.locator("#next .really").click()
     until(page, "() => book.index === 7")
     page.focus("#guess .text")
     page.keyboard.press("Enter")
@@ -372,3 +401,6 @@ def test_a_network_is_trained_in_the_page_and_goes_through_the_book(open_page):
     page.locator("#train-sample span:not(.s)").nth(6).click()  # it was plain text
     until(page, f"() => book.trained && book.index === 6 && {test_page.WRITTEN}")
     assert page.evaluate(SHOWN)[0] == page.text_content("#train-sample") == page.input_value("#prompt")
+    page.fill("#train-paste", "short")  # then the network trained before could not be taken through the book again
+    page.click("#train-go")
+    page.wait_for_selector("#train:has(#train-use:enabled):has-text('1000 letters')")
