@@ -1,6 +1,6 @@
 /* Chapter "Guess": you against the model, token by token (Shannon 1951, Prediction and entropy of printed English). */
 
-const ROUND = 20, FEWEST = ROUND + 8; // guesses, and tokens with those before the first
+const ROUND = 20, MIN_IDS = ROUND + 8; // guesses, and tokens with those before the first
 
 const say = (...words) => byId("guess-result").replaceChildren(...words);
 
@@ -23,7 +23,7 @@ const guessing = {
   /** A network that was trained here knows the characters of its own text; the end of that it has never seen. */
   model() {
     const { excerpt } = book.model, beginning = excerpt?.text.slice(0, 1000) ?? "";
-    this.excerpt = book.tokenizer.encode(beginning).length < FEWEST ? undefined : excerpt;
+    this.excerpt = book.tokenizer.encode(beginning).length < MIN_IDS ? undefined : excerpt;
     byId("guess-name").textContent = !this.excerpt ? "Your text"
       : excerpt.unseen ? "Text it was not trained on" : `From ${excerpt.source}`;
     byId("guess-own").hidden = Boolean(this.excerpt);
@@ -39,16 +39,16 @@ const guessing = {
   /** A random place of the text: the model reads what you read. */
   open() {
     const text = this.excerpt?.text ?? byId("guess-paste").value, ids = book.tokenizer.encode(text);
-    const { max_seq: maxSeq, vocab_size: V } = book.config, length = Math.min(Math.max(maxSeq, FEWEST), 200 + ROUND);
+    const { max_seq: maxSeq, vocab_size: V } = book.config, length = Math.min(Math.max(maxSeq, MIN_IDS), 200 + ROUND);
     const start = Math.floor(Math.random() * Math.max(1, ids.length - length));
     Object.assign(this, { ids: ids.slice(start, start + length), you: [], theirs: [] });
     Object.assign(this, { at: this.ids.length - ROUND, stream: book.tokenizer.stream() });
     this.counts = new Float64Array(V).fill(0.5);
     for (const id of ids) this.counts[id]++;
-    const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.ids.length < FEWEST;
+    const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.ids.length < MIN_IDS;
     byId("guess-form").querySelector("button.main").disabled = tooShort;
     byId("guess-text").replaceChildren(...tinted(this.ids.slice(0, Math.max(0, this.at)), [], this.stream));
-    say(tooShort ? `A text of at least ${FEWEST} ${unit}s is needed. `
+    say(tooShort ? `A text of at least ${MIN_IDS} ${unit}s is needed. `
       : `Type a ${unit} and bet. ${book.tokenizer.bytes ? "Most words begin with their space: type it too. "
         : "A space and the end of a line count too. "}`, unknownText(text));
     this.score();
