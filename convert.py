@@ -25,7 +25,7 @@ from formats.huggingface import load_huggingface, save_huggingface
 from formats.nanogpt import load_nanogpt
 from formats.write_page import save_page
 from lora import merge_adapters
-from support.command import Parser, UserError, one_line, one_of, run
+from support.command import Parser, UserError, one_line, one_of, path_name, run
 from support.durable import check_overwrite
 
 
@@ -71,18 +71,23 @@ def print_deviation(target: Path, deviation: float, reason: str) -> None:
         print(f"{target}: log-probabilities differ from the model's by up to {1.05 * deviation:.2g} ({reason})")
 
 
+def file(value: str) -> Path:
+    """A flag type: a file's or folder's path."""
+    return Path(path_name(value))
+
+
 def make_parser() -> Parser:
     """Every flag of convert.py, with its one default."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="NAME.pth, a Hugging Face folder, or nanoGPT's ckpt.pt")
-    add("target", nargs="?", metavar="TARGET", help="NAME.pth, .html or .gguf, or FOLDER/; without it, show SOURCE")
-    add("--data", type=Path, metavar="TEXT", help="of nanoGPT's ckpt.pt: the text that its characters come from")
-    add("--tokenizer", type=Path, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
-    add("--lora", type=Path, metavar="ADAPTER", help="an adapter to merge into it")
+    add("source", type=file, metavar="SOURCE", help="NAME.pth, a Hugging Face folder, or nanoGPT's ckpt.pt")
+    add("target", type=path_name, nargs="?", metavar="TARGET", help="NAME.pth, .html, .gguf or FOLDER/; none: show it")
+    add("--data", type=file, metavar="TEXT", help="of nanoGPT's ckpt.pt: the text that its characters come from")
+    add("--tokenizer", type=file, metavar="FILE", help="of nanoGPT's ckpt.pt: the tokenizer.json of a byte-level BPE")
+    add("--lora", type=file, metavar="ADAPTER", help="an adapter to merge into it")
     precision_help = "of the weights in a page; if not given, int8; float32: seeds give the text of generate.py"
     add("--precision", type=one_of("int8", "float16", "float32"), help=precision_help)
-    add("--excerpt", type=Path, metavar="TEXT", help="a text whose beginning goes with a page, for everyone to read")
+    add("--excerpt", type=file, metavar="TEXT", help="a text whose beginning goes with a page, for everyone to read")
     add("--force", action="store_true", help="overwrite TARGET")
     return parser
 

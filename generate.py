@@ -28,7 +28,7 @@ from sampling.output import print_beams, print_samples
 from sampling.prompts import read_prompts, unescape
 from sampling.score import print_score
 from sampling.text_stream import TextStream, suppressed
-from support.command import Parser, given_flags, number, one_of, run, text, user_errors, whole
+from support.command import Parser, given_flags, number, one_of, path_name, run, text, user_errors, whole
 from support.device import pick_device
 from tiny_decoder import TinyGPT
 from tokenizer import Tokenizer
@@ -38,13 +38,13 @@ def make_parser() -> Parser:
     """Every flag of generate.py, with its one default."""
     parser = Parser(__doc__)
     add = parser.add_argument_group("input").add_argument
-    add("--checkpoint", type=text, default=usual_path(), help="the model to sample from")
-    add("--lora", type=text, help="an adapter of that model, from main.py --lora-rank")
+    add("--checkpoint", type=path_name, default=usual_path(), help="the model to sample from")
+    add("--lora", type=path_name, help="an adapter of that model, from main.py --lora-rank")
     begins = r"how the text begins (\n new line, \t tab, \\ backslash); - reads standard input; default: none"
     add("--prompt", help=begins)
-    add("--prompt-file", type=text, help="UTF-8 prompts for one batch: a line each, or with lines of --- between them")
+    add("--prompt-file", type=path_name, help="UTF-8 prompts for one batch: a line each, or lines of --- between them")
     add("--interactive", action="store_true", help="ask for prompt after prompt; /help shows what can be set")
-    add("--score", type=text, metavar="FILE", help="print how likely the model finds a text; write none")
+    add("--score", type=path_name, metavar="FILE", help="print how likely the model finds a text; write none")
     add("text", nargs="*", help=argparse.SUPPRESS)  # a prompt without --prompt, for a helpful error
     add = parser.add_argument_group("length").add_argument
     add("--max-new-tokens", type=whole(0, 10**9), default=500, help="how many tokens to add")

@@ -98,7 +98,7 @@ def add_corpus_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_file_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("files").add_argument
-    add("--tokenizer", type=text, default="char", help="char, or a BPE vocabulary from train_tokenizer.py")
+    add("--tokenizer", type=path_name, default="char", help="char, or a BPE vocabulary from train_tokenizer.py")
     add("--out", type=path_name, default=usual_path(), help="where the best model goes")
     add("--init-from", type=path_name, help="a model to fine-tune: its weights, shape and tokenizer")
     add("--resume", action="store_true", help="continue from the training state beside --out")

@@ -16,7 +16,7 @@ from corpora.fast_bpe import bpe_class
 from corpora.tokenizer_files import bpe_to_json, load_bpe
 from data_setup import load_corpus
 from recipe import add_corpus_flags
-from support.command import Parser, UserError, flag_of, given_flags, run, text, visible, whole
+from support.command import Parser, UserError, flag_of, given_flags, path_name, run, visible, whole
 from support.durable import check_overwrite, write_atomically
 from tokenizer import MIN_VOCAB_SIZE, BPETokenizer
 
@@ -28,12 +28,12 @@ def build_parser() -> argparse.ArgumentParser:
     learn = parser.add_argument_group("learn")
     size = "how many tokens, the 256 bytes and <bos> included"
     learn.add_argument("--vocab-size", type=whole(MIN_VOCAB_SIZE, 2**17), default=1024, help=size)
-    learn.add_argument("--out", type=text, default="tokenizer.json", help="the file to write")
+    learn.add_argument("--out", type=path_name, default="tokenizer.json", help="the file to write")
     learn.add_argument("--force", action="store_true", help="overwrite --out whatever it is")
     look = parser.add_argument_group("look")
     look.add_argument("--show", metavar="TEXT", help="print the tokens of this text and their ids; learn nothing")
     look.add_argument("--merges", type=whole(1, 2**17), help="print the first merges that were learned; learn nothing")
-    look.add_argument("--tokenizer", type=text, default="tokenizer.json", help="the file")
+    look.add_argument("--tokenizer", type=path_name, default="tokenizer.json", help="the file")
     return parser
 
 

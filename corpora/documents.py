@@ -33,7 +33,7 @@ def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpu
     words: paths as the user has written them. documents: how a file is cut into documents, as `--documents` says; None:
     each file is one. Raises UserError if there is no file or too little text, OSError if one cannot be read.
     """
-    name, paths = typed(words) if words[1:] else words[0], list(map(expanded, words))
+    name, paths = typed(words) if words[1:] else words[0], list(map(Path, words))
     for path, word in zip(paths, words, strict=True):
         if not path.is_file() and not path.is_dir():
             what = "not a regular file" if path.exists() else "no such file or folder"
@@ -52,11 +52,6 @@ def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpu
         skipped = f"; skipped: {', '.join(others[:3])}{', …' if others[3:] else ''}" if others else ""
         print(one_line(f"{name}: files: {len(files)}{skipped}"), file=sys.stderr)
     return corpus
-
-
-def expanded(word: str) -> Path:
-    """A path in which `~` is the home folder."""
-    return Path(os.path.expanduser(word))
 
 
 def files_in(paths: Iterable[Path], glob: str) -> list[Path]:
@@ -79,7 +74,7 @@ def files_in(paths: Iterable[Path], glob: str) -> list[Path]:
 
 def text_size(data: Sequence[str], glob: str = GLOB) -> int:
     """The characters in the files that `--data` names by their paths; 0 if there are none. Of many, it is the bytes."""
-    files = [file for file in files_in(map(expanded, data), glob) if file.is_file()]
+    files = [file for file in files_in(map(Path, data), glob) if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     return size if size > 2**21 else sum(len(block) for file in files for block in read_blocks(file))
 

@@ -181,9 +181,9 @@ def flag_of(name: str) -> str:
 
 
 def path_name(value: str) -> str:
-    """A flag type: the name of a file. One that begins with a dash gets ./ before it, so that no command takes it for a
-    flag."""
-    return os.path.join(".", text(value)) if value.startswith("-") else text(value)
+    """A flag type: the name of a file, in which `~` is the home folder. One that begins with a dash gets ./ before it,
+    so that no command takes it for a flag."""
+    return os.path.join("." if value.startswith("-") else "", os.path.expanduser(text(value)))
 
 
 def text(value: str) -> str:

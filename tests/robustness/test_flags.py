@@ -107,6 +107,11 @@ def test_flags_that_do_not_go_together_make_no_file(output_of, tmp_path, monkeyp
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["long.txt"]
 
 
+def test_a_tilde_is_the_home_folder():
+    assert recipe.parse_flags(["--preset", "tiny", "--data=~/b"])[0].data == [str(Path.home() / "b")]
+    assert convert.make_parser().parse_args(["a.pth", "--lora=~/b.pth"]).lora == Path.home() / "b.pth"
+
+
 def test_of_a_text_too_short_nothing_else_is_said(output_of, tmp_path):
     """A warning of the question mark, which only the validation part has, came first."""
     text = written(tmp_path / "a.txt", "To be, or not to be: that is the question, is it?")
