@@ -55,9 +55,9 @@ def write(target: Path, ending: str, loaded: Checkpoint, settings: argparse.Name
         beside, precision = (settings.lora or settings.source).absolute(), settings.precision or "int8"
         excerpt = excerpt_of_file(settings.excerpt) if settings.excerpt else excerpt_of_corpus(loaded.origin)
         deviation = save_page(target, loaded, beside, precision, excerpt, settings.force)
-        print_deviation(target, deviation, f"its weights are rounded to {precision}")
-        if excerpt:
-            print(f"{target}: holds {len(excerpt['text']):,} characters of {excerpt['source']}")
+        print_deviation(target, deviation, f"rounded to {precision}; --precision float32 is exact")
+        text = f"{len(excerpt['text']):,} characters of {excerpt['source']}" if excerpt else "no text; see --excerpt"
+        print(f"{target}: holds {text}")
     elif ending == ".gguf":
         deviation = save_gguf(target, loaded, settings.force)
         print_deviation(target, deviation, "an estimate: llama.cpp rounds to float16, and has only the tanh GELU")

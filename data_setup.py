@@ -106,7 +106,7 @@ class ShiftedWindowDataset(Dataset):
 
     def __init__(self, tokens: np.ndarray, max_seq: int):
         if len(tokens) < max_seq + 1:
-            problem = f"{len(tokens)} tokens hold no window of {max_seq} and its next token"
+            problem = f"a window of {max_seq} needs {max_seq + 1} tokens to train on, and there are {len(tokens)}"
             raise ValueError(f"{problem}: give more text or a smaller --max-seq")
         self.tokens = tokens
         self.max_seq = max_seq

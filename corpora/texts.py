@@ -234,7 +234,7 @@ def encode_split(tokenizer: Tokenizer, split: Split, cache: Path) -> np.ndarray:
     if len(ids) < 2:
         raise UserError("a part of the text is a single token, too short to train or validate on: give more text")
     if unknown := count_unknown(tokenizer, ids):
-        message = f"{unknown:,} of {len(split):,} characters do not occur in the training part; read as {UNK}"
+        message = f"unknown in the training part: {unknown:,} of {len(split):,} characters; read as {UNK}"
         warnings.warn(message, UnknownCharacterWarning, stacklevel=2)
     return ids
 

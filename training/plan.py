@@ -74,5 +74,5 @@ def limit_epochs(settings: Namespace, given: set[str], tokens: int) -> None:
 
 
 def in_minutes(seconds: float) -> str:
-    """`about 13 minutes`, rounded up, or seconds if there are few."""
-    return f"about {seconds:.0f} seconds" if seconds < 90 else f"about {math.ceil(seconds / 60):,} minutes"
+    """`about 13 minutes`, rounded up, or `about 60 s`."""
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {math.ceil(seconds / 60):,} minutes"

@@ -38,7 +38,7 @@ def test_a_run_that_asks_for_nothing_plans_five_minutes():
         ([], 0.5, 4.0, 524, 53, ["524 steps take about 5 minutes", "--preset plain --steps 524 --eval-every 53"]),
         (["--minutes", "10", "--eval-every", "120"], 0.125, 0.0, 4744, 120, ["4,744 steps", "--eval-every 120"]),
         (["--minutes", "10", "--eval-every", "8"], 0.125, 1.0, 2384, 8, ["2,384 steps"]),  # 1/8 s each
-        (["--minutes", "1"], 0.1, 5.0, 424, 212, ["424 steps take about 60 seconds"]),  # 2 evaluations: a fifth of 50 s
+        (["--minutes", "1"], 0.1, 5.0, 424, 212, ["424 steps take about 60 s,"]),  # 2 evaluations: a fifth of 50 s
         (["--minutes", "1", "--warmup", "9"], 0.5, 0.0, 124, 25, ["--warmup 9 repeats this run"]),
         (["--minutes", "0.1"], 0.5, 0.0, 25, 25, ["warm-up and evaluation take longer", "more --minutes"]),
     ],
