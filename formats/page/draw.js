@@ -1,13 +1,11 @@
 /* Small helpers that draw: elements, bars, tables, maps and scales. Text is always inserted as text, never as HTML. */
 
-const SHAPES = ["circle", "line", "polyline", "text"]; // elements of an SVG plot
-
 const byId = (id) => document.getElementById(id);
 
 /** A new element with attributes, of which on… are listeners, and children: elements, texts, and lists of them. */
 function html(tag, attributes = {}, ...children) {
-  const space = SHAPES.includes(tag) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
-  const element = document.createElementNS(space, tag);
+  const isShape = ["circle", "line", "polyline", "text"].includes(tag); // of an SVG plot
+  const element = document.createElementNS(`http://www.w3.org/${isShape ? "2000/svg" : "1999/xhtml"}`, tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value);

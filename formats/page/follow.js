@@ -57,7 +57,7 @@ const following = {
     const shares = softmax(f.logits), answering = f.hidden.filter((value) => value > 0.1).length;
     const most = Array.from(f.weights.keys()).sort((a, b) => f.weights[b] - f.weights[a]).slice(0, MAX_ROWS);
     const looks = (columns, cells) => table(["token", ...columns], most.map((j) => [placedToken(j), ...cells(j)]));
-    const guesses = likeliest(f.logits, MAX_ROWS).map(({ id }) => id);
+    const guesses = Array.from(descending(f.logits).subarray(0, MAX_ROWS));
     const next = guesses.includes(target) ? guesses : [...guesses.slice(1), target];
     const before = layer ? `Layers 1 to ${layer} have added to it; before layer ${l}` : "Before layer 1";
     return [

@@ -23,7 +23,7 @@ book.chapters.push({
     const shape = { parameters, ...config, "weights in this page": precision };
     const known = Object.entries({ Shape: shape, Recipe: recipe, Origin: origin });
     const words = (name) => name.split("_").map((word) => WORDS[word] ?? word).join(" ");
-    const row = ([name, value]) => [words(name), WORDS[value] ?? value.toLocaleString("en",
+    const row = ([name, value]) => [words(name), (value === !!value ? WORDS[value] : value).toLocaleString("en",
       { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })];
     byId("recipe").replaceChildren(...known.filter(([, all]) => Object.keys(all).length).map(([title, all]) =>
       html("div", { class: "card" }, html("h3", {}, title), table([], Object.entries(all).map(row)))));

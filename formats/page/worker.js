@@ -26,11 +26,6 @@ function readWeights(base64, precision, layout) {
   return weights;
 }
 
-function likeliest(logits, count) {
-  const shares = softmax(logits);
-  return Array.from(descending(logits).subarray(0, count), (id) => ({ id, share: shares[id] }));
-}
-
 const UNTRUSTED = "this page does not compute what its model computed when the page was made. The file is damaged or "
   + "was changed: make it again with convert.py.";
 
@@ -113,8 +108,9 @@ class ModelServer {
     const silenced = this.reading(ids, off), without = rowOf(silenced.logits, t, V).slice();
     const logits = rowOf(reading.logits, t, V).slice(), target = id ?? argmax(logits);
     const lens = reading.trace.residual.map((x) => {
-      const early = this.model.predict(rowOf(x, t, C).slice(), 1);
-      return { top: likeliest(early, 3), share: softmax(early)[target] };
+      const early = this.model.predict(rowOf(x, t, C).slice(), 1), shares = softmax(early);
+      const top = Array.from(descending(early).subarray(0, 3), (id) => ({ id, share: shares[id] }));
+      return { top, share: shares[target] };
     });
     const parts = contributions(this.model, reading, t, target), { loss } = reading;
     return { logits, loss, without, lossWithout: silenced.loss, target, lens, parts };
