@@ -27,8 +27,8 @@ SEPARATORS = {"lines": rb"\n", "blank": rb"\n(?:[ \t]*\n)+"}  # --documents -> w
 
 
 def path_corpus(words: Sequence[str], documents: str | None, glob: str) -> Corpus:
-    """The corpus in the files that `files_in` finds; lines on stderr say how many documents were found, and of
-    folders which files.
+    """The corpus in the files that `files_in` finds; lines on stderr say how many documents and, of folders,
+    files were found, and which were left out.
 
     words: paths as the user has written them. documents: how a file is cut into documents, as `--documents` says; None:
     each file is one. Raises UserError if there is no file or too little text, OSError if one cannot be read.

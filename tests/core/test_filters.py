@@ -12,8 +12,7 @@ from sampler import Sampling, filter_stages, keep_min_p, keep_top_k, keep_top_p
 hypothesis = pytest.importorskip("hypothesis")
 given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
-# Multiples of 1/4, so that ties are common.
-LOGITS = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=1, max_size=7)
+LOGITS = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=1, max_size=7)  # quarters: ties are common
 
 
 def softmax(logits: list[float]) -> list[float]:

@@ -153,8 +153,7 @@ def test_the_reference_is_nanogpts_to_the_letter():
     # one dropout, no biases, a tied head, nn.GELU(), GPT-2's first weights
     assert s.attention_dropout == s.dropout and (s.bias, s.tie_embeddings, s.gelu) == (False, True, "exact")
     assert s.init == "normal" and s.windows == "random" and s.grad_accum == 1 and s.dtype == "float32"
-    # nothing that nanoGPT does not have
-    assert s.ema_decay == 0 and s.patience is None and s.lora_rank is None and s.minutes is None
+    assert s.ema_decay == 0 and s.patience is None and s.lora_rank is None and s.minutes is None  # not in nanoGPT
     assert (s.grad_clip, s.eval_every, s.lr, s.warmup, s.schedule, s.cooldown) == (1.0, 250, 1e-3, 100, "cosine", 1.0)
     (adamw,) = make_optimizers(TinyGPT(tiny_config(bias=s.bias, tie_embeddings=s.tie_embeddings)), s)
     for group, decay in zip(adamw.param_groups, (0.1, 0), strict=True):

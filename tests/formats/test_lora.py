@@ -134,7 +134,7 @@ def test_training_moves_every_adapter_and_leaves_the_base():
 def test_a_wrong_base_or_file_is_refused(tmp_path):
     save_adapter(tmp_path / "a.pth", adapted(), TOKENIZER, CONFIG, {})
     save_model(tmp_path / "model.pth", fresh(), TOKENIZER, {})
-    header, tensors = read_checkpoint(tmp_path / "a.pth")
+    header, tensors = read_checkpoint(tmp_path / "a.pth", "adapter")
     write_checkpoint(tmp_path / "cut.pth", header, dict(list(tensors.items())[1:]))
     another, other_words = shaken(fresh(), scale=1e-6), CharTokenizer.from_text("abcdefghj")
     for base, tokenizer, name, words in (
@@ -279,7 +279,7 @@ def test_an_adapter_file_brings_back_the_adapted_model_with_its_characters(tmp_p
 def test_an_adapter_whose_characters_do_not_fit_is_refused(tmp_path, field, value):
     model, tokenizer = grown()
     save_adapter(tmp_path / "a.pth", model, tokenizer, CONFIG, {}, model_digest(fresh().config, TOKENIZER, {}), 3)
-    header, tensors = read_checkpoint(tmp_path / "a.pth")
+    header, tensors = read_checkpoint(tmp_path / "a.pth", "adapter")
     header["base"] = model_digest(fresh().config, TOKENIZER, base_weights(fresh()))
     write_checkpoint(tmp_path / "a.pth", header | {field: value}, tensors)
     base = Checkpoint(fresh(), TOKENIZER, {})
@@ -291,7 +291,7 @@ def test_an_adapter_whose_characters_do_not_fit_is_refused(tmp_path, field, valu
 def test_characters_for_a_byte_level_base_are_refused(tmp_path):
     base = Checkpoint(fresh(vocab_size=257), BPETokenizer.train(["ab"], 257), {})
     save_adapter(tmp_path / "a.pth", adapted(vocab_size=257), base.tokenizer, CONFIG, {})
-    header, tensors = read_checkpoint(tmp_path / "a.pth")
+    header, tensors = read_checkpoint(tmp_path / "a.pth", "adapter")
     write_checkpoint(tmp_path / "a.pth", header | {"characters": "abc"}, tensors)
     with pytest.raises(UserError, match="cannot be used"):
         apply_adapter(base, tmp_path / "a.pth")
@@ -332,7 +332,7 @@ def test_fine_tuning_takes_a_text_with_new_characters(run, tmp_path, flags):
 def test_a_training_state_without_its_adapters_is_refused(run, tmp_path):
     run("main.py", *TUNING, "--lora-rank", 2, "--steps", 4, "--stop-at", 2, "--out", "x.pth")
     state, matrix = tmp_path / "x.last.pth", "adapter/blocks.0.mlp.up.weight.B"
-    header, tensors = read_checkpoint(state)
+    header, tensors = read_checkpoint(state, "training")
     for damaged, words in (
         ({name: tensor for name, tensor in tensors.items() if name != matrix}, "is missing"),
         (tensors | {matrix: torch.zeros(64, 3)}, "expected (64, 2)"),

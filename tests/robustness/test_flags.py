@@ -94,6 +94,7 @@ def test_strangers_are_refused_and_near_misses_named(output_of, tmp_path, script
         (["--out", ".pth"], ["--out"]),
         pytest.param(["--max-seq", 7000, "--batch-size", 1048576], ["GiB", "--batch-size"], marks=posix),
         pytest.param(["--embed-dim", 9999, "--num-layers", 1024], ["GiB", "--embed-dim"], marks=posix),
+        (["--max-seq", 2000], ["--max-seq"]),
         (["--optimizer", "adamw", "--muon-lr", 0.1], ["--muon-lr does nothing", "--optimizer adamw: leave"]),
         (["--init-from", "a", "--lora-rank", 2, "--weight-decay", 1], ["--weight-decay does nothing", "--lora-rank"]),
         (["--init-from", "a.pth", "--out", "./a.pth"], ["is the base", "another --out"]),
