@@ -675,8 +675,8 @@ TOPS = """[...document.querySelectorAll('section, .card:not(.steer)')].filter(e 
 OVERFLOW = "Math.max(...[document.documentElement, byId('follow-way')].map(e => e.scrollWidth - e.clientWidth))"
 MEDIA = """([one, other]) => [...document.styleSheets[0].cssRules].filter(rule => rule.media?.mediaText === one)
     .forEach(rule => { rule.media.mediaText = other; })"""
-LOOK = "[...['prefers-color-scheme: dark', 'forced-colors: active'].map(one => matchMedia(`(${one})`).matches),"
-LOOK += " devicePixelRatio]"
+LOOK = "['(prefers-color-scheme: dark)', '(forced-colors: active)'].map(query => matchMedia(query).matches)"
+LOOK += ".concat(devicePixelRatio)"
 IN_A_FRAME = """text => document.body.appendChild(Object.assign(document.createElement('iframe'),
     {srcdoc: text, sandbox: 'allow-same-origin'}))"""
 PAINTING = "getComputedStyle(document.getElementById('map')).filter"
