@@ -181,6 +181,12 @@ function setUpSteps() {
     const place = book.chapters.findIndex(({ id }) => id === book.current) + by; // one on, or one back
     if (book.chapters[place]) showChapter(place);
   });
+  document.addEventListener("keyup", ({ key, target }) => { // Tab came into another chapter, which may be half in sight
+    const place = book.chapters.findIndex(({ id }) => id === target.closest(".chapter")?.id);
+    if (key !== "Tab" || place < 0 || book.chapters[place].id === book.current) return;
+    showChapter(place);
+    target.scrollIntoView({ block: "nearest" });
+  });
   addEventListener("scroll", () => { // the chapter at the middle of the screen
     const seen = book.chapters.filter(({ id }) => byId(id).getBoundingClientRect().top < innerHeight / 2).pop();
     if (seen && seen.id !== book.current && !isProjected()) markChapter(seen.id);
