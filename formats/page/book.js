@@ -140,7 +140,7 @@ function markChapter(id) {
 /** What does not fit on one screen stands behind tabs: on a narrow screen, an element with data-narrow="A, B" is shown
  * while tab A or tab B is open; on a wide one, data-wide says it. part.openTab() opens the first tab (if both, A). */
 function setUpTabs(chapter, kind) {
-  chapter.querySelector(".see").dataset.narrow = "What to see";
+  chapter.querySelector(".see").dataset.narrow ??= "What to see"; // or below tabs that leave room
   const parts = Array.from(chapter.querySelectorAll(`[data-${kind}]`), (one) => [one, one.dataset[kind].split(", ")]);
   const box = html("div", { class: `tabs for-${kind}`, role: "group", "aria-label": "Parts of this chapter" });
   const open = (name) => {

@@ -743,7 +743,7 @@ TOO_TALL = """() => [...document.querySelectorAll('.chapter')].flatMap(chapter =
     const tabs = [...chapter.querySelectorAll('.tabs button')].filter(tab => tab.checkVisibility());
     return [chapter, ...tabs, tabs[0] ?? chapter].filter(one => {
         one.click();
-        return chapter.offsetHeight > innerHeight - document.querySelector('.top').offsetHeight + 1;
+        return chapter.scrollHeight > innerHeight - document.querySelector('.top').offsetHeight + 1;
     }).map(one => `${chapter.id}: ${one.textContent.trim().slice(0, 12)}`);
 })"""
 

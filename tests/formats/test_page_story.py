@@ -207,15 +207,22 @@ def test_a_hostile_story_injects_nothing(open_page):
 
 
 @marked
-def test_every_chapter_fits_a_phone_and_a_projector_with_each_of_its_tabs(open_page):
-    loaded, story = two_frames("--num-layers", 4, "--num-heads", 3, "--embed-dim", 24)
+@pytest.mark.parametrize("layers, heads", [(4, 3), (6, 4)])
+def test_every_chapter_fits_a_phone_and_a_projector_with_each_of_its_tabs(open_page, layers, heads):
+    """With all heads ranked and the filters open, too; a text gets the height that is left."""
+    loaded, story = two_frames("--num-layers", layers, "--num-heads", heads, "--embed-dim", 24)
     loaded.origin["recipe"] = {f"field_{n}": n for n in range(16)}
     excerpt = {"text": loaded.tokenizer.decode(story[0]["ids"]) * 3, "source": "a text", "unseen": True}
     page = open_page(loaded, beside=write_story(story), excerpt=excerpt, viewport={"width": 360, "height": 740})
     bottom = "e => e.getBoundingClientRect().bottom"
     assert page.locator("#guess-result").evaluate(bottom) < 741, "the introduction took half of the screen"
-    assert page.evaluate(test_page.TOO_TALL) == []
-    assert page.evaluate("['grid', 'lens'].every(id => byId(id).scrollWidth <= byId(id).clientWidth)")
+    page.evaluate("document.getElementById('rank').click()")
+    until(page, "() => byId('rank-state').textContent.startsWith('Most needed')")
+    for is_open in (True, False):
+        page.evaluate("is_open => { document.querySelector('.steer details').open = is_open; }", is_open)
+        assert page.evaluate(test_page.TOO_TALL) == []
+    assert layers > 4 or page.evaluate("['grid', 'lens'].every(id => byId(id).scrollWidth <= byId(id).clientWidth)")
+    assert page.locator("#guess .text").bounding_box()["height"] > 120
     page.locator("#go").evaluate("e => { e.scrollIntoView({block: 'end'}); e.click(); }")
     assert page.locator("#text").evaluate(bottom) < 741
     page.locator("#grid button").first.click()
@@ -223,7 +230,8 @@ def test_every_chapter_fits_a_phone_and_a_projector_with_each_of_its_tabs(open_p
     page.set_viewport_size({"width": 740, "height": 360})
     until(page, f"() => document.querySelector('.top').offsetHeight < 60 && {test_page.OVERFLOW} <= 0")  # one row
     page.evaluate("byId('guess-text').append(...tinted(Array(999).fill(3), []))")  # longer than its box
-    for width, height in ((1366, 768), (1920, 1080), (3840, 2160)):
+    page.evaluate("document.querySelector('.steer details').open = true")
+    for width, height in ((1024, 768), (1366, 768), (1920, 1080), (3840, 2160)):
         page.set_viewport_size({"width": width, "height": height})
         assert page.evaluate("document.querySelector('main').clientWidth > 0.9 * innerWidth"), "half of it was empty"
         page.click("#projector")
