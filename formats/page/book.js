@@ -109,7 +109,7 @@ function drawCursor() {
   strip.scrollLeft = chip.offsetLeft - strip.clientWidth / 2;
   const known = nats === undefined ? "" : ` (probability ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
-    ...(after === undefined ? [", the last one"] : [", then ", nextToken(after), known]),
+    ...(after === undefined ? [ids[position] === book.tokenizer.endId ? ", where the text ends" : ", the last one"] : [", then ", nextToken(after), known]),
     ` · the model reads tokens ${start + 1} to ${index + 1} of ${text.length}`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };

@@ -35,8 +35,9 @@ const following = {
   },
 
   window() {
+    const { num_heads: nh } = book.config;
     byId("follow-pick").replaceChildren(...book.reading.habits.map((_, index) => html("option", { value: index },
-      `${headPlace(index)} · ${headHabitText(index)}`)));
+      `${Math.floor(index / nh) + 1}.${index % nh + 1} · ${headHabitText(index)}`)));
   },
 
   async token() {

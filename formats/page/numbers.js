@@ -1,10 +1,11 @@
 /* Chapter "Numbers": how the loss fell, what it can be compared with, and the recipe. */
 
-const WORDS = { // for parts of the fields' names, and for values
+const WORDS = { // for parts of the fields' names
+  __proto__: null,
   vocab: "vocabulary", max: "longest", seq: "window", embed: "row", dim: "width", num: "number of", tie: "shared",
   lr: "learning rate", warmup: "warm-up steps", ema: "averaging", cooldown: "falling rate, share of steps",
   distill: "soft targets, share of loss", init: "initial weights", dtype: "number format", val: "validation",
-  train: "training", bigram: "pairs table's loss:", entropy: "training text", true: "yes", false: "no",
+  train: "training", bigram: "pairs table's loss:", entropy: "training text",
 };
 
 book.chapters.push({
@@ -23,8 +24,9 @@ book.chapters.push({
     const shape = { parameters, ...config, "weights in this page": precision };
     const known = Object.entries({ Shape: shape, Recipe: recipe, Origin: origin });
     const words = (name) => name.split("_").map((word) => WORDS[word] ?? word).join(" ");
-    const row = ([name, value]) => [words(name), WORDS[value] ?? value.toLocaleString("en",
-      { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })];
+    const row = ([name, value]) => [words(name), value === true ? "yes" : value === false ? "no"
+      : value.toLocaleString("en",
+        { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })];
     byId("recipe").replaceChildren(...known.filter(([, all]) => Object.keys(all).length).map(([title, all]) =>
       html("div", { class: "card" }, html("h3", {}, title), table([], Object.entries(all).map(row)))));
   },

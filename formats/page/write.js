@@ -27,7 +27,7 @@ const writing = {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && this.checkSeed()) this.start();
     });
     byId("dice").addEventListener("click", () => this.restore(new Map([["seed", Math.floor(Math.random() * 1e9)]])));
-    byId("seed").addEventListener("input", () => this.checkSeed());
+    byId("seed").addEventListener("input", () => this.checkSeed() && this.sayChanged());
     byId("prompt").addEventListener("input", ({ target: { value } }) => {
       byId("prompt-note").textContent = unknownText(value);
     });
@@ -44,6 +44,7 @@ const writing = {
       const input = html("input", { id: name, name, form: "controls", ...range, "aria-describedby": `${name}-hint` });
       input.addEventListener("input", () => {
         output.textContent = input.value;
+        this.sayChanged();
         this.token();
       });
       return html("div", { class: "slider" }, html("label", { for: name }, label), input, output,
@@ -64,6 +65,11 @@ const writing = {
     byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number, 0 or more";
     if (!good) byId("seed").focus();
     return good;
+  },
+
+  /** The text that is shown was made before a change of the form. */
+  sayChanged() {
+    if (this.job === undefined) byId("status").textContent = "The settings have changed: press Write.";
   },
 
   options() {
@@ -220,7 +226,7 @@ const writing = {
     const [onLine, onTable] = [line, why].map((part) => part.contains(activeElement)); // focus stays where it was
     const back = html("button", { type: "button", class: "small", "data-index": index - 1 }, "One token back");
     const token = () => tokenCode(text[index], "chosen");
-    const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
+    const next = after === undefined ? [" the text ends here. "] : [" came ", tokenCode(after), ". "];
     const own = nats === undefined ? [] : ["The probability of ", token(), ` was ${percent(Math.exp(-nats))}: `,
       `${fixed(nats)} nats. `, back];
     line.replaceChildren("After ", token(), ...next, ...own);

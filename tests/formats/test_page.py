@@ -661,7 +661,7 @@ def test_the_address_brings_back_text_and_token(open_page):
     again.locator("#why .rival").first.click()  # and what is written after it, too
     again.evaluate("showChapter(2)")
     until(again, f"location.hash === '#follow' && {WRITTEN}")
-    again.evaluate("byId('compare').click(); history.go(-2)")  # nor do the two texts, which stay, reach the address
+    again.evaluate("document.querySelector('#switches button').click(); byId('compare').click(); history.go(-2)")  # nor do the two texts, which stay, reach the address
     until(again, f"book.index === 150 && {WRITTEN}")
     again.locator("#text-whole span").first.click()
     until(again, "() => book.index === 0 && !location.hash.includes('&')")
@@ -776,6 +776,7 @@ USABLE = """[...document.querySelectorAll('a[href], button, input, select, texta
 def test_the_keyboard_alone_goes_through_all_chapters(open_page):
     """Tab stops at all that can be used, in sight and with a visible focus, and nothing holds it."""
     page, stops = open_page(checkpoint(), excerpt=EXCERPT), []
+    page.evaluate("document.querySelector('#switches button').click()")
     page.keyboard.press("Tab")
     while stop := page.evaluate(STOP):
         assert stop[1] == "solid" and stop[3] and len(stops) < 300, stop
