@@ -107,9 +107,10 @@ function drawCursor() {
   const chip = strip.children[position], nats = book.surprises[index + 1];
   chip.classList.add("chosen");
   strip.scrollLeft = chip.offsetLeft - strip.clientWidth / 2;
+  const last = ids[position] === book.tokenizer.endId ? ", the end of the text" : ", the last one";
   const known = nats === undefined ? "" : ` (probability ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
-    ...(after === undefined ? [ids[position] === book.tokenizer.endId ? ", where the text ends" : ", the last one"] : [", then ", nextToken(after), known]),
+    ...(after === undefined ? [last] : [", then ", nextToken(after), known]),
     ` · the model reads tokens ${start + 1} to ${index + 1} of ${text.length}`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };

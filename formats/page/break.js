@@ -5,7 +5,7 @@ book.chapters.push({
 
   setup() {
     this.grid = new HeadGrid(byId("switches"), (index) => {
-      if (!this.off.delete(index)) this.off.add(index);
+      if (!this.off.delete(index)) this.off = new Set([...this.off, index].sort((a, b) => a - b));
       this.token();
     });
     byId("all-on").addEventListener("click", () => {
@@ -36,12 +36,8 @@ book.chapters.push({
     byId("broken-title").textContent = "without those switched off";
   },
 
-  inOrder() {
-    return [...this.off].sort((a, b) => a - b);
-  },
-
   async token() {
-    const { position: t, here, moves } = book, off = this.inOrder(), run = this.run = {};
+    const { position: t, here, moves } = book, off = [...this.off], run = this.run = {};
     if (!here) return;
     const label = (index) => `${this.off.has(index) ? "off " : ""}${this.ranks.get(index) ?? ""}`.trim() || "on";
     this.grid.paint((index) => !this.off.has(index), label);
@@ -72,7 +68,7 @@ book.chapters.push({
   /** The same prompt and random numbers with all heads and without some, side by side. */
   compare() {
     const good = writing.checkSeed();
-    const off = this.inOrder();
+    const off = [...this.off];
     byId("compare-state").textContent = !good ? "The seed in chapter 2 must be a whole number, 0 or more."
       : off.length ? "The second text is written without the heads that are off." : "Switch a head off first.";
     if (!book.given || !good || !off.length) return;

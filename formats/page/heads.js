@@ -23,18 +23,12 @@ function mapView({ ids, position }) {
   return { start: Math.max(0, Math.min(ids.length - size, half * Math.floor(position / half) - half / 2)), size };
 }
 
-/** Says under a box of maps that they scroll sideways, while they do. */
-function addScrollNote(box) {
-  const note = html("p", { class: "note" }, "The maps scroll sideways.");
-  box.after(note);
-  new ResizeObserver(() => { note.hidden = box.scrollWidth <= box.clientWidth; }).observe(box);
-}
-
 /** A button with a map and a label for each head. A column is a layer or, if there are fewer layers, a head. */
 class HeadGrid {
   constructor(box, onPress) {
-    Object.assign(this, { box, onPress });
-    addScrollNote(box);
+    Object.assign(this, { box, onPress, note: html("p", { class: "note" }, "The maps scroll sideways.") });
+    box.after(this.note);
+    new ResizeObserver(() => { this.note.hidden = box.scrollWidth <= box.clientWidth; }).observe(box);
   }
 
   build() {

@@ -37,7 +37,6 @@ const learned = {
   id: "learned", at: 0, frames: [], chart: new LossChart(byId("story-loss")),
 
   setup() {
-    addScrollNote(byId("story-maps"));
     byId("story-step").addEventListener("input", ({ target }) => this.show(Number(target.value)));
     makePlayer(byId("story-play"), 500, () => {
       const { length } = this.frames; // 0 without a story

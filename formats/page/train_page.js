@@ -59,7 +59,8 @@ const training = {
     writing.stop();
     await book.useModel(model);
     byId("own-back").hidden = !book.trained;
-    byId("train-status").textContent = `The book now shows ${book.trained ? "your" : "the page's"} network. See chapter 2.`;
+    const whose = book.trained ? "your" : "the page's";
+    byId("train-status").textContent = `The book now shows ${whose} network: see chapter 2.`;
     if (!book.trained) byId("strip").focus(); // the button that was pressed is gone
     await writing.start();
   },

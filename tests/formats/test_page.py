@@ -371,9 +371,10 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     """The prompt, the text, the tables and the maps are full of markup; `open_page` checks that nothing came of it."""
     loaded = checkpoint(HOSTILE + "\ufffd")
     corpus = "<img src=x onerror=alert(1)>"
-    loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1}}
+    loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1, "init": "train"}}
     page = open_page(loaded, excerpt={"source": corpus, "text": HOSTILE * 20, "unseen": False})
     assert corpus in page.text_content("h1 + details")
+    assert "initial weights|train|" in "|".join(page.locator("#recipe :is(th, td)").all_text_contents()) + "|"
     for text in (HOSTILE, "\ufffd", "", "😀</script>"):
         assert page.evaluate("text => tinygpt.encode(text)", text) == loaded.tokenizer.encode(text)
         assert page.evaluate("text => tinygpt.decode(tinygpt.encode(text))", text) == text
@@ -458,6 +459,8 @@ def test_every_chapter_gives_one_token_one_probability(book):
 def test_heads_that_are_off_cost_what_pytorch_says(book):
     page, loaded = book
     page.evaluate("book.moveTo(19)")
+    page.click("#compare")
+    assert page.inner_text("#compare-state").startswith("Switch a head off") and page.text_content("#text-whole") == ""
     ids = page.evaluate("book.ids")
     assert page.locator("#next .bar1").count() == 0, "brown, though no head was off"
     page.locator("#switches button").nth(1).click()  # layer 1, head 2
@@ -545,6 +548,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page.evaluate("Object.assign(new Book(), {config: book.config, engine: book.engine}).moveTo(1)")  # no text yet
     page.fill("#temperature", "0.5")
     page.fill("#topK", "3")
+    assert page.inner_text("#status").endswith("press Write."), "it said Done, of a text with other settings"
     heads = page.locator("#why thead th").all_inner_texts()
     assert heads == ["Go on with", "the model says", "after temperature", "after top-k"]
     assert page.locator("#why tr:last-child td").all_inner_texts()[-1] == "3"
