@@ -67,16 +67,14 @@ book.chapters.push({
 
   /** The same prompt and random numbers with all heads and without some, side by side. */
   compare() {
-    const good = writing.checkSeed();
-    const off = [...this.off];
+    const good = writing.checkSeed(), off = [...this.off];
     byId("compare-state").textContent = !good ? "The seed in chapter 2 must be a whole number, 0 or more."
       : off.length ? "The second text is written without the heads that are off." : "Switch a head off first.";
     if (!book.given || !good || !off.length) return;
     const { seed, stride, maxNewTokens, ...sampling } = writing.options(), { text, given, first } = book;
-    const ids = text.slice(0, given), { num_heads: nh } = book.config;
+    const ids = text.slice(0, given);
     this.clearPair();
-    const names = off.map((index) => `${Math.floor(index / nh) + 1}.${(index % nh) + 1}`).join(", ");
-    byId("broken-title").textContent = `without (layer.head): ${names}`;
+    byId("broken-title").textContent = `without (layer.head): ${off.map(shortPlace).join(", ")}`;
     const write = (box, silent) => {
       const stream = book.tokenizer.stream();
       box.replaceChildren(...tinted(ids, [], stream, given));

@@ -35,9 +35,8 @@ const following = {
   },
 
   window() {
-    const { num_heads: nh } = book.config;
     byId("follow-pick").replaceChildren(...book.reading.habits.map((_, index) => html("option", { value: index },
-      `${Math.floor(index / nh) + 1}.${index % nh + 1} · ${headHabitText(index)}`)));
+      `${shortPlace(index)} · ${headHabitText(index)}`)));
   },
 
   async token() {

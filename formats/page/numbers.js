@@ -24,9 +24,9 @@ book.chapters.push({
     const shape = { parameters, ...config, "weights in this page": precision };
     const known = Object.entries({ Shape: shape, Recipe: recipe, Origin: origin });
     const words = (name) => name.split("_").map((word) => WORDS[word] ?? word).join(" ");
-    const row = ([name, value]) => [words(name), value === true ? "yes" : value === false ? "no"
-      : value.toLocaleString("en",
-        { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })];
+    const plain = (value) => (value === true ? "yes" : value === false ? "no" : value);
+    const row = ([name, value]) => [words(name), plain(value).toLocaleString("en",
+      { maximumFractionDigits: name.endsWith("seconds") ? 0 : 5, useGrouping: !name.endsWith("seed") })];
     byId("recipe").replaceChildren(...known.filter(([, all]) => Object.keys(all).length).map(([title, all]) =>
       html("div", { class: "card" }, html("h3", {}, title), table([], Object.entries(all).map(row)))));
   },

@@ -27,7 +27,11 @@ const writing = {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && this.checkSeed()) this.start();
     });
     byId("dice").addEventListener("click", () => this.restore(new Map([["seed", Math.floor(Math.random() * 1e9)]])));
-    byId("seed").addEventListener("input", () => this.checkSeed() && this.sayChanged());
+    byId("seed").addEventListener("input", () => this.checkSeed());
+    document.addEventListener("input", ({ target }) => { // the text that is shown was made before this change
+      const isLater = target.form?.id === "controls" && this.job === undefined && book.text.length;
+      if (isLater) byId("status").textContent = "Prompt or settings have changed: press Write.";
+    });
     byId("prompt").addEventListener("input", ({ target: { value } }) => {
       byId("prompt-note").textContent = unknownText(value);
     });
@@ -44,7 +48,6 @@ const writing = {
       const input = html("input", { id: name, name, form: "controls", ...range, "aria-describedby": `${name}-hint` });
       input.addEventListener("input", () => {
         output.textContent = input.value;
-        this.sayChanged();
         this.token();
       });
       return html("div", { class: "slider" }, html("label", { for: name }, label), input, output,
@@ -65,11 +68,6 @@ const writing = {
     byId("seed-note").textContent = good ? `the same seed gives the same text${exact}` : "a whole number, 0 or more";
     if (!good) byId("seed").focus();
     return good;
-  },
-
-  /** The text that is shown was made before a change of the form. */
-  sayChanged() {
-    if (this.job === undefined) byId("status").textContent = "The settings have changed: press Write.";
   },
 
   options() {
@@ -95,7 +93,7 @@ const writing = {
     for (const field of byId("controls").elements) {
       if (!field.name || !state.has(field.name)) continue;
       field.value = state.get(field.name);
-      field.dispatchEvent(new Event("input"));
+      field.dispatchEvent(new Event("input", { bubbles: true }));
     }
   },
 

@@ -665,7 +665,8 @@ def test_the_address_brings_back_text_and_token(open_page):
     again.locator("#why .rival").first.click()  # and what is written after it, too
     again.evaluate("showChapter(2)")
     until(again, f"location.hash === '#follow' && {WRITTEN}")
-    again.evaluate("document.querySelector('#switches button').click(); byId('compare').click(); history.go(-2)")  # nor do the two texts, which stay, reach the address
+    again.evaluate("document.querySelector('#switches button').click()")
+    again.evaluate("byId('compare').click(); history.go(-2)")  # nor do the two texts, which stay, reach the address
     until(again, f"book.index === 150 && {WRITTEN}")
     again.locator("#text-whole span").first.click()
     until(again, "() => book.index === 0 && !location.hash.includes('&')")
