@@ -69,7 +69,7 @@ book.chapters.push({
   compare() {
     const good = writing.checkSeed(), off = [...this.off];
     byId("compare-state").textContent = !good ? "The seed in chapter 2 must be a whole number, 0 or more."
-      : off.length ? "The second text is written without the heads that are off." : "Switch a head off first.";
+      : off.length ? "" : "Switch a head off first.";
     if (!book.given || !good || !off.length) return;
     const { seed, stride, maxNewTokens, ...sampling } = writing.options(), { text, given, first } = book;
     const ids = text.slice(0, given);
