@@ -13,7 +13,6 @@ examples:
 import support.start  # noqa: F401  first: it answers a Ctrl-C while the others are imported
 
 import argparse
-import re
 from pathlib import Path
 
 from formats.adapter import apply_adapter
@@ -115,9 +114,6 @@ def main() -> None:
         return show(settings)
     if ending not in (".pth", ".html", ".gguf", "/"):
         raise UserError(f"TARGET {target} must end in .pth, .html or .gguf, or in / for a Hugging Face folder")
-    for path in [settings.source] * settings.source.is_dir() + [target] * (ending in (".gguf", "/")):
-        if re.search(r"[\ud800-\udfff]", str(path)):  # how Python stands for bytes that are no UTF-8
-            raise UserError(f"{one_line(str(path))} is not UTF-8: the packages behind such files need another name")
     loaded = load(settings)
     write(target, ending, loaded, settings)
     files = target.iterdir() if target.is_dir() else [target]

@@ -144,6 +144,8 @@ def test_rising_validation_is_answered_with_a_command_that_runs(output_of, tmp_p
     again, best_step = parse_flags(advice[1:])[0], read_checkpoint(tmp_path / "a.pth")[0]["origin"]["step"]
     assert (again.steps, again.distill) == (best_step * (1 if again.preset == "tune" else 2), 0.7)
     assert again.out == "a.pth" and again.init_from == ("base.pth" if tuning else None) and advice.count("--steps") == 1
+    resumed = output_of("main.py", "--resume", "--steps", 320, "--out", "a.pth")
+    assert shlex.join(advice) in resumed, "it had no command there"
     assert f"recipe   {again.preset}: {again.steps} steps" in output_of(*advice)
 
 

@@ -65,8 +65,6 @@ def test_training_states_and_adapters_are_described(tmp_path, output_of):
         (("a.pth", "a.pth"), ("--force",)),
         (("text.pth",), ("not a TinyGPT checkpoint", "not a .pth")),
         (("gpt2/", "b.pth"), ("gpt2: no such file", "docs/formats.md")),
-        (("a.pth", "caf\udce9.gguf"), ("is not UTF-8",)),
-        (("a.pth", "caf\udce9/"), ("is not UTF-8",)),
     ],
 )
 def test_mistakes_are_one_line(model, tmp_path, output_of, arguments, words):
