@@ -127,7 +127,7 @@ class ShiftedWindowDataset(Dataset):
         A window that begins too close to the end goes on at the beginning of the text.
         """
         places = (starts[:, None] + np.arange(self.max_seq + 1)) % len(self.tokens)  # (B, T + 1)
-        windows = mapped_anew(self.tokens)[places]
+        windows = mapped_anew(self.tokens)[places]  # of a mapped file, only these pages are in memory
         windows = torch.from_numpy(windows.astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 

@@ -40,7 +40,7 @@ from training.save import names_what_is_kept, save_best, save_state, saved_if_it
 from training.start import Start, begin, find_start
 from training.state import RunPaths, open_files
 
-MAX_EVAL_LOGITS = 2**26  # in a batch of an evaluation, of one window at least: 256 MiB in float32
+MAX_EVAL_LOGITS = 2**26  # in one batch of an evaluation: 256 MiB in float32; a batch has at least one window
 
 
 def main() -> None:
@@ -214,7 +214,8 @@ def compute_gradients(run: Run, network: nn.Module) -> float:
     # batch: each process has its own windows
     starts = batch_starts(dataset, settings.batch_size, settings.seed, step, dist.rank, dist.size, settings.windows)
     inputs, targets = dataset.batch(starts)  # (B, T) both
-    torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)  # for dropout
+    # for dropout: every step of every process has its own seed, and that of another --seed is a million steps away
+    torch.manual_seed((settings.seed * 1_000_003 + step) * dist.size + dist.rank)
     network.train()
     total, parts, share = 0.0, settings.grad_accum, distill_share(step, settings)
     for part, (x, y) in enumerate(zip(inputs.chunk(parts), targets.chunk(parts), strict=True), start=1):

@@ -17,10 +17,10 @@ MAX_EPOCHS = 35.0  # times through the text, if neither the user nor the preset 
 # A text of fewer characters is soon memorised: `short` stops in time, and learns from softer targets.
 SHORT_TEXT = 500_000
 
-# Which preset learns most in the time of a run: up to so many TFLOP of matrix products that a CPU can compute in it.
-# A wider network learns more from each step, but makes fewer.
+# Which preset learns most: each up to this many TFLOP of matrix products that the CPU can compute in the time of the
+# run. A wider network learns more from each step, but makes fewer.
 MAX_TFLOP = {"tiny": 42, "mini": 200, "small": 1800, "best": math.inf}
-# Of a short text: up to so many TFLOP for each of its characters. Soft targets help who can read it several times.
+# The same for a short text, per character. Soft targets help if there is time to read it several times.
 MAX_TFLOP_PER_CHARACTER = {"tiny": 60e-6, "brief": 120e-6, "short": math.inf}
 
 # What each preset changes of the defaults below; `plain` is the defaults: for a network of your own.
@@ -205,7 +205,7 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         check_together(settings)
         needed = {"tune": settings.init_from, "lora": settings.lora_rank}  # by the presets that fine-tune
         if not needed.get(settings.preset, True):
-            raise UserError(f"--preset {settings.preset} fine-tunes: it needs --init-from, and lora --lora-rank too")
+            raise UserError(f"--preset {settings.preset} fine-tunes: it needs --init-from, and lora also --lora-rank")
     return settings, set(given)
 
 

@@ -120,7 +120,7 @@ class CausalSelfAttention(nn.MultiheadAttention):
         It compares 64 tokens when a model is made or loaded, without dropout: if yours differs only elsewhere, set
         fused = False.
         """
-        qkv, mask = torch.arange(192.0 * self.embed_dim).sin().view(3, 1, self.num_heads, 64, -1), causal_mask(64)
+        qkv, mask = torch.arange(3.0 * 64 * self.embed_dim).sin().view(3, 1, self.num_heads, 64, -1), causal_mask(64)
         self.fused = self.weigh(*qkv, mask).allclose(F.scaled_dot_product_attention(*qkv, mask), 0, 1e-5)
 
     def weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
@@ -221,8 +221,8 @@ class TinyGPT(nn.Module):
             raise ValueError(f'init must be "normal", "sinusoid" or None, not {init!r}')
 
     def tie(self) -> None:
-        """Let the head use the token embedding's weights, if the config says so, and attention compare its kernel;
-        needed again after `load_state_dict(…, assign=True)`, which puts a new parameter in each place."""
+        """Share the token embedding's weights with the head, if the config says so, and let attention check its kernel.
+        Call it again after `load_state_dict(…, assign=True)`, which puts a new parameter in each place."""
         if self.config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
         for block in self.blocks if not self.head.weight.is_meta else []:  # on "meta" there are only shapes

@@ -25,10 +25,8 @@ MEASURED = Path(ROOT, "docs", "measured")
 
 def machine() -> str:
     """This machine in one line, for the head of a table."""
-    return (
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()} {platform.system()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {describe_device(torch.device('cpu'))}"
-    )
+    system = f"{platform.machine()} {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{time.strftime('%Y-%m-%d')}, {system}, {describe_device(torch.device('cpu'))}"
 
 
 def processor() -> str:

@@ -35,9 +35,11 @@ NO_TEXT |= {b"%PDF": "pdftotext {} {new}"}
 def encoding_of(path: Path) -> str:
     """The encoding of a text file: UTF-16 or UTF-32 if it begins with the mark of one, else UTF-8.
 
-    Raises UserError, with the command that makes text of it, if it is an archive or a document; OSError if it cannot be
-    read.
+    Raises UserError if there is no such file, or, with the command that makes text of it, if it is an archive or a
+    document; OSError if it cannot be read.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check its name and folder")
     with open(path, "rb") as file:
         head = file.read(4)
     for signature, command in NO_TEXT.items():
@@ -59,7 +61,7 @@ def read_blocks(source: Path | str) -> Iterator[str]:
 
     A file's byte order mark is dropped, CRLF and CR become LF. Raises UserError that names the file and the byte if
     it is neither UTF-8 nor UTF-16 with its mark, or if it looks like UTF-16 without it: every second byte is NUL where
-    such a text is ASCII. Raises OSError if it cannot be read.
+    such a text is ASCII; or if there is no such file. Raises OSError if it cannot be read.
     """
     if isinstance(source, str):
         yield from (source[i : i + BLOCK] for i in range(0, len(source), BLOCK))

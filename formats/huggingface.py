@@ -145,8 +145,9 @@ def tokenizer_config_json(config: TinyGPTConfig, tokenizer: Tokenizer) -> dict:
     """
     unknown, padding = (tokenizer.bos, NO_TEXT) if isinstance(tokenizer, BPETokenizer) else (UNK, UNK)
     tokens = {"bos_token": tokenizer.bos, "eos_token": tokenizer.bos, "unk_token": unknown, "pad_token": padding}
-    tokens["padding_side"] = "left"  # what is written goes on from the right end
-    options = {"model_max_length": config.max_seq, "clean_up_tokenization_spaces": False, "split_special_tokens": True}
+    # What is written goes on from the right end. Version 4 would add token types, and their embeddings, if not told.
+    options = {"padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
+    options |= {"model_max_length": config.max_seq, "clean_up_tokenization_spaces": False, "split_special_tokens": True}
     return {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **options}
 
 

@@ -111,6 +111,8 @@ def test_explain_shows_the_filters_at_work(sample, text_of):
         (["--checkpoint", "."], [". is a folder", ".pth"]),
         (["--prompt-file", "empty.txt"], ["no text"]),
         (["--prompt-file", "latin.txt"], ["UTF-8"]),
+        (["--prompt-file", "none.txt"], ["none.txt: no such file; check"]),
+        (["--score", "none.txt"], ["none.txt: no such file; check"]),
     ],
 )
 def test_mistakes_are_named(text_of, tmp_path, arguments, words):
