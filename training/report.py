@@ -1,9 +1,9 @@
 """What a training run tells its user, and its metrics file."""
 
-import itertools
 import json
 import math
 import sys
+from argparse import Namespace
 
 from tqdm import tqdm
 
@@ -11,8 +11,8 @@ from corpora.documents import NAMES
 from corpora.texts import TENTH_PIECE, odd_tenth
 from formats.adapter import adapter_weights
 from formats.growth import get_rows, own_rows
-from recipe import lr_factor
-from support.command import Interrupted, one_line, typed, visible
+from recipe import lr_factor, preset_settings
+from support.command import Interrupted, flag_of, one_line, typed, visible
 from support.device import describe_device, wants_compile
 from support.durable import append_line
 from tokenizer import CharTokenizer
@@ -23,6 +23,7 @@ from training.story import append_frame, story_frame
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
 MIN_STALE = 3
 MAX_DIFFERENCE = 0.4  # nats per token, of the last tenth of a text from another
+LENGTH = {"preset", "steps", "minutes", "epochs", "stop_at", "resume"}  # of a run, which an advice decides
 # Why a preset was chosen.
 REASONS = {"tiny": "so little time", "brief": "a short text in little time", "short": "a short text"}
 REASONS |= {"plain": "a network of your own", "tune": "fine-tuning", "lora": "adapters"}
@@ -156,7 +157,7 @@ def finish(run: Run, signum: int) -> None:
     seconds = f"{state.train_seconds:.0f} s of training"
     skipped = f", {counted(state.skipped, 'step')} skipped: gradient too large" if state.skipped else ""
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}{skipped}")
-    if state.stale >= MIN_STALE or patience_is_over:
+    if state.best_step and (state.stale >= MIN_STALE or patience_is_over):
         print(f"{counted(state.stale, 'evaluation')} without a new best: the model may overfit{advice_against(run)}")
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {sample_command(run)}{prompt}")
@@ -166,15 +167,20 @@ def finish(run: Run, signum: int) -> None:
 
 
 def advice_against(run: Run) -> str:
-    """What to do about overfitting: the command once more, with the steps of the best model; without soft targets
-    so far, with them and twice the steps, because they delay overfitting. No command if it cannot be typed so."""
-    settings = run.settings
-    if settings.resume or not run.state.best_step:
-        return "; more text is the best remedy"
-    pairs = itertools.pairwise(["", *sys.argv[1:]])
-    replaced = {"--minutes", "--preset", "--steps"}
-    words = [word for before, word in pairs if not replaced & {before, word.partition("=")[0]}]
+    """What to do about overfitting: a command for this run once more, with the steps of the best model; without soft
+    targets so far, with them and twice the steps, because they delay overfitting."""
+    settings, state = run.settings, run.state
     soft = [] if settings.distill else ["--ema-decay", "0.98", "--distill", "0.7"]
-    steps = min(run.state.best_step * (2 if soft else 1), run.state.step)
-    command = typed(["python", "main.py", *words, "--preset", settings.preset, "--steps", str(steps), *soft])
-    return f"; more text is the best remedy, or {'soft targets' if soft else 'fewer steps'}: {command}"
+    steps = str(min(state.best_step * (2 if soft else 1), state.step))
+    command = ["python", "main.py", "--preset", settings.preset, "--steps", steps, *flags_of(settings), *soft]
+    return f"; more text is the best remedy, or {'soft targets' if soft else 'fewer steps'}: {typed(command)}"
+
+
+def flags_of(settings: Namespace) -> list[str]:
+    """The flags that change a preset into these settings, without those of its length."""
+    usual, words = vars(preset_settings(settings.preset)), []
+    for name, value in vars(settings).items():
+        if name not in LENGTH and value not in (None, usual[name]):
+            words.append(flag_of(name if value is not False else f"no_{name}"))
+            words += [] if isinstance(value, bool) else value if isinstance(value, list) else [str(value)]
+    return words

@@ -73,6 +73,7 @@ def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_
     assert text_of(corpus.train) == text_of(again.train) and corpus.sha256 == again.sha256
     assert capsys.readouterr().err == f"{path}: documents: 3,000\n" * 2
     assert corpus.sha256 != load_corpus(str(path), documents="=a").sha256
+    assert "documents: " in (said := capsys.readouterr().err) and said.endswith(" (each ends wherever it holds a)\n")
     assert sorted(text_of(corpus.train) + text_of(corpus.val)) == sorted("".join(names))
     assert (len(corpus.train), corpus.train.count_bytes(), len(corpus.val)) == (16_200, 16_200, 1_800)
 
@@ -88,13 +89,11 @@ def test_every_document_begins_with_bos_for_both_tokenizers(tmp_path):
     paths = [written(tmp_path / f"{i}.txt", f"cat {i}\ncat mat\ncat") for i in range(3)]
     corpus = load_corpus(list(map(str, paths)), documents="lines")
     trained = BPETokenizer.train(["cat mat " * 9], 262)
-    tokenizers = [make_tokenizer("char", corpus), bpe_from_json(bpe_to_json(trained), BOS)]
-    for tokenizer in tokenizers:
+    for tokenizer in (make_tokenizer("char", corpus), bpe_from_json(bpe_to_json(trained), BOS)):
         ids = encode_split(tokenizer, corpus.train, tmp_path)
-        expected = []
-        for span in corpus.train.spans:
-            expected += [tokenizer.bos_id, *tokenizer.encode(span.source[: span.stop])]
-        assert ids.tolist() == expected
+        spans = corpus.train.spans
+        expected = [[tokenizer.bos_id, *tokenizer.encode(span.source[: span.stop])] for span in spans]
+        assert ids.tolist() == sum(expected, [])
         assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.start_id  # where the next one begins, a text ends
 
 
