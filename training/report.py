@@ -60,8 +60,8 @@ def announce(run: Run, given: set[str]) -> None:
         rows = get_rows(run.model, own_rows(run.tokenizer, run.state.new_characters))
         trained = sum(tensor.numel() for tensor in (adapter_weights(run.model) | rows).values())
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
-    one_text = not run.corpus.train.separated and run.corpus.name not in NAMES
-    if run.dist.first and not run.state.step and one_text and len(run.train_set.tokens) > 100 * TENTH_PIECE:
+    one_text = not (run.corpus.train.separated or run.corpus.name in NAMES) and run.dist.first and not run.state.step
+    if one_text and len(run.train_set.tokens) > max(10 * TENTH_PIECE, 100 * run.tokenizer.vocab_size):
         warn_of_odd_tenth(run)
     if run.saved_in:
         print(f"resuming at step {run.state.step}")
