@@ -107,9 +107,10 @@ function drawCursor() {
   const chip = strip.children[position], nats = book.surprises[index + 1];
   chip.classList.add("chosen");
   strip.scrollLeft = chip.offsetLeft - strip.clientWidth / 2;
+  const last = ids[position] === book.tokenizer.endId ? ", the end of the text" : ", the last one";
   const known = nats === undefined ? "" : ` (probability ${percent(Math.exp(-nats))})`;
   byId("cursor").replaceChildren(tokenCode(ids[position], "chosen"), ` token ${index + 1}`,
-    ...(after === undefined ? [", the last one"] : [", then ", nextToken(after), known]),
+    ...(after === undefined ? [last] : [", then ", nextToken(after), known]),
     ` · the model reads tokens ${start + 1} to ${index + 1} of ${text.length}`);
   const values = { valuemin: start + 1, valuemax: start + ids.length, valuenow: index + 1,
     valuetext: byId("cursor").textContent };
@@ -140,7 +141,7 @@ function markChapter(id) {
 /** What does not fit on one screen stands behind tabs: on a narrow screen, an element with data-narrow="A, B" is shown
  * while tab A or tab B is open; on a wide one, data-wide says it. part.openTab() opens the first tab (if both, A). */
 function setUpTabs(chapter, kind) {
-  chapter.querySelector(".see").dataset.narrow = "What to see";
+  chapter.querySelector(".see").dataset.narrow ??= "What to see"; // or below tabs that leave room
   const parts = Array.from(chapter.querySelectorAll(`[data-${kind}]`), (one) => [one, one.dataset[kind].split(", ")]);
   const box = html("div", { class: `tabs for-${kind}`, role: "group", "aria-label": "Parts of this chapter" });
   const open = (name) => {

@@ -5,7 +5,7 @@ book.chapters.push({
 
   setup() {
     this.grid = new HeadGrid(byId("switches"), (index) => {
-      if (!this.off.delete(index)) this.off.add(index);
+      if (!this.off.delete(index)) this.off = new Set([...this.off, index].sort((a, b) => a - b));
       this.token();
     });
     byId("all-on").addEventListener("click", () => {
@@ -55,26 +55,26 @@ book.chapters.push({
 
   async rank() {
     const { ids } = book, heads = this.grid.cells.length;
-    const say = (text) => { byId("rank-state").textContent = text; };
-    if (ids.length < 2) return say("A loss needs two tokens.");
-    const ranks = await book.ask("rankHeads", {}, (done) => ids === book.ids && say(`${done} of ${heads}`));
+    const report = (text) => { byId("rank-state").textContent = text; };
+    if (ids.length < 2) return report("A loss needs two tokens.");
+    const ranks = await book.ask("rankHeads", {}, (done) => ids === book.ids && report(`${done} of ${heads}`));
     if (ids !== book.ids) return; // they are of another window
     for (const { layer, head, change } of ranks) this.ranks.set(layer * book.config.num_heads + head, signed(change));
     const name = ({ layer, head, change }) => `layer ${layer + 1}, head ${head + 1} (${signed(change)})`;
-    say(`Most needed: ${name(ranks[0])}; least: ${name(ranks[ranks.length - 1])}, in nats.`);
+    report(`Most needed: ${name(ranks[0])}; least: ${name(ranks[ranks.length - 1])}, in nats.`);
     return this.token();
   },
 
   /** The same prompt and random numbers with all heads and without some, side by side. */
   compare() {
-    const good = writing.checkSeed();
-    byId("compare-state").textContent = good ? "" : "The seed in chapter 2 must be a whole number, 0 or more.";
-    if (!book.given || !good) return;
+    const good = writing.checkSeed(), off = [...this.off];
+    byId("compare-state").textContent = !good ? "The seed in chapter 2 must be a whole number, 0 or more."
+      : off.length ? "" : "Switch a head off first.";
+    if (!book.given || !good || !off.length) return;
     const { seed, stride, maxNewTokens, ...sampling } = writing.options(), { text, given, first } = book;
-    const ids = text.slice(0, given), off = [...this.off], { num_heads: nh } = book.config;
+    const ids = text.slice(0, given);
     this.clearPair();
-    const names = off.map((index) => `${Math.floor(index / nh) + 1}.${(index % nh) + 1}`).join(", ") || "none";
-    byId("broken-title").textContent = `without (layer.head): ${names}`;
+    byId("broken-title").textContent = `without (layer.head): ${off.map(shortPlace).join(", ")}`;
     const write = (box, silent) => {
       const stream = book.tokenizer.stream();
       box.replaceChildren(...tinted(ids, [], stream, given));

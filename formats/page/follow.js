@@ -36,7 +36,7 @@ const following = {
 
   window() {
     byId("follow-pick").replaceChildren(...book.reading.habits.map((_, index) => html("option", { value: index },
-      `${headPlace(index)} · ${headHabitText(index)}`)));
+      `Head ${shortPlace(index)} · ${headHabitText(index)}`)));
   },
 
   async token() {

@@ -44,6 +44,7 @@ const guessing = {
     Object.assign(this, { ids: ids.slice(start, start + length), you: [], theirs: [] });
     Object.assign(this, { at: this.ids.length - ROUND, stream: book.tokenizer.stream() });
     this.counts = new Float64Array(V).fill(0.5);
+    byId("guess-input").value = "";
     for (const id of ids) this.counts[id]++;
     const unit = book.tokenizer.bytes ? "token" : "letter", tooShort = this.ids.length < MIN_IDS;
     byId("guess-form").querySelector("button.main").disabled = tooShort;

@@ -7,6 +7,8 @@ function headPlace(index) {
   return `Layer ${Math.floor(index / heads) + 1}, head ${(index % heads) + 1}`;
 }
 
+const shortPlace = (index) => headPlace(index).match(/\d+/g).join("."); // layer.head
+
 function headHabitText(index) {
   const { name, share } = book.reading.habits[index];
   return name ? `${name}: ${percent(share)}` : "no single habit";

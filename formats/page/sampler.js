@@ -78,21 +78,14 @@ class Mersenne {
       const last = this.state[i - 1];
       this.state[i] = Math.imul(1812433253, last ^ (last >>> 30)) + i;
     }
-    this.index = 624;
-  }
-
-  twist() {
-    const s = this.state;
-    for (let i = 0; i < 624; i++) {
-      const y = (s[i] & 0x80000000) | (s[(i + 1) % 624] & 0x7fffffff);
-      s[i] = s[(i + 397) % 624] ^ (y >>> 1) ^ (y & 1 ? 0x9908b0df : 0);
-    }
     this.index = 0;
   }
 
   next() {
-    if (this.index === 624) this.twist();
-    let y = this.state[this.index++];
+    const s = this.state, i = this.index, after = (i + 1) % 624, joined = (s[i] & 0x80000000) | (s[after] & 0x7fffffff);
+    s[i] = s[(i + 397) % 624] ^ (joined >>> 1) ^ (joined & 1 ? 0x9908b0df : 0);
+    this.index = after;
+    let y = s[i];
     y ^= y >>> 11;
     y ^= (y << 7) & 0x9d2c5680;
     y ^= (y << 15) & 0xefc60000;

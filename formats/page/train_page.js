@@ -22,7 +22,6 @@ const training = {
   async train() {
     const text = byId("train-paste").value || (page.model.excerpt?.text ?? "");
     Object.assign(this, { reports: [], began: performance.now(), tokenizer: makeTokenizer(alphabetOf(text)) });
-    byId("train-status").textContent = "Training begins.";
     byId("train-go").textContent = "Stop";
     byId("train-use").disabled = true;
     this.run = startTraining({ text }, (report) => this.report(report));
@@ -59,6 +58,7 @@ const training = {
     writing.stop();
     await book.useModel(model);
     byId("own-back").hidden = !book.trained;
+    byId("train-status").textContent = `The book now shows ${book.trained ? "your" : "its own"} network.`;
     if (!book.trained) byId("strip").focus(); // the button that was pressed is gone
     await writing.start();
   },

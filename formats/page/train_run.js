@@ -122,8 +122,8 @@ async function trainNetwork({ text, steps, seed }, send, stopped) {
   const { step, val_loss } = story[story.length - 1], train_seconds = (performance.now() - began) / 1000;
   const recipe = { steps, batch_size: BATCH, windows: "random", optimizer: "adamw", lr: RATE, weight_decay: DECAY,
     warmup: WARMUP, schedule: "linear, to a tenth", init: "normal", dtype: "float32" };
-  const origin = { corpus: `a text of ${ids.length} characters`, step, val_loss, train_seconds, seed,
-    bigram_held_out: bigram, recipe };
+  const corpus = `a text of ${ids.length.toLocaleString("en")} characters`;
+  const origin = { corpus, step, val_loss, train_seconds, seed, bigram_held_out: bigram, recipe };
   const excerpt = { text: tokenizer.decode(held), source: "the held-out end of the training text", unseen: true };
   const [, prompt] = /\s(\S{1,20})/u.exec(excerpt.text) ?? ["", ""]; // a word
   return { losses, model: { ...network, excerpt, prompt, origin, story, curves: story.slice(1), parameters: all.length,

@@ -144,14 +144,12 @@ class ModelServer {
   }
 }
 
-const gap = new MessageChannel();
-gap.port1.start();
-
 /** Resolve once messages that have arrived were handled. (setTimeout would wait at least 4 ms.) */
 function letMessagesIn() {
+  const { port1, port2 } = new MessageChannel();
   return new Promise((resolve) => {
-    gap.port1.addEventListener("message", resolve, { once: true });
-    gap.port2.postMessage(null);
+    port1.onmessage = resolve;
+    port2.postMessage(null);
   });
 }
 

@@ -27,9 +27,11 @@ const writing = {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && this.checkSeed()) this.start();
     });
     byId("dice").addEventListener("click", () => this.restore(new Map([["seed", Math.floor(Math.random() * 1e9)]])));
-    byId("seed").addEventListener("input", () => this.checkSeed());
-    byId("prompt").addEventListener("input", ({ target: { value } }) => {
-      byId("prompt-note").textContent = unknownText(value);
+    document.addEventListener("input", ({ target: { form, id, value } }) => {
+      if (form?.id !== "controls") return;
+      if (id === "seed") this.checkSeed();
+      if (id === "prompt") byId("prompt-note").textContent = unknownText(value);
+      if (this.job === undefined) byId("status").textContent = "Prompt or settings have changed: press Write.";
     });
     const swatches = [0, 1, 2, 3, 4, 5].map((level) => html("span", { class: `swatch s${level}` }, "\u00a0"));
     byId("legend").append(" ", ...swatches, " surprising");
@@ -53,7 +55,7 @@ const writing = {
     byId("more").replaceChildren(...sliders.slice(2));
     this.restore(moved);
     if (!book.trained || unknownText(prompt.value)) prompt.value = book.model.prompt;
-    prompt.dispatchEvent(new Event("input"));
+    prompt.dispatchEvent(new Event("input", { bubbles: true }));
   },
 
   /** Whether the seed is one; if not, it is shown and said. */
@@ -89,7 +91,7 @@ const writing = {
     for (const field of byId("controls").elements) {
       if (!field.name || !state.has(field.name)) continue;
       field.value = state.get(field.name);
-      field.dispatchEvent(new Event("input"));
+      field.dispatchEvent(new Event("input", { bubbles: true }));
     }
   },
 
@@ -220,7 +222,7 @@ const writing = {
     const [onLine, onTable] = [line, why].map((part) => part.contains(activeElement)); // focus stays where it was
     const back = html("button", { type: "button", class: "small", "data-index": index - 1 }, "One token back");
     const token = () => tokenCode(text[index], "chosen");
-    const next = after === undefined ? [" the text ends. "] : [" came ", tokenCode(after), ". "];
+    const next = after === undefined ? [" the text ends here. "] : [" came ", tokenCode(after), ". "];
     const own = nats === undefined ? [] : ["The probability of ", token(), ` was ${percent(Math.exp(-nats))}: `,
       `${fixed(nats)} nats. `, back];
     line.replaceChildren("After ", token(), ...next, ...own);

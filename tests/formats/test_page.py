@@ -371,9 +371,10 @@ def test_a_hostile_vocabulary_is_text_and_no_connection_is_allowed(open_page):
     """The prompt, the text, the tables and the maps are full of markup; `open_page` checks that nothing came of it."""
     loaded = checkpoint(HOSTILE + "\ufffd")
     corpus = "<img src=x onerror=alert(1)>"
-    loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1}}
+    loaded.origin = {"corpus": corpus, "bigram_entropy": 2.0, "floor": 1.0, "recipe": {"lr": 0.1, "init": "train"}}
     page = open_page(loaded, excerpt={"source": corpus, "text": HOSTILE * 20, "unseen": False})
     assert corpus in page.text_content("h1 + details")
+    assert "initial weights|train|" in "|".join(page.locator("#recipe :is(th, td)").all_text_contents()) + "|"
     for text in (HOSTILE, "\ufffd", "", "😀</script>"):
         assert page.evaluate("text => tinygpt.encode(text)", text) == loaded.tokenizer.encode(text)
         assert page.evaluate("text => tinygpt.decode(tinygpt.encode(text))", text) == text
@@ -458,6 +459,8 @@ def test_every_chapter_gives_one_token_one_probability(book):
 def test_heads_that_are_off_cost_what_pytorch_says(book):
     page, loaded = book
     page.evaluate("book.moveTo(19)")
+    page.click("#compare")
+    assert page.inner_text("#compare-state").startswith("Switch a head off") and page.text_content("#text-whole") == ""
     ids = page.evaluate("book.ids")
     assert page.locator("#next .bar1").count() == 0, "brown, though no head was off"
     page.locator("#switches button").nth(1).click()  # layer 1, head 2
@@ -545,6 +548,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page.evaluate("Object.assign(new Book(), {config: book.config, engine: book.engine}).moveTo(1)")  # no text yet
     page.fill("#temperature", "0.5")
     page.fill("#topK", "3")
+    assert page.inner_text("#status").endswith("press Write."), "it said Done, of a text with other settings"
     heads = page.locator("#why thead th").all_inner_texts()
     assert heads == ["Go on with", "the model says", "after temperature", "after top-k"]
     assert page.locator("#why tr:last-child td").all_inner_texts()[-1] == "3"
@@ -661,8 +665,8 @@ def test_the_address_brings_back_text_and_token(open_page):
     again.locator("#why .rival").first.click()  # and what is written after it, too
     again.evaluate("showChapter(2)")
     until(again, f"location.hash === '#follow' && {WRITTEN}")
-    again.evaluate("byId('compare').click(); history.go(-2)")  # nor do the two texts, which stay, reach the address
-    until(again, f"book.index === 150 && {WRITTEN}")
+    again.evaluate("document.querySelector('#switches button').click() ?? byId('compare').click() ?? history.go(-2)")
+    until(again, f"book.index === 150 && {WRITTEN}")  # nor do the two texts, which stay, reach the address
     again.locator("#text-whole span").first.click()
     until(again, "() => book.index === 0 && !location.hash.includes('&')")
 
@@ -742,7 +746,7 @@ TOO_TALL = """() => [...document.querySelectorAll('.chapter')].flatMap(chapter =
     const tabs = [...chapter.querySelectorAll('.tabs button')].filter(tab => tab.checkVisibility());
     return [chapter, ...tabs, tabs[0] ?? chapter].filter(one => {
         one.click();
-        return chapter.offsetHeight > innerHeight - document.querySelector('.top').offsetHeight + 1;
+        return chapter.scrollHeight > innerHeight - document.querySelector('.top').offsetHeight + 1;
     }).map(one => `${chapter.id}: ${one.textContent.trim().slice(0, 12)}`);
 })"""
 
@@ -774,6 +778,7 @@ USABLE = """[...document.querySelectorAll('a[href], button, input, select, texta
 def test_the_keyboard_alone_goes_through_all_chapters(open_page):
     """Tab stops at all that can be used, in sight and with a visible focus, and nothing holds it."""
     page, stops = open_page(checkpoint(), excerpt=EXCERPT), []
+    page.evaluate("document.querySelector('#switches button').click()")
     page.keyboard.press("Tab")
     while stop := page.evaluate(STOP):
         assert stop[1] == "solid" and len(stops) < 300, stop

@@ -27,7 +27,7 @@ def observe(pid: int, folder: Path) -> tuple[int, int, int] | None:
         return (pages * os.sysconf("SC_PAGE_SIZE"), opened, files) if pages else None
 
 
-def test_five_hundred_saves_in_flat_memory_and_flat_files(tmp_path, capsys):
+def test_five_hundred_saves_in_flat_memory_and_flat_files(tmp_path):
     folder, out = write_corpus(tmp_path), ["--out", OUT.best]
     child = Child(folder, "main.py", *SMALL_RUN, *out, "--steps", SAVES, "--eval-every", 1)
     seen = {}
@@ -46,5 +46,3 @@ def test_five_hundred_saves_in_flat_memory_and_flat_files(tmp_path, capsys):
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names == [f"tiny_decoder.{end}" for end in ENDINGS]
     assert [line["step"] for line in read_metrics(folder / OUT.metrics)] == list(range(1, SAVES + RESUMES + 1))
-    with capsys.disabled():
-        print(f"\nsoak: {min(memory) / 2**20:.1f} to {max(memory) / 2**20:.1f} MiB, {max(opened)} open files at most")
