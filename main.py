@@ -46,13 +46,13 @@ MAX_EVAL_LOGITS = 2**26  # in one batch of an evaluation: 256 MiB in float32; a 
 def main() -> None:
     """The command: build all that a run needs, then train."""
     settings, given = parse_flags(description=__doc__)
-    keep_freed_memory()  # faster: no page faults at every step
     # dist: the processes of torchrun, or this one alone. files: what the run writes, locked against other runs.
     with joined() as dist, open_files(settings.out, dist) as files:
         start = find_start(settings, given, files, dist)  # nothing, a model to fine-tune, or a saved run to resume
         run = build_run(start, files, dist)
         begin(run, start, given)  # restores what was saved, or keeps the files of an earlier run under another name
         announce(run, given)  # prints what was chosen
+        keep_freed_memory()  # from now on, which is faster: no page faults at every step
         network = dist.wrap(run.compiled(run.model))  # with several processes, their gradients are averaged
         # A signal is noted, so that the step can end; an error says what was saved, and in which process it was.
         with StopSignal(shielded=dist.size > 1) as stop, names_what_is_kept(run), dist.faults_named():

@@ -248,10 +248,9 @@ def check_together(settings: argparse.Namespace) -> None:
         raise UserError("--distill needs --ema-decay: the average of the weights is the teacher")
     if settings.lora_rank and not settings.init_from:
         raise UserError("--lora-rank needs --init-from: adapters change a model that is there")
-    if not settings.lora_rank:
-        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
-            if getattr(settings, name) != make_parser().get_default(name):
-                raise UserError(f"{flag_of(name)} needs --lora-rank")
+    for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+        if not settings.lora_rank and getattr(settings, name) != make_parser().get_default(name):
+            raise UserError(f"{flag_of(name)} needs --lora-rank")
 
 
 # --- The schedule ------------------------------------------------------------------------------------------------

@@ -104,7 +104,8 @@ def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
     cut = int(TRAIN_SHARE * total)
     if cut < 2 or total - cut < 2:
         raise UserError(f"{name} holds {total} characters in documents; that is too little to train on: give more text")
-    print(one_line(f"{name}: documents: {len(sizes):,}"), file=sys.stderr)
+    where = f" (each ends wherever it holds {documents[1:]})" if between == re.escape(documents[1:].encode()) else ""
+    print(one_line(f"{name}: documents: {len(sizes):,}{where}"), file=sys.stderr)
     at = int(np.searchsorted(ends, cut))  # the document in which the training part ends
     train = Documents(text, starts[: at + 1], lengths[: at + 1], keep=int(cut - ends[at] + sizes[at]))
     whole = train.keep == sizes[at]

@@ -81,6 +81,5 @@ def gutenberg_corpus(folder: Path) -> Corpus:
     for number, path in enumerate(books, start=1):
         size, digest = measure(path)
         digests.append(digest)
-        to_validate = (len(books) - number) % 10 == 0
-        (val if to_validate else train).append(TextSpan(path, 0, size))
+        (train if (len(books) - number) % 10 else val).append(TextSpan(path, 0, size))
     return assemble_corpus("gutenberg", train, val, digests)

@@ -62,8 +62,7 @@ def save_huggingface(folder: Path, loaded: Checkpoint, force: bool = False) -> N
     check_target(folder, {*contents, WEIGHTS}, force)
     weights = weights_with_biases(model)
     check_twin(loaded, weights, "transformers")
-    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()}
-    files = {name: text.encode() for name, text in texts.items()}
+    files = {name: json.dumps(text, indent=2, ensure_ascii=False).encode() + b"\n" for name, text in contents.items()}
     write_folder_atomically(folder, files | {WEIGHTS: save(gpt2_weights(weights), {"format": "pt"})})
 
 

@@ -91,8 +91,7 @@ def gelu(x, tanh):
 def attend(qkv, keys, values, padding, first, length, h):
     """Write the new keys and values of qkv (B, 3C) to slot `length` of keys and values (all rows, nh, S, hs), in the
     rows from `first` on; attend with the queries to the slots after each row's padding (B,), into h (B, C)."""
-    heads, size = keys.shape[1], keys.shape[3]
-    width = heads * size
+    heads, size, width = keys.shape[1], keys.shape[3], h.shape[1]
     factor = float32(1) / math.sqrt(float32(size))
     weights = np.empty(length + 1, np.float32)
     for b in range(h.shape[0]):
@@ -101,20 +100,22 @@ def attend(qkv, keys, values, padding, first, length, h):
             keys[first + b, head, length] = qkv[b, width + begin : width + begin + size]
             values[first + b, head, length] = qkv[b, 2 * width + begin : 2 * width + begin + size]
             h[b, begin : begin + size] = 0
+            # Views, so that slots count from 0: numba then knows that none is negative, and computes vectors of them.
+            row_keys, row_values = keys[first + b, head, padding[b] :], values[first + b, head, padding[b] :]
             maximum = float32(-np.inf)
-            for slot in range(padding[b], length + 1):
+            for slot in range(length + 1 - padding[b]):
                 score = float32(0)
                 for i in range(size):
-                    score += qkv[b, begin + i] * keys[first + b, head, slot, i]
+                    score += qkv[b, begin + i] * row_keys[slot, i]
                 weights[slot] = score * factor
                 maximum = max(maximum, weights[slot])
             total = float32(0)
-            for slot in range(padding[b], length + 1):
+            for slot in range(length + 1 - padding[b]):
                 weights[slot] = math.exp(weights[slot] - maximum)
                 total += weights[slot]
-            for slot in range(padding[b], length + 1):
+            for slot in range(length + 1 - padding[b]):
                 for i in range(size):
-                    h[b, begin + i] += weights[slot] / total * values[first + b, head, slot, i]
+                    h[b, begin + i] += weights[slot] / total * row_values[slot, i]
 
 
 @compiled

@@ -24,9 +24,8 @@ def refuse_unused(settings: Namespace, given: set[str]) -> None:
         unused, beside = ("optimizer", "muon_lr", "muon_momentum", "weight_decay"), "--lora-rank, which takes AdamW"
     elif settings.optimizer == "adamw":
         unused, beside = ("muon_lr", "muon_momentum"), "--optimizer adamw"
-    for name in unused:
-        if name in given:
-            raise UserError(f"{flag_of(name)} does nothing beside {beside}: leave it out")
+    for name in sorted(given.intersection(unused)):
+        raise UserError(f"{flag_of(name)} does nothing beside {beside}: leave it out")
 
 
 def saved_settings(saved: dict) -> Namespace:

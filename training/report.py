@@ -1,9 +1,9 @@
 """What a training run tells its user, and its metrics file."""
 
-import argparse
 import json
 import math
 import sys
+from argparse import Namespace
 
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from training.story import append_frame, story_frame
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
 MIN_STALE = 3
 MAX_DIFFERENCE = 0.4  # nats per token, of the last tenth of a text from another
-LENGTH = ("preset", "steps", "minutes", "epochs", "stop_at", "resume")  # of a run, and where it began
+LENGTH = {"preset", "steps", "minutes", "epochs", "stop_at", "resume"}  # of a run, which an advice decides
 # Why a preset was chosen.
 REASONS = {"tiny": "so little time", "brief": "a short text in little time", "short": "a short text"}
 REASONS |= {"plain": "a network of your own", "tune": "fine-tuning", "lora": "adapters"}
@@ -60,8 +60,8 @@ def announce(run: Run, given: set[str]) -> None:
         rows = get_rows(run.model, own_rows(run.tokenizer, run.state.new_characters))
         trained = sum(tensor.numel() for tensor in (adapter_weights(run.model) | rows).values())
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
-    one_text = not run.corpus.train.separated and run.corpus.name not in NAMES
-    if run.dist.first and not run.state.step and one_text and len(run.train_set.tokens) > 100 * TENTH_PIECE:
+    one_text = not (run.corpus.train.separated or run.corpus.name in NAMES) and run.dist.first and not run.state.step
+    if one_text and len(run.train_set.tokens) > max(10 * TENTH_PIECE, 100 * run.tokenizer.vocab_size):
         warn_of_odd_tenth(run)
     if run.saved_in:
         print(f"resuming at step {run.state.step}")
@@ -157,7 +157,7 @@ def finish(run: Run, signum: int) -> None:
     seconds = f"{state.train_seconds:.0f} s of training"
     skipped = f", {counted(state.skipped, 'step')} skipped: gradient too large" if state.skipped else ""
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}{skipped}")
-    if state.best_step and (state.stale >= MIN_STALE or patience_is_over):  # best_step 0: the base
+    if state.best_step and (state.stale >= MIN_STALE or patience_is_over):
         print(f"{counted(state.stale, 'evaluation')} without a new best: the model may overfit{advice_against(run)}")
     prompt = ' --prompt "ROMEO:"' if run.corpus.name == "tinyshakespeare" else ""
     print(f"sample from it with: {sample_command(run)}{prompt}")
@@ -167,23 +167,20 @@ def finish(run: Run, signum: int) -> None:
 
 
 def advice_against(run: Run) -> str:
-    """What to do about overfitting: the run once more, with the steps of the best model; without soft targets so far,
-    with them and twice the steps, because they delay overfitting."""
-    settings = run.settings
+    """What to do about overfitting: a command for this run once more, with the steps of the best model; without soft
+    targets so far, with them and twice the steps, because they delay overfitting."""
+    settings, state = run.settings, run.state
     soft = [] if settings.distill else ["--ema-decay", "0.98", "--distill", "0.7"]
-    steps = min(run.state.best_step * (2 if soft else 1), run.state.step)
-    command = ["python", "main.py", "--preset", settings.preset, *changed_flags(settings), "--steps", str(steps), *soft]
+    steps = str(min(state.best_step * (2 if soft else 1), state.step))
+    command = ["python", "main.py", "--preset", settings.preset, "--steps", steps, *flags_of(settings), *soft]
     return f"; more text is the best remedy, or {'soft targets' if soft else 'fewer steps'}: {typed(command)}"
 
 
-def changed_flags(settings: argparse.Namespace) -> list[str]:
-    """The flags in which the settings differ from their preset's, but for the length of the run."""
-    words, usual = [], vars(preset_settings(settings.preset))
+def flags_of(settings: Namespace) -> list[str]:
+    """The flags that change a preset into these settings, without those of its length."""
+    usual, words = vars(preset_settings(settings.preset)), []
     for name, value in vars(settings).items():
-        if name in LENGTH or value == usual[name]:
-            continue
-        if isinstance(value, bool):
-            words.append(flag_of(name if value else f"no_{name}"))
-        else:
-            words += [flag_of(name), *map(str, value if isinstance(value, list) else [value])]
+        if name not in LENGTH and value not in (None, usual[name]):
+            words.append(flag_of(name if value is not False else f"no_{name}"))
+            words += [] if isinstance(value, bool) else value if isinstance(value, list) else [str(value)]
     return words

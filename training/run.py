@@ -58,5 +58,5 @@ class Run:
 
     @cached_property
     def bigram_entropy(self) -> float:
-        """See `corpora.texts.bigram_entropy`: of the first 4 million training tokens."""
-        return bigram_entropy(self.train_set.tokens[: 2**22])
+        """See `corpora.texts.bigram_entropy`: of the first million training tokens."""
+        return bigram_entropy(self.train_set.tokens[: 2**20])

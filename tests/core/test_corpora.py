@@ -129,8 +129,7 @@ def test_a_folder_is_its_texts_shuffled_with_its_subfolders(tmp_path, capsys):
     assert "files: 4; skipped: n.md\n" in said and "skipped: .h.txt" not in said
     tokenizer = CharTokenizer.from_blocks(corpus.train.blocks(), start="<bos>")
     bos, a, b, c = tokenizer.bos_id, 2, 3, 4
-    train = [bos] + [c] * 5 + [bos] + [a] * 45 + [bos] + [b] * 40
-    assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == train
+    assert encode_split(tokenizer, corpus.train, tmp_path).tolist() == [bos, *[c] * 5, bos, *[a] * 45, bos, *[b] * 40]
     assert encode_split(tokenizer, corpus.val, tmp_path).tolist() == [b] * 10  # the rest of a document begins none
 
 

@@ -9,11 +9,11 @@ from corpora.documents import documents_in, separator
 from corpora.texts import encode_split, odd_tenth, read_blocks
 from corpora.tokenizer_files import bpe_from_json, bpe_to_json
 from data_setup import load_corpus
-from helpers import assert_one_error_line, text_of, written
+from helpers import assert_one_error_line, new_run, text_of, written
 from main import make_tokenizer
 from support.command import UserError
 from tokenizer import BOS, BPETokenizer, CharTokenizer
-from training.report import MAX_DIFFERENCE
+from training.report import MAX_DIFFERENCE, announce
 from training.story import sample_ids
 
 QUOTES = "one\ntwo\n%\nthree %\n\n%\n\nfour\n%\n"
@@ -73,6 +73,7 @@ def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_
     assert text_of(corpus.train) == text_of(again.train) and corpus.sha256 == again.sha256
     assert capsys.readouterr().err == f"{path}: documents: 3,000\n" * 2
     assert corpus.sha256 != load_corpus(str(path), documents="=a").sha256
+    assert "documents: " in (said := capsys.readouterr().err) and said.endswith(" (each ends wherever it holds a)\n")
     assert sorted(text_of(corpus.train) + text_of(corpus.val)) == sorted("".join(names))
     assert (len(corpus.train), corpus.train.count_bytes(), len(corpus.val)) == (16_200, 16_200, 1_800)
 
@@ -82,19 +83,19 @@ def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_
         return abs(last - other)
 
     assert distance(corpus) < 0.1 and MAX_DIFFERENCE < distance(load_corpus(str(path)))
+    announce(new_run("--data", path, "--steps", 1), set())  # below 20,000 tokens, nothing was said
+    assert "the last tenth of the text, which validates, is unlike the rest" in capsys.readouterr().err
 
 
 def test_every_document_begins_with_bos_for_both_tokenizers(tmp_path):
     paths = [written(tmp_path / f"{i}.txt", f"cat {i}\ncat mat\ncat") for i in range(3)]
     corpus = load_corpus(list(map(str, paths)), documents="lines")
     trained = BPETokenizer.train(["cat mat " * 9], 262)
-    tokenizers = [make_tokenizer("char", corpus), bpe_from_json(bpe_to_json(trained), BOS)]
-    for tokenizer in tokenizers:
+    for tokenizer in (make_tokenizer("char", corpus), bpe_from_json(bpe_to_json(trained), BOS)):
         ids = encode_split(tokenizer, corpus.train, tmp_path)
-        expected = []
-        for span in corpus.train.spans:
-            expected += [tokenizer.bos_id, *tokenizer.encode(span.source[: span.stop])]
-        assert ids.tolist() == expected
+        spans = corpus.train.spans
+        expected = [[tokenizer.bos_id, *tokenizer.encode(span.source[: span.stop])] for span in spans]
+        assert ids.tolist() == sum(expected, [])
         assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.start_id  # where the next one begins, a text ends
 
 
@@ -103,14 +104,13 @@ def test_train_and_sample_documents(output_of):
     written(Path("names.txt"), "anna\nbob\n" * 100)
     flags = ["--data", "names.txt", "--documents", "lines", "--preset", "tiny", "--max-seq", "16", "--out", "a.pth"]
     output_of("main.py", *flags, "--steps", "60", "--stop-at", "50")
-    output_of("main.py", "--resume", "--out", "a.pth")
-    sample = ("generate.py", "--checkpoint", "a.pth", "--seed", 1)
+    resume, sample = ("main.py", "--resume", "--out", "a.pth"), ("generate.py", "--checkpoint", "a.pth", "--seed", 1)
+    output_of(*resume)
     texts = output_of(*sample, "--num-samples", 4).split("\n")
     assert {text for text in texts if text and "---" not in text} == {"anna", "bob"}
     assert len(output_of(*sample, "--ignore-eos", "--max-new-tokens", 40).strip()) == 40
     assert ["documents", "lines"] in [line.split() for line in output_of("convert.py", "a.pth").splitlines()]
-    blank = ("main.py", "--resume", "--out", "a.pth", "--documents", "blank")
-    assert_one_error_line(output_of(*blank, code=2), "--documents blank")
+    assert_one_error_line(output_of(*resume, "--documents", "blank", code=2), "--documents blank")
     assert_one_error_line(output_of("main.py", "--documents", "lines", code=2), "give --data a path")
 
 
