@@ -28,8 +28,9 @@ IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
 
 
 # How files begin that hold text which has to be taken out first, and the command that does so.
-NO_TEXT = {b"\x1f\x8b": "gunzip -c {} > {new}", b"PK\3\4": "unzip {}, or of a .docx pandoc -t plain -o {new} {}"}
-NO_TEXT |= {b"%PDF": "pdftotext {} {new}"}
+NO_TEXT = {b"\x1f\x8b": "gunzip -c {} > {new}", b"PK\3\4": "unzip {}", b"%PDF": "pdftotext {} {new}"}
+ZIPPED = {".docx": "pandoc -t plain -o {new} {}"}  # endings of zips that are documents
+ZIPPED |= dict.fromkeys((".odt", ".epub"), ZIPPED[".docx"])
 
 
 def encoding_of(path: Path) -> str:
@@ -44,7 +45,7 @@ def encoding_of(path: Path) -> str:
         head = file.read(4)
     for signature, command in NO_TEXT.items():
         if head.startswith(signature):
-            raise UserError(f"{path} is not a text file; make one: {filled_in(command, path)}")
+            raise UserError(f"{path} is not a text file; make one: {filled_in(ZIPPED.get(path.suffix, command), path)}")
     if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         return "utf-32"
     return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"

@@ -6,7 +6,7 @@ from corpora.tokenizer_files import tokenizer_from_plain
 from formats import adapter
 from formats.checkpoint import ADAPTER, MODEL, Checkpoint, config_from_plain, read_checkpoint
 from support.command import user_errors
-from support.plain import is_plain
+from support.plain import check_fields, is_plain
 from tiny_decoder import TinyGPTConfig
 from tokenizer import Tokenizer
 
@@ -35,7 +35,9 @@ def describe_file(path: Path) -> dict[str, str]:
     with user_errors(f"{path} cannot be used: "):
         if header["kind"] == ADAPTER:
             lora = adapter.config_from_plain(header["config"])
+            check_fields(header, {"characters": str})
             known = {"adapter": f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"}
+            known["new characters"] = f"{len(header['characters']):,}"
         else:
             known = facts(config_from_plain(header["config"]), tokenizer_from_plain(header.get("tokenizer")))
     numbers = sum(tensor.numel() for name, tensor in tensors.items() if "/" not in name)

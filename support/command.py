@@ -160,6 +160,9 @@ class Parser(argparse.ArgumentParser):
         return {action.dest: action for action in self._actions if action.dest != "help"}
 
     def parse_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        for word in sys.argv[1:] if arguments is None else arguments:
+            if word.startswith("--") and word.endswith("=--"):  # which argparse would drop, and hand an empty list on
+                self.error(f"{word[:-3]}: must not be --")
         settings, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]

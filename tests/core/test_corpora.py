@@ -72,7 +72,7 @@ def test_utf_16_with_its_mark_is_read(tmp_path, monkeypatch, encoding, size):
     "head, command",
     [
         (gzip.compress(b"text"), "gunzip -c 'my text' > 'my text.utf8.txt'"),
-        (b"PK\3\4", "unzip 'my text', or of a .docx pandoc -t plain -o 'my text.utf8.txt' 'my text'"),
+        (b"PK\3\4", "make one: unzip 'my text'"),
         (b"%PDF-1.7\n", "pdftotext 'my text' 'my text.utf8.txt'"),
         ("naïve".encode("latin-1"), "if it is Latin-1: iconv -f latin1 -t utf-8 'my text' > 'my text.utf8.txt'"),
         (codecs.BOM_UTF16_LE + b"a\0b", "is not UTF-16-LE text: byte"),
@@ -82,6 +82,9 @@ def test_what_is_no_text_yet_gets_the_command_that_makes_it_one(head, command):
     written(Path("my text"), head)
     with pytest.raises(UserError, match=re.escape(command)):
         load_corpus("my text")
+    written(Path("my.docx"), b"PK\3\4")
+    with pytest.raises(UserError, match="make one: pandoc -t plain -o my.utf8.txt my.docx"):
+        load_corpus("my.docx")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

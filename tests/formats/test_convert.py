@@ -45,12 +45,13 @@ def test_training_states_and_adapters_are_described(tmp_path, output_of):
     (tmp_path / "my.txt").write_text("some text to learn, and a little more of it\n" * 20)
     flags = ("--data", "my.txt", "--device", "cpu", "--steps", "3")
     output_of("main.py", *flags, *SMALL_NETWORK, "--out", "base.pth")
+    (tmp_path / "my.txt").write_text("some text to learn, and a little more of it?\n" * 20)
     more = ("--init-from", "base.pth", "--lora-rank", "2", "--max-seq", "8", "--batch-size", "4", "--out", "lora.pth")
     output_of("main.py", *flags, *more)
     names = ("base.pth", "base.last.pth", "lora.pth")
     base, state, adapter = (facts(output_of("convert.py", name)) for name in names)
     assert state["kind"] == "training" and state["parameters"] == base["parameters"]
-    assert adapter["kind"] == "adapter" and "rank 2" in adapter["adapter"]
+    assert adapter["kind"] == "adapter" and "rank 2" in adapter["adapter"] and adapter["new characters"] == "1"
     assert int(adapter["parameters"].replace(",", "")) < int(base["parameters"].replace(",", ""))
     assert base["corpus"] == adapter["corpus"] == "my.txt", "without its folder"
 

@@ -38,18 +38,18 @@ def bad_values(action: argparse.Action) -> list[str]:
     """What a flag must refuse, by its type."""
     kind = getattr(action.type, "metavar", None)  # N for whole numbers, X for others, names for one of these
     if action.dest in ANY_TEXT or action.type is Path:
-        return []
+        return ["--"]
     if kind in HUGE:
         signs = ["0"] * (action.dest not in ZERO) + ["-1"] * (action.dest != "length_penalty")
-        return [*WORDS, *HUGE[kind], *signs]
-    return WORDS if kind or action.dest == "mirror" else [""]
+        return ["--", *WORDS, *HUGE[kind], *signs]
+    return ["--", *WORDS] if kind or action.dest == "mirror" else ["--", ""]
 
 
 FLAGS = {
     f"{command} {action.option_strings[0]}": (parser, action)
     for command, parser in PARSERS.items()
     for action in parser.flags.values()
-    if action.nargs != 0 and action.option_strings and bad_values(action)
+    if action.nargs != 0 and action.option_strings
 }
 
 
