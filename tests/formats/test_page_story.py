@@ -49,8 +49,6 @@ def write_story(frames: list) -> Path:
     return written(Path("b.story.jsonl"), "".join(json.dumps(frame) + "\n" for frame in frames)).with_name("b.pth")
 
 
-# --- The file --------------------------------------------------------------------------------------------------------
-
 ODD = {  # a field of a frame -> what it cannot be
     "step": [-1, 1.5, "1", 10**400, None],
     "val_loss": [math.nan, "3", [3], "", False],
@@ -115,8 +113,7 @@ def test_no_letter_leaves_with_a_model_by_accident(output_of, tmp_path):
     assert "Dear Anna" in page and str(tmp_path) not in page and "characters of letters.txt" in output
     assert "rounded" not in output
     assert "--excerpt" in output_of("convert.py", "a.pth", "b.pth", "--excerpt", "letters.txt", code=2)
-    written(tmp_path / "empty.txt", "")
-    assert "has no text" in output_of("convert.py", "a.pth", "a.html", "--excerpt", "empty.txt", code=2)
+    assert "has no text" in output_of("convert.py", "a.pth", "a.html", "--excerpt", written(Path("empty"), ""), code=2)
 
 
 def test_the_excerpt_is_of_the_validation_split_of_the_very_corpus():
@@ -126,9 +123,6 @@ def test_the_excerpt_is_of_the_validation_split_of_the_very_corpus():
     others = [{"corpus": "synthetic", "corpus_sha256": "x"}, {"corpus": "./synthetic", "corpus_sha256": corpus.sha256}]
     others += [{"corpus": "tinyshakespeare"}, {}]  # the first is not here, and not to be downloaded
     assert not any(map(excerpt_of_corpus, others))
-
-
-# --- In the browser ----------------------------------------------------------------------------------------------
 
 
 @marked
