@@ -43,8 +43,7 @@ class Book {
     const { config, tokenizer, weights } = model;
     this.begin([], 0, 0, 1, []); // nothing more is asked about the old text: the new network may not be able to read it
     await this.engine.ask("use", { config, tokenizer, weights });
-    Object.assign(this, { model, config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
-    Object.assign(this, { layer: 0, head: 0 });
+    Object.assign(this, { model, config, tokenizer: makeTokenizer(tokenizer), trained: !!weights, layer: 0, head: 0 });
     for (const chapter of this.chapters) chapter.model?.();
   }
 

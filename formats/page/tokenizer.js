@@ -7,8 +7,7 @@ class CharTokenizer {
   constructor(plain) {
     Object.assign(this, plain);
     this.tokens = [REPLACEMENT, "", ...plain.characters];
-    // Where no document has a line end, one ends a document: as in decode_documents of sampling/text_stream.py.
-    if (this.endId && !this.characters.includes("\n")) this.tokens[this.endId] = "\n";
+    if (this.endId && !this.characters.includes("\n")) this.tokens[this.endId] = "\n"; // it stands between documents
     this.idOf = new Map(this.tokens.map((character, id) => [character, id]));
     this.idOf.delete("");
   }

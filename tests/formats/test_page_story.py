@@ -217,6 +217,7 @@ def test_every_chapter_fits_a_phone_and_a_projector_with_each_of_its_tabs(open_p
     assert page.locator("#guess .text").bounding_box()["height"] > 120
     page.locator("#go").evaluate("e => { e.scrollIntoView({block: 'end'}); e.click(); }")
     assert page.locator("#text").evaluate(bottom) < 741
+    assert page.is_visible("#grid small") or layers > 4, "what heads do was not said"
     page.locator("#grid button").first.click()
     assert page.is_visible("#map") and page.is_hidden("#grid")  # its tab is open
     page.set_viewport_size({"width": 740, "height": 360})
@@ -244,8 +245,8 @@ def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_
     page = open_page(loaded, beside=write_story(story), excerpt={"text": text, "source": "a text", "unseen": True})
     page.locator("#switches button").first.click()
     page.click("#compare")
-    page.wait_for_selector("#text-broken span >> nth=150")
-    page.wait_for_selector("#text-whole span >> nth=150")
+    page.wait_for_selector(".beside:has(#text-whole :nth-child(150)) #text-broken :nth-child(150)")
+    assert len(set(page.evaluate("['text-whole', 'text-broken'].map(id => byId(id).offsetTop)"))) == 1, "stacked"
     before, pair = page.evaluate(SHOWN), page.inner_html("#break .beside")
     for box in ("text-broken", "text-whole", "guess-text", "story-sample", "story-text"):
         page.locator(f"#{box} span").nth(6).click()
