@@ -335,8 +335,7 @@ def test_bpe_is_that_of_the_library_and_a_text_ends_at_gpt2s_end_of_text(open_pa
     codes = [[ord(c) for c in text] for text in random_texts(300)]  # because half pairs do not travel as strings
     pairs = [text.encode("utf-16-le", "surrogatepass") for text in random_texts(300)]
     texts = [text.decode("utf-16-le", "surrogatepass") for text in pairs]
-    sources = [TEXT * 20, *(text.encode("utf-8", "replace").decode() for text in texts[:150])]
-    learned = BPETokenizer.train(sources, 600)
+    learned = BPETokenizer.train([TEXT * 20, *(text.encode("utf-8", "replace").decode() for text in texts[:150])], 600)
     tokenizer = BPETokenizer([END_OF_TEXT, *learned.tokens[1:]], learned.merges)
     loaded, end = checkpoint(tokenizer=tokenizer, max_seq=16, num_layers=1), tokenizer.eos_id
     loaded.model.head.weight.data[end] *= 4
@@ -717,6 +716,8 @@ def test_nothing_overflows_jumps_or_is_out_of_reach(open_page, width, screen):
     page = open_page(loaded, viewport={"width": width, "height": max(900, width * 9 // 16)}, excerpt=EXCERPT, **screen)
     assert page.evaluate(LOOK) == [screen == DARK, screen == FORCED, 2 if screen == ZOOM else 1]
     assert page.evaluate(LOST) == [] or screen != FORCED
+    page.focus("#switches button")  # it looked as if only pressed
+    assert screen != FORCED or page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "double"
     before = page.evaluate(TOPS)
     assert page.evaluate(OVERFLOW) <= 0
     page.evaluate("document.getElementById('go').click()")
