@@ -340,7 +340,7 @@ def test_bpe_is_that_of_the_library_and_a_text_ends_at_gpt2s_end_of_text(open_pa
     loaded, end = checkpoint(tokenizer=tokenizer, max_seq=16, num_layers=1), tokenizer.eos_id
     loaded.model.head.weight.data[end] *= 4
     page = open_page(loaded)
-    assert page.text_content("#text span") == "(start)", "it could not be seen"
+    assert page.text_content("#text span") == "(start)" and page.evaluate(CLIPPED) == [], "it could not be seen"
     encoded = page.evaluate("all => all.map(codes => tinygpt.encode(String.fromCodePoint(...codes)))", codes)
     assert encoded == [tokenizer.encode(text) for text in texts]
     every = [*encoded, *([i] for i in range(tokenizer.vocab_size))]
