@@ -175,7 +175,7 @@ function setUpSteps() {
   document.addEventListener("keydown", (event) => {
     const { key, altKey, ctrlKey, metaKey, defaultPrevented, target } = event, box = target.closest("[tabindex]");
     const by = { ArrowLeft: -1, ArrowRight: 1, ...(isProjected() && { PageUp: -1, PageDown: 1 }) }[key];
-    if (!by || altKey || ctrlKey || metaKey || defaultPrevented || target.closest("input, textarea, select")) return;
+    if (!by || altKey || ctrlKey || metaKey || defaultPrevented || target.value || target.matches("textarea")) return;
     if (box && box.scrollWidth > box.clientWidth) return; // there the keys scroll sideways
     event.preventDefault();
     const place = book.chapters.findIndex(({ id }) => id === book.current) + by; // one on, or one back

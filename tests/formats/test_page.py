@@ -561,8 +561,10 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     until(page, "() => book.position === 6 && byId('strip').getAttribute('aria-valuenow') === '7'")
     page.locator("#strip .chip").nth(9).click()
     until(page, "() => book.position === 9")
-    page.evaluate("showChapter(1)")
+    page.evaluate("showChapter(0)")
     page.keyboard.press("ArrowRight")  # a click on the strip leaves the arrow keys to the chapters
+    page.evaluate("byId('guess-input').focus({preventScroll: true})")
+    page.keyboard.press("ArrowRight")  # so does an empty field, as after a bet: the keys seemed dead
     assert page.evaluate("book.current") == page.evaluate("tinygpt.chapters[2]") == "follow"
     page.evaluate("document.getElementById('projector').click()")
     assert page.locator("section.chapter:visible").count() == 1
@@ -583,8 +585,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     assert page.evaluate("[book.start, ...book.here.logits]") == before and before[0] > 0
     assert page.evaluate("showToken(book.tokenizer, book.text[61])") == token and page.evaluate("book.index") == 60
     assert page.evaluate("document.activeElement.id") == "why"
-    page.focus("#why-line button")
-    page.keyboard.press("Enter")
+    page.locator("#why-line button").press("Enter")
     until(page, "() => book.index === 59 && document.activeElement.textContent === 'One token back'")
     page.evaluate("history.back()")
     until(page, "text => String(book.text) === String(text) && book.index === 60", text)

@@ -262,8 +262,7 @@ def test_a_token_of_any_text_is_chosen_and_back_brings_the_other_text_back(open_
     page.click("#heads .tabs >> text=Layers")
     page.locator("#lens .really").last.click()
     until(page, "() => book.index === 7")
-    page.focus("#guess .text")
-    page.keyboard.press("Enter")
+    page.locator("#guess .text").press("Enter")
     until(page, "() => book.index === byId('guess-text').childElementCount - 1 && location.hash.includes('prompt=')")
 
 
