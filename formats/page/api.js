@@ -99,7 +99,7 @@ function makeApi(book, engine) {
       const { prompt, maxNewTokens, seed, stride, off, ...sampling } = checked(options, changes);
       const ids = startIds(book.tokenizer, prompt);
       const made = await engine.ask("generate", { ids, maxNewTokens, seed, stride, off, sampling }, onTokens);
-      return prompt + book.tokenizer.decode(made);
+      return prompt + book.tokenizer.decode(made.filter((id) => id !== book.tokenizer.endId));
     },
   };
 }

@@ -43,8 +43,7 @@ class Book {
     const { config, tokenizer, weights } = model;
     this.begin([], 0, 0, 1, []); // nothing more is asked about the old text: the new network may not be able to read it
     await this.engine.ask("use", { config, tokenizer, weights });
-    Object.assign(this, { model, config, tokenizer: makeTokenizer(tokenizer), trained: Boolean(weights) });
-    Object.assign(this, { layer: 0, head: 0 });
+    Object.assign(this, { model, config, tokenizer: makeTokenizer(tokenizer), trained: !!weights, layer: 0, head: 0 });
     for (const chapter of this.chapters) chapter.model?.();
   }
 
@@ -176,7 +175,7 @@ function setUpSteps() {
   document.addEventListener("keydown", (event) => {
     const { key, altKey, ctrlKey, metaKey, defaultPrevented, target } = event, box = target.closest("[tabindex]");
     const by = { ArrowLeft: -1, ArrowRight: 1, ...(isProjected() && { PageUp: -1, PageDown: 1 }) }[key];
-    if (!by || altKey || ctrlKey || metaKey || defaultPrevented || target.closest("input, textarea, select")) return;
+    if (!by || altKey || ctrlKey || metaKey || defaultPrevented || target.value || target.matches("textarea")) return;
     if (box && box.scrollWidth > box.clientWidth) return; // there the keys scroll sideways
     event.preventDefault();
     const place = book.chapters.findIndex(({ id }) => id === book.current) + by; // one on, or one back

@@ -73,7 +73,8 @@ function surpriseClass(nats) {
 /** A text in the tints of its surprises, as far as they are known: an element for each token. given: see Book.begin. */
 function tinted(ids, surprises, stream = book.tokenizer.stream(), given = 0) {
   return ids.map((token, i) => {
-    const text = escapeInvisible(stream(token)), line = text.includes("\n") ? "line" : "";
+    const special = book.tokenizer.specialIds.includes(token) ? showToken(book.tokenizer, token) : "";
+    const text = escapeInvisible(stream(token)) || special, line = text.includes("\n") ? "line" : "";
     const kind = `${surpriseClass(surprises[i])} ${line} ${i < given ? "given" : ""}`;
     return Object.assign(html("span", { class: kind }, text), { token });
   });

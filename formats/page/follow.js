@@ -76,7 +76,7 @@ const following = {
       looks(["key", "score"], (j) => [vectorBars(f.keys[j]), fixed(f.scores[j])]),
       `scores = q kᵀ / √${hs} + mask`, "attention.weigh"],
       ["Softmax: where to look", "e to the power of each score, divided by the sum of all: shares that add up "
-        + "to 100%. A stronger line under the strip's token is a larger share. The mask hides later tokens.",
+        + "to 100%. Here are the largest; all are lines under the strip's tokens. The mask hides later tokens.",
       looks(["share"], (j) => [bar(f.weights[j])]), "weights = softmax(scores)", "attention.weigh"],
       ["Fetch: the values", "Every token also made a value: what do I hand over? Each value, times its share, is added "
         + "up. Only here does a token learn of others.",

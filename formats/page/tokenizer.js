@@ -7,6 +7,7 @@ class CharTokenizer {
   constructor(plain) {
     Object.assign(this, plain);
     this.tokens = [REPLACEMENT, "", ...plain.characters];
+    if (this.endId && !this.characters.includes("\n")) this.tokens[this.endId] = "\n"; // it stands between documents
     this.idOf = new Map(this.tokens.map((character, id) => [character, id]));
     this.idOf.delete("");
   }
