@@ -84,7 +84,7 @@ const guessing = {
     const losses = [...(rounds ? [["you", you], ["the model", model]] : []),
       ...(typeof val === "number" ? [["the model overall", val]] : []), ["blind guessing", blind]];
     byId("guess-score").replaceChildren(html("p", {}, `${rounds} of ${ROUND} bets. Mean surprise in nats:`),
-      ...losses.map(([name, nats]) => barRow(name, bar(Math.min(1, nats / blind), nats.toFixed(2)))));
+      ...losses.map(([name, nats]) => barRow(name, bar(nats / Math.max(blind, you || 0), nats.toFixed(2)))));
     if (rounds === ROUND) byId("guess-result").append(you < model ? "You beat the model!" : "The model beat you.");
   },
 };

@@ -1,6 +1,7 @@
 /* From logits to tokens: the filters and the random numbers of sampler.py, in the same order and precision. */
 
-/** How the next token is chosen; these values switch everything off. */
+/** How the next token is chosen; these values switch everything off. The filters below make logits (V) of logits (V),
+ * in float32; -Infinity is "rejected". */
 const NO_FILTERS = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 };
 
 /** Probabilities of logits, in double precision. */
@@ -16,8 +17,6 @@ const argmax = (values) => values.reduce((best, value, i) => (value > values[bes
 function descending(logits) {
   return Uint32Array.from(logits.keys()).sort((a, b) => (logits[b] - logits[a]) || a - b);
 }
-
-// The filters: logits (V) -> logits (V), in float32; -Infinity is "rejected".
 
 /** Make the tokens of the Set `seen` less likely: CTRL (Keskar et al. 2019), section 4.1. */
 function penalizeRepetition(logits, seen, penalty) {
