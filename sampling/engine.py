@@ -15,7 +15,7 @@ MIN_TOKENS = 1_000  # per row, from which on the loops save more than the half s
 
 # The loops compute one row after the other, PyTorch a batch at once: up to so many rows x width the loops are faster
 # (docs/decoding.md). Reading int8 pays for few rows only.
-MAX_NUMBERS, MAX_INT8_ROWS = 12_288, 8
+MAX_NUMBERS, MAX_INT8_ROWS = 24_576, 8
 
 
 def pick_engine(engine: str, weights: str, model: TinyGPT, tokens: int, rows: int) -> tuple[Callable | None, Callable]:

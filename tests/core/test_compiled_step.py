@@ -165,8 +165,8 @@ def test_probabilities_are_float64(offset):
     [
         ("auto", "float32", 1_000, 1, True),
         ("auto", "float32", 500, 1, False),  # a short text does not wait
-        ("auto", "float32", 10**6, 12_288 // 8, True),
-        ("auto", "float32", 10**6, 12_288 // 8 + 1, False),  # so many texts PyTorch computes faster
+        ("auto", "float32", 10**6, 24_576 // 8, True),
+        ("auto", "float32", 10**6, 24_576 // 8 + 1, False),  # so many texts PyTorch computes faster
         ("auto", "int8", 5, 8, True),
         ("compiled", "float32", 5, 1, True),
         ("torch", "float32", 10**6, 1, False),
