@@ -63,7 +63,8 @@ def measure(name: str, key: dict, flags: list, look: Callable[[Path], dict] = la
     new = ["--device", "cpu", "--seed", key["seed"], "--data", "tinyshakespeare", *flags]
     resumed = RunPaths(out).last.exists()
     command = [sys.executable, "main.py", "--out", out, *(["--resume"] if resumed else new)]
-    if not (resumed and has_ended(RunPaths(out).last)):
+    saved = read_checkpoint(RunPaths(out).last, TRAINING)[0] if resumed else {}
+    if not resumed or saved["training"]["step"] < saved["settings"]["steps"]:  # else it only has to be noted
         subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, cwd=ROOT, check=True)
     lines = [json.loads(line) for line in RunPaths(out).metrics.read_text(encoding="utf-8").splitlines()]
     seconds = time.perf_counter() - started
@@ -87,12 +88,6 @@ def measure(name: str, key: dict, flags: list, look: Callable[[Path], dict] = la
     for path in RunPaths(out).all:
         path.unlink(missing_ok=True)
     return run
-
-
-def has_ended(state: Path) -> bool:
-    """Whether the run with this training state has made all of its steps."""
-    header, _ = read_checkpoint(state, TRAINING)
-    return header["training"]["step"] == header["settings"]["steps"]
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

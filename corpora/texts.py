@@ -29,8 +29,7 @@ IN_MEMORY = 2**24  # a split of more characters than this is encoded into a file
 
 # How files begin that hold text which has to be taken out first, and the command that does so.
 NO_TEXT = {b"\x1f\x8b": "gunzip -c {} > {new}", b"PK\3\4": "unzip {}", b"%PDF": "pdftotext {} {new}"}
-ZIPPED = {".docx": "pandoc -t plain -o {new} {}"}  # endings of zips that are documents
-ZIPPED |= dict.fromkeys((".odt", ".epub"), ZIPPED[".docx"])
+ZIPPED = dict.fromkeys((".docx", ".odt", ".epub"), "pandoc -t plain -o {new} {}")  # zips that are documents
 
 
 def encoding_of(path: Path) -> str:

@@ -18,6 +18,8 @@ from support.durable import locked, remove_leftovers, replace, sync_folder, writ
 from support.plain import check_fields, parse_json
 from training.distributed import DistContext
 
+MAX_NAME = 200  # bytes of NAME: file systems take 255, and what is written beside it is longer
+
 
 @dataclass
 class TrainState:
@@ -82,6 +84,8 @@ class RunPaths:
         """Raise UserError, before any file is made, if --out cannot name a run."""
         if self.best.suffix != ".pth" or self.best.stem.endswith((".last", ".previous")) or self.best.is_dir():
             raise UserError(f"--out {self.best} must name a file in .pth, and not in .last.pth or .previous.pth")
+        if len(os.fsencode(self.best.stem)) > MAX_NAME:
+            raise UserError(f"--out {self.best}: the name is too long: at most {MAX_NAME} bytes before .pth")
 
     def exist(self) -> bool:
         """Whether there is any of them."""

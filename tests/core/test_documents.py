@@ -93,8 +93,7 @@ def test_every_document_begins_with_bos_for_both_tokenizers(tmp_path):
     trained = BPETokenizer.train(["cat mat " * 9], 262)
     for tokenizer in (make_tokenizer("char", corpus), bpe_from_json(bpe_to_json(trained), BOS)):
         ids = encode_split(tokenizer, corpus.train, tmp_path)
-        spans = corpus.train.spans
-        expected = [[tokenizer.bos_id, *tokenizer.encode(span.source[: span.stop])] for span in spans]
+        expected = [[tokenizer.bos_id, *tokenizer.encode(s.source[: s.stop])] for s in corpus.train.spans]
         assert ids.tolist() == sum(expected, [])
         assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.start_id  # where the next one begins, a text ends
 

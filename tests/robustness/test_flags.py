@@ -189,6 +189,7 @@ not_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, r
     [
         ("text.txt/model.pth", ["text.txt"]),
         ("a" * 300 + ".pth", ["too long"]),
+        ("a" * 230 + ".pth", ["too long", "--out"]),  # as such it fits, what is written beside it does not
         ("folder.pth", ["--out folder.pth must name a file"]),
         pytest.param("/proc/nowhere/model.pth", ["/proc/nowhere"], marks=linux),
         pytest.param("locked/model.pth", ["--out", "locked"], marks=not_root),

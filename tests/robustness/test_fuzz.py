@@ -51,8 +51,6 @@ def no_hang(line):
         signal.signal(signal.SIGALRM, before)
 
 
-# --- Command lines -----------------------------------------------------------------------------------------------
-
 ODD = ["", "0", "-1", "nan", "inf", "1e400", "9" * 30, "--", "-", "auto", "None", "\u00e9", "\udcff", " "]
 WORD = st.one_of(st.sampled_from(ODD), st.text(st.characters(exclude_characters="\0/"), max_size=5))
 

@@ -23,7 +23,7 @@ from formats.adapter import apply_adapter
 from formats.checkpoint import FORMAT, LIMITS, MODEL, TRAINING, load_model, read_checkpoint, save_model
 from formats.describe import describe_file
 from formats.huggingface import load_huggingface, save_huggingface
-from helpers import ROOT, assert_one_error_line, tiny_config
+from helpers import ROOT, assert_one_error_line, posix, tiny_config
 from support.command import UserError, one_line
 from tiny_decoder import TinyGPT
 from tokenizer import CharTokenizer
@@ -296,8 +296,6 @@ def test_an_adapter_that_does_not_fit_is_refused(template, tmp_path, name):
     assert words in refusal(tmp_path / "adapter.pth", lambda path: apply_adapter(base, path))
 
 
-# --- Peaks -------------------------------------------------------------------------------------------------------
-
 GROWTH, SHARE = 300e6, 4  # reading a file takes at most so many bytes, and so many times its size
 
 
@@ -381,9 +379,6 @@ def test_a_lack_of_memory_is_no_damage(tmp_path):
     assert_one_error_line(done.stderr, "not enough memory")
 
 
-# --- Training states ---------------------------------------------------------------------------------------------
-
-
 STATE_EDITS = {
     "no training state": (lambda h, t: h.update(training=3), "'training'"),
     "no step": (lambda h, t: h["training"].pop("step"), "'step'"),
@@ -403,3 +398,11 @@ STATE_EDITS = {
 def test_a_training_state_that_does_not_fit_is_refused(refused, edit):
     damage, words = STATE_EDITS[edit]
     refused("resume", edited(damage), words, str(OUT.last))
+
+
+@posix
+def test_a_batch_that_the_memory_does_not_hold_is_refused_on_resume(refused, monkeypatch):
+    """A small file must not make a large run, on a machine with 1 GiB of memory."""
+    pages, real = 2**30 // os.sysconf("SC_PAGE_SIZE"), os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: pages if name == "SC_PHYS_PAGES" else real(name))
+    refused("resume", edited(part_of("settings", batch_size=2**20)), "GiB", "--batch-size")
