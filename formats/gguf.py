@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from formats.checkpoint import Checkpoint
 from formats.huggingface import rename, weights_with_biases
 from formats.twin import check_twin, deviation, half_precision
-from support.command import optional_package
+from support.command import one_line, optional_package
 from support.durable import check_overwrite, write_atomically
 from tokenizer import BOS, SYMBOLS, UNK, BPETokenizer, CharTokenizer, Tokenizer
 
@@ -49,7 +49,7 @@ def save_gguf(path: Path, loaded: Checkpoint, force: bool = False) -> float:
     check_twin(loaded, weights, "llama.cpp")
     writer = gguf.GGUFWriter(None, "gpt2")
     # A field is named as the writer's method that adds it, without `add_`.
-    fields = {"name": path.stem, "file_type": gguf.LlamaFileType.ALL_F32, "layer_norm_eps": 1e-5}
+    fields = {"name": one_line(path.stem), "file_type": gguf.LlamaFileType.ALL_F32, "layer_norm_eps": 1e-5}
     fields |= {"context_length": config.max_seq, "block_count": config.num_layers, "head_count": config.num_heads}
     fields |= {"embedding_length": config.embed_dim, "feed_forward_length": 4 * config.embed_dim}
     for name, value in {**fields, **tokenizer_fields(loaded.tokenizer, gguf.TokenType)}.items():
@@ -57,7 +57,7 @@ def save_gguf(path: Path, loaded: Checkpoint, force: bool = False) -> float:
     for name, tensor in weights.items():
         writer.add_tensor(rename(name, GGUF_NAMES), tensor.numpy().view(Written))
     write_atomically(path, lambda file: write_sections(writer, Path(file.name)))
-    write_atomically(modelfile, lambda file: file.write(modelfile_text(path, config.max_seq).encode()))
+    write_atomically(modelfile, lambda file: file.write(modelfile_bytes(path, config.max_seq)))
     return (1 + config.max_seq / 128) * deviation(model, half_precision(weights), llama_gelu)
 
 
@@ -104,10 +104,11 @@ def write_sections(writer, path: Path) -> None:
     writer.close()
 
 
-def modelfile_text(path: Path, window: int) -> str:
-    """What `ollama create NAME -f FILE` needs: the prompt goes in as it is, and repetition is not punished."""
+def modelfile_bytes(path: Path, window: int) -> bytes:
+    """What `ollama create NAME -f FILE` needs: the prompt goes in as it is, and repetition is not punished. A name that
+    is no UTF-8 keeps its bytes."""
     lines = (f"FROM ./{path.name}", 'TEMPLATE """{{ .Prompt }}"""', f"PARAMETER num_ctx {window}")
-    return "\n".join((*lines, "PARAMETER repeat_penalty 1\n"))
+    return "\n".join((*lines, "PARAMETER repeat_penalty 1\n")).encode("utf-8", "surrogateescape")
 
 
 def llama_gelu(x: Tensor) -> Tensor:
