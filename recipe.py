@@ -21,7 +21,7 @@ SHORT_TEXT = 500_000
 # run. A wider network learns more from each step, but makes fewer.
 MAX_TFLOP = {"tiny": 42, "mini": 200, "small": 1800, "best": math.inf}
 # The same for a short text, per character. Soft targets help if there is time to read it several times.
-MAX_TFLOP_PER_CHARACTER = {"tiny": 60e-6, "brief": 120e-6, "short": math.inf}
+MAX_TFLOP_PER_CHARACTER = {"tiny": 35e-6, "brief": 120e-6, "short": math.inf}
 
 # What each preset changes of the defaults below; `plain` is the defaults: for a network of your own.
 TINY = {
@@ -45,8 +45,8 @@ BASE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6, "batch_size": 64, "dr
 SOFT = {"ema_decay": 0.98, "distill": 0.7, "epochs": 10.0}
 PRESETS = {
     "tiny": TINY,
-    "brief": {**TINY, **SOFT, "steps": 600, "eval_every": 60},
-    "short": {**TINY, **SOFT, "num_layers": 4, "steps": 2400, "eval_every": 200},
+    "brief": {**TINY, **SOFT, "distill": 0.6, "max_seq": 128, "batch_size": 16, "steps": 600, "eval_every": 60},
+    "short": {**TINY, **SOFT, "num_layers": 4, "lr": 0.006, "muon_lr": 0.03, "steps": 2400, "eval_every": 200},
     "mini": {"embed_dim": 128, "num_heads": 2, "ema_decay": 0.98, "steps": 1800, "eval_every": 180, "warmup": 40},
     "small": {"lr": 0.004, "ema_decay": 0.998, "distill": 0.5, "epochs": 16.0, "steps": 2000, "eval_every": 200},
     "plain": {},

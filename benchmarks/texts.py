@@ -24,7 +24,7 @@ GRID = {
 }
 TINY = next(iter(GRID))  # as it is
 TUNING = {
-    "from nothing": [],
+    "the default": [],  # from nothing
     "full": ["--init-from", usual_path()],
     "rank 8": ["--init-from", usual_path(), "--lora-rank", 8],
 }
