@@ -21,7 +21,7 @@ SHORT_TEXT = 500_000
 # run. A wider network learns more from each step, but makes fewer.
 MAX_TFLOP = {"tiny": 42, "mini": 200, "small": 1800, "best": math.inf}
 # The same for a short text, per character. Soft targets help if there is time to read it several times.
-MAX_TFLOP_PER_CHARACTER = {"tiny": 35e-6, "brief": 120e-6, "short": math.inf}
+MAX_TFLOP_PER_CHARACTER = {"tiny": 45e-6, "brief": 120e-6, "short": math.inf}
 
 # What each preset changes of the defaults below; `plain` is the defaults: for a network of your own.
 TINY = {
