@@ -315,9 +315,12 @@ class BPETokenizer(Tokenizer):
         self._encode_word = functools.lru_cache(2**15)(self.encode_word)  # most words of a text occur many times
 
     @classmethod
-    def train(cls, blocks: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Learn a vocabulary of vocab_size tokens (at least MIN_VOCAB_SIZE), fewer if nothing is left to merge."""
-        counts = Counter(word for piece in cut_between_words(blocks) for word in split_words(piece))
+    def train(cls, pieces: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Learn a vocabulary of vocab_size tokens (at least MIN_VOCAB_SIZE), fewer if nothing is left to merge.
+
+        pieces: of a text or of many; no word reaches from one into the next (see `cut_between_words`).
+        """
+        counts = Counter(word for piece in pieces for word in split_words(piece))
         tokens, merges = [BOS, *sorted(SYMBOLS)], []
         id_of_byte = [tokens.index(symbol) for symbol in SYMBOLS]
         words = [[id_of_byte[byte] for byte in word.encode()] for word in counts]

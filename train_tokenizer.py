@@ -18,7 +18,7 @@ from data_setup import load_corpus
 from recipe import add_corpus_flags
 from support.command import Parser, UserError, flag_of, given_flags, path_name, run, visible, whole
 from support.durable import check_overwrite, write_atomically
-from tokenizer import MIN_VOCAB_SIZE, BPETokenizer
+from tokenizer import MIN_VOCAB_SIZE, BPETokenizer, cut_between_words
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,9 +42,11 @@ def learn(args: argparse.Namespace) -> None:
     # a file that holds what this command would write for its vocabulary is an earlier output of it
     check_overwrite(Path(args.out), lambda path: path.read_text("utf-8") == bpe_to_json(load_bpe(path)), args.force)
     corpus = load_corpus(args.data, documents=args.documents, glob=args.glob)
-    blocks = tqdm(corpus.train.blocks(), desc="reading", unit=" blocks", disable=None, leave=False)
-    tokenizer = bpe_class(len(corpus.train)).train(blocks, args.vocab_size)
-    tokens = sum(len(ids) for ids in tokenizer.encode_blocks(corpus.val.blocks()))
+    # no word reaches from one document into the next
+    pieces = (piece for document in corpus.train.spans for piece in cut_between_words(document.blocks()))
+    pieces = tqdm(pieces, desc="reading", unit=" pieces", disable=None, leave=False)
+    tokenizer = bpe_class(len(corpus.train)).train(pieces, args.vocab_size)
+    tokens = sum(len(ids) for document in corpus.val.spans for ids in tokenizer.encode_blocks(document.blocks()))
     write_atomically(Path(args.out), lambda file: file.write(bpe_to_json(tokenizer).encode()))
     print(f"{args.out}: {tokenizer.vocab_size} tokens, learned from the training part of {corpus.name}")
     print(f"{len(corpus.val) / tokens:.2f} characters per token on the validation part")

@@ -49,14 +49,14 @@ class FastBPETokenizer(BPETokenizer):
         self._library = Library.from_str(bpe_to_json(self))
 
     @classmethod
-    def train(cls, blocks: Iterable[str], vocab_size: int) -> "FastBPETokenizer":
+    def train(cls, pieces: Iterable[str], vocab_size: int) -> "FastBPETokenizer":
         """Learn a vocabulary, the same as `BPETokenizer.train` learns."""
         from tokenizers.trainers import BpeTrainer
 
         learner = cls([BOS, *sorted(SYMBOLS)], [])._library
         options = {"initial_alphabet": sorted(SYMBOLS), "show_progress": sys.stderr.isatty()}
         trainer = BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS], **options)
-        interruptible(lambda: learner.train_from_iterator(cut_between_words(blocks), trainer))
+        interruptible(lambda: learner.train_from_iterator(pieces, trainer))
         learned = bpe_from_json(learner.to_str())
         return cls(learned.tokens, learned.merges)
 

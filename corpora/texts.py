@@ -44,7 +44,7 @@ def encoding_of(path: Path) -> str:
         head = file.read(4)
     for signature, command in NO_TEXT.items():
         if head.startswith(signature):
-            raise UserError(f"{path} is not a text file; make one: {filled_in(ZIPPED.get(path.suffix, command), path)}")
+            raise UserError(f"{path} is no text; make one: {filled_in(ZIPPED.get(path.suffix.lower(), command), path)}")
     if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
         return "utf-32"
     return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
@@ -121,10 +121,6 @@ class Split:
     def blocks(self) -> Iterator[str]:
         """All of it, many short documents in one block."""
         return map("".join, gathered(block for span in self.spans for block in span.blocks()))
-
-    def count_bytes(self) -> int:
-        """Its length in UTF-8."""
-        return sum(len(block.encode("utf-8", "surrogatepass")) for block in self.blocks())
 
 
 def gathered(parts: Iterable[Sequence]) -> Iterator[list[Sequence]]:

@@ -128,16 +128,13 @@ def read_metrics(path: Path | None) -> list[dict]:
 def fill_template(data: dict, weights: str) -> str:
     """The page's text: the template filled with style, scripts, their hashes and the data."""
     style = (PARTS / "page.css").read_text("utf-8")
-    engine, interface = (
-        [STRICT + (PARTS / file).read_text("utf-8") for file in names] for names in (ENGINE, INTERFACE)
-    )
+    engine = [STRICT + (PARTS / file).read_text("utf-8") for file in ENGINE]
+    interface = [STRICT + (PARTS / file).read_text("utf-8") for file in INTERFACE]
     # "<" would let a vocabulary end the block of data, or begin a comment.
     plain = json.dumps(data, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
     scripts = " ".join(map(source_hash, (*engine, *interface)))
-    policy = (
-        f"default-src 'none'; script-src {scripts}; style-src {source_hash(style)}; worker-src blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    policy = f"default-src 'none'; script-src {scripts}; style-src {source_hash(style)}; worker-src blob:; "
+    policy += "base-uri 'none'; form-action 'none'"
     contents = {
         "generator": GENERATOR,
         "policy": policy,

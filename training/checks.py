@@ -63,7 +63,7 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
     if "steps" in given:
         resumed |= {"minutes": None, "epochs": 0.0}
     if "minutes" in given:  # so many more, planned anew
-        resumed |= {"steps": MAX_STEPS, "epochs": 0.0}
+        resumed |= {"steps": MAX_STEPS, "epochs": 0.0, "eval_every": MAX_STEPS}
     return Namespace(**resumed | {n: v for n, v in vars(settings).items() if n in given & ADJUSTABLE and v != [AUTO]})
 
 

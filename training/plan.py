@@ -42,8 +42,8 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     fitting = state.step + max(1, int((60 * settings.minutes - overhead) / seconds))
     fitting, evaluations = run.dist.from_first((min(fitting, settings.steps), evaluations))
     if evaluations:
-        # none before now: so the run can be repeated
-        settings.eval_every = max(state.step + 1, math.ceil(fitting / evaluations))
+        # none before a new run's plan: so it can be repeated
+        settings.eval_every = max(settings.warmup + 1, math.ceil(fitting / evaluations))
     length = in_minutes(overhead + seconds * (fitting - state.step))
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}, set-up and evaluations included"
     if fitting < settings.steps:

@@ -11,7 +11,7 @@ from corpora.documents import NAMES
 from corpora.texts import TENTH_PIECE, odd_tenth
 from formats.adapter import adapter_weights
 from formats.growth import get_rows, own_rows
-from recipe import lr_factor, preset_settings
+from recipe import SOFT, lr_factor, preset_settings
 from support.command import Interrupted, flag_of, one_line, typed, visible
 from support.device import describe_device, wants_compile
 from support.durable import append_line
@@ -60,8 +60,8 @@ def announce(run: Run, given: set[str]) -> None:
         rows = get_rows(run.model, own_rows(run.tokenizer, run.state.new_characters))
         trained = sum(tensor.numel() for tensor in (adapter_weights(run.model) | rows).values())
         print(f"adapter  rank {settings.lora_rank} on {settings.lora_targets}: {trained:,} parameters are trained")
-    one_text = not (run.corpus.train.separated or run.corpus.name in NAMES) and run.dist.first and not run.state.step
-    if one_text and len(run.train_set.tokens) > max(10 * TENTH_PIECE, 100 * run.tokenizer.vocab_size):
+    as_it_is = not (settings.documents or run.corpus.name in NAMES) and run.dist.first and not run.state.step
+    if as_it_is and len(run.train_set.tokens) > max(10 * TENTH_PIECE, 100 * run.tokenizer.vocab_size):
         warn_of_odd_tenth(run)
     if run.saved_in:
         print(f"resuming at step {run.state.step}")
@@ -95,8 +95,9 @@ def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
     if run.tokenizer.kind != CharTokenizer.kind:
         nats = val_loss * (len(run.val_tokens) - 1)  # the first token is only ever an input
         first = run.tokenizer.decode_bytes(run.val_tokens[:1])
+        size = sum(len(block.encode()) for block in run.corpus.val.blocks())
         line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first.decode("utf-8", "ignore")))
-        line["val_bits_per_byte"] = nats / math.log(2) / (run.corpus.val.count_bytes() - len(first))
+        line["val_bits_per_byte"] = nats / math.log(2) / (size - len(first))
     if run.dist.first:
         append_line(run.files.metrics, json.dumps(line))
     state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
@@ -149,11 +150,11 @@ def finish(run: Run, signum: int) -> None:
     if state.step < settings.steps and not patience_is_over:
         print(where_kept(run))
         return
-    guessing = math.log(run.tokenizer.vocab_size)
+    guessing, muon = math.log(run.tokenizer.vocab_size), "" if settings.lora_rank else " and --muon-lr"
     if settings.init_from and state.best_step == 0:
-        print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr")
+        print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr{muon}")
     elif state.best_loss > guessing and not settings.init_from:
-        print(f"NOTE: guessing has a lower loss, {guessing:.4f}: try more text, more --steps or a smaller --lr")
+        print(f"NOTE: guessing has a lower loss, {guessing:.4f}: try more text, more --steps or a smaller --lr{muon}")
     seconds = f"{state.train_seconds:.0f} s of training"
     skipped = f", {counted(state.skipped, 'step')} skipped: gradient too large" if state.skipped else ""
     print(f"best validation loss {state.best_loss:.4f} at step {state.best_step}, {seconds}{skipped}")
@@ -170,7 +171,7 @@ def advice_against(run: Run) -> str:
     """What to do about overfitting: a command for this run once more, with the steps of the best model; without soft
     targets so far, with them and twice the steps, because they delay overfitting."""
     settings, state = run.settings, run.state
-    soft = [] if settings.distill else ["--ema-decay", "0.98", "--distill", "0.7"]
+    soft = [] if settings.distill else ["--ema-decay", str(SOFT["ema_decay"]), "--distill", str(SOFT["distill"])]
     steps = str(min(state.best_step * (2 if soft else 1), state.step))
     command = ["python", "main.py", "--preset", settings.preset, "--steps", steps, *flags_of(settings), *soft]
     return f"; more text is the best remedy, or {'soft targets' if soft else 'fewer steps'}: {typed(command)}"

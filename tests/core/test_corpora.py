@@ -82,9 +82,9 @@ def test_what_is_no_text_yet_gets_the_command_that_makes_it_one(head, command):
     written(Path("my text"), head)
     with pytest.raises(UserError, match=re.escape(command)):
         load_corpus("my text")
-    written(Path("my.docx"), b"PK\3\4")
-    with pytest.raises(UserError, match="make one: pandoc -t plain -o my.utf8.txt my.docx"):
-        load_corpus("my.docx")
+    written(Path("My.DOCX"), b"PK\3\4")
+    with pytest.raises(UserError, match="make one: pandoc -t plain -o My.utf8.txt My.DOCX"):
+        load_corpus("My.DOCX")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -105,16 +105,12 @@ def test_a_span_is_a_slice(tmp_path, small_blocks):
                 assert text_of(TextSpan(source, start, stop)) == text[start:stop]
 
 
-# --- Documents ---------------------------------------------------------------------------------------------------
-
-
 def test_one_text_is_split_by_position_if_there_is_enough(tmp_path, small_blocks):
     text = "0123456789é" * 10
     for source in (text, written(tmp_path / "a.txt", text)):
         corpus = split_documents("a", [source])
         assert (text_of(corpus.train), text_of(corpus.val)) == (text[:99], text[99:])
         assert (len(corpus.train), len(corpus.val)) == (99, 11)
-        assert corpus.val.count_bytes() == len(text[99:].encode())
         assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
         assert not corpus.train.separated and corpus.floor is None
     with pytest.raises(UserError, match="a holds 2 characters"):
