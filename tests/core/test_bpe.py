@@ -198,9 +198,9 @@ def test_train_show_and_a_whole_run_without_the_package(output_of, tmp_path, mon
     assert "300 tokens" in output_of("train_tokenizer.py", "--data", "my.txt", "--vocab-size", 300, "--out", "t.json")
     tokenizer = load_bpe(tmp_path / "t.json")
     assert tokenizer.to_plain() == BPETokenizer.train([TEXT[:27_000]], 300).to_plain()  # of the training part only
-    lines = load_corpus(str(tmp_path / "my.txt"), documents="lines").train.spans  # no word goes beyond one
-    output_of("train_tokenizer.py", "--data", "my.txt", "--documents", "lines", "--vocab-size", 300, "--out", "d.json")
-    assert load_bpe(tmp_path / "d.json").to_plain() == BPETokenizer.train(map(text_of, lines), 300).to_plain()
+    words = load_corpus(str(tmp_path / "my.txt"), documents="= ").train.spans  # no token is of two of them
+    output_of("train_tokenizer.py", "--data", "my.txt", "--documents", "= ", "--vocab-size", 300, "--out", "d.json")
+    assert load_bpe(tmp_path / "d.json").to_plain() == BPETokenizer.train(map(text_of, words), 300).to_plain()
 
     shown = re.findall(r"(\S+)\((\d+)\)", output_of("train_tokenizer.py", "--tokenizer", "t.json", "--show", "the é"))
     assert [int(token_id) for _, token_id in shown] == tokenizer.encode("the é")
