@@ -31,7 +31,7 @@ from support.durable import check_overwrite
 def load(settings: argparse.Namespace) -> Checkpoint:
     """The source's model, with an adapter merged into it if there is one."""
     source, lora = settings.source, settings.lora
-    if not source.exists():
+    if not source.exists() and source.suffix != ".pth":
         raise UserError(f"{source}: no such file or folder; docs/formats.md says where to get GPT-2")
     if source.suffix == ".pt":
         loaded = load_nanogpt(source, settings.data, settings.tokenizer)

@@ -102,9 +102,8 @@ def write_texts(settings: argparse.Namespace, model: TinyGPT, tokenizer: Tokeniz
         steps = loop(window, settings.max_new_tokens, *options)
         streams = [TextStream(tokenizer, settings.stop) for _ in rows]
         count = print_samples(steps, streams, prompts, seed)
-    seconds = time.perf_counter() - started
-    seeded = "" if settings.beams else f", seed {seed}"
-    print(f"{count} tokens, {count / seconds:,.0f} tokens/s{seeded}", file=sys.stderr)
+    rate, seeded = count / (time.perf_counter() - started), "" if settings.beams else f", seed {seed}"
+    print(f"{count} tokens, {rate:,.0f} tokens/s{seeded}", file=sys.stderr)
 
 
 def main() -> None:

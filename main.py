@@ -79,7 +79,7 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())
 
     # The network, and what updates it.
-    dtype = pick_dtype(settings.dtype, device)
+    dtype = dist.from_first(pick_dtype(settings.dtype, device))  # the same in all processes
     check_memory(training_memory(settings, tokenizer.vocab_size, dtype, dist.size), device)
     torch.manual_seed(settings.seed)
     model = start.model

@@ -203,6 +203,8 @@ def parse_flags(arguments: list[str] | None = None, description: str = "") -> tu
         settings.epochs = 0.0
     if not settings.resume:  # then the saved ones count
         check_together(settings)
+        if settings.minutes and settings.warmup < MIN_WARMUP:
+            raise UserError(f"to plan by time, --warmup must be {MIN_WARMUP} or more; or give --steps")
         needed = {"tune": settings.init_from, "lora": settings.lora_rank}  # by the presets that fine-tune
         if not needed.get(settings.preset, True):
             raise UserError(f"--preset {settings.preset} fine-tunes: it needs --init-from, and lora also --lora-rank")
@@ -242,8 +244,6 @@ def check_together(settings: argparse.Namespace) -> None:
     """Raise UserError that names the flags if settings that are each in bounds do not go together."""
     if not settings.init_from and settings.embed_dim % settings.num_heads:
         raise UserError(f"--embed-dim {settings.embed_dim} must be divisible by --num-heads {settings.num_heads}")
-    if settings.minutes and settings.warmup < MIN_WARMUP:
-        raise UserError(f"to plan by time, --warmup must be {MIN_WARMUP} or more; or give --steps")
     if settings.distill and not settings.ema_decay:
         raise UserError("--distill needs --ema-decay: the average of the weights is the teacher")
     if settings.lora_rank and not settings.init_from:

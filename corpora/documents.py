@@ -104,7 +104,7 @@ def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
     cut = int(TRAIN_SHARE * total)
     if cut < 2 or total - cut < 2:
         raise UserError(f"{name} holds {total} characters in documents; that is too little to train on: give more text")
-    within = between == re.escape(os.fsencode(documents[1:]))  # the string, not a line of it
+    within = between == re.escape(documents[1:].encode())  # the string, not a line of it
     where = f" (each ends wherever it holds {documents[1:]})" if within else ""
     print(one_line(f"{name}: documents: {len(sizes):,}{where}"), file=sys.stderr)
     at = int(np.searchsorted(ends, cut))  # the document in which the training part ends
@@ -137,7 +137,7 @@ def separator(text: bytearray, documents: str, name: str) -> bytes:
         return SEPARATORS[documents]
     if not documents.startswith("=") or documents == "=":
         raise UserError(f'--documents {documents}: must be lines, blank, or "=STRING" with what stands between two')
-    string = re.escape(os.fsencode(documents[1:]))
+    string = re.escape(documents[1:].encode(errors="backslashreplace"))  # what is no UTF-8 is in no text
     for pattern in (rb"^[ \t]*%b[ \t]*$" % string, string):
         if re.compile(pattern, re.MULTILINE).search(text):
             return pattern

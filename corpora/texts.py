@@ -38,8 +38,9 @@ def encoding_of(path: Path) -> str:
     Raises UserError if there is no such file, or, with the command that makes text of it, if it is an archive or a
     document; OSError if it cannot be read.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; check its name and folder")
+    if not path.is_file():
+        what = "not a regular file" if path.exists() else "no such file"  # a pipe could be read only once
+        raise UserError(f"{path}: {what}; check its name and folder")
     with open(path, "rb") as file:
         head = file.read(4)
     for signature, command in NO_TEXT.items():

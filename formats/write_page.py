@@ -39,12 +39,7 @@ CURVE_FIELDS = ("step", "train_seconds", "train_loss", "val_loss")  # what it sh
 
 
 def save_page(
-    path: Path,
-    loaded: Checkpoint,
-    beside: Path | None,
-    precision: str,
-    excerpt: dict | None = None,
-    force: bool = False,
+    path: Path, loaded: Checkpoint, beside: Path | None, precision: str, excerpt: dict | None, force: bool = False
 ) -> float:
     """Write a page that runs the model; returns how far it is from the model, because its weights are rounded: the
     largest difference of a log-probability, of random tokens.

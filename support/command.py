@@ -165,9 +165,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{word[:-3]}: must not be --")
         settings, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
-            name = unknown[0].partition("=")[0]
-            is_text = not name.startswith("-") and "--glob" in self._option_string_actions
-            advice = f": for a text, --data {name}" if is_text else did_you_mean(name, self._option_string_actions)
+            name, known = unknown[0].partition("=")[0], self._option_string_actions
+            is_text = not name.startswith("-") and "--glob" in known
+            advice = f": for a text, --data {typed(unknown[:1])}" if is_text else did_you_mean(name, known)
             self.error(f"{name} is not a flag{advice}")
         return settings
 

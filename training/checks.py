@@ -12,7 +12,7 @@ from training.distributed import DistContext
 
 # What may change when a run is resumed; everything else would make it another run. (Of data, the place, not the text.)
 ADJUSTABLE = {"data", "steps", "minutes", "stop_at", "eval_every", "eval_tokens", "patience"}
-ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "resume", "out", "device", "dtype", "compile"}
+ADJUSTABLE |= {"lr", "muon_lr", "warmup", "cooldown", "grad_accum", "resume", "out", "device", "dtype", "compile"}
 # What the base of a fine-tuning decides.
 SHAPE = ("embed_dim", "num_heads", "num_layers", "bias", "gelu", "tie_embeddings")
 

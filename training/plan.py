@@ -48,7 +48,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}, set-up and evaluations included"
     if fitting < settings.steps:
         plan += f", as many as --minutes {settings.minutes:g} allows"
-        if state.best_loss is None:  # else it goes on from a run of another length
+        if not (state.best_step or state.stale):  # else it goes on from a run of another length
             repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
             repeat += f" --warmup {settings.warmup}" if settings.warmup != preset.warmup else ""
             plan += f" ({repeat} repeats this run)"

@@ -12,12 +12,12 @@ from corpora.texts import TENTH_PIECE, odd_tenth
 from formats.adapter import adapter_weights
 from formats.growth import get_rows, own_rows
 from recipe import SOFT, lr_factor, preset_settings
-from support.command import Interrupted, flag_of, one_line, typed, visible
+from support.command import Interrupted, flag_of, one_line, visible
 from support.device import describe_device, wants_compile
 from support.durable import append_line
 from tokenizer import CharTokenizer
 from training.run import Run
-from training.save import sample_command, where_kept
+from training.save import sample_command, typed_command, where_kept
 from training.story import append_frame, story_frame
 
 # So many evaluations without a new best at the end of a run are a sign of overfitting.
@@ -95,9 +95,8 @@ def log_metrics(run: Run, val_loss: float) -> dict[str, float]:
     if run.tokenizer.kind != CharTokenizer.kind:
         nats = val_loss * (len(run.val_tokens) - 1)  # the first token is only ever an input
         first = run.tokenizer.decode_bytes(run.val_tokens[:1])
-        size = sum(len(block.encode()) for block in run.corpus.val.blocks())
         line["val_nats_per_character"] = nats / (len(run.corpus.val) - len(first.decode("utf-8", "ignore")))
-        line["val_bits_per_byte"] = nats / math.log(2) / (size - len(first))
+        line["val_bits_per_byte"] = nats / math.log(2) / (run.val_bytes - len(first))
     if run.dist.first:
         append_line(run.files.metrics, json.dumps(line))
     state.loss_sum, state.loss_steps, state.seconds_sum = 0.0, 0, 0.0
@@ -150,7 +149,8 @@ def finish(run: Run, signum: int) -> None:
     if state.step < settings.steps and not patience_is_over:
         print(where_kept(run))
         return
-    guessing, muon = math.log(run.tokenizer.vocab_size), "" if settings.lora_rank else " and --muon-lr"
+    guessing = math.log(run.tokenizer.vocab_size)
+    muon = "" if settings.lora_rank or settings.optimizer == "adamw" else " and --muon-lr"
     if settings.init_from and state.best_step == 0:
         print(f"no gain over the base, whose validation loss is {state.best_loss:.4f}: try a smaller --lr{muon}")
     elif state.best_loss > guessing and not settings.init_from:
@@ -164,7 +164,7 @@ def finish(run: Run, signum: int) -> None:
     print(f"sample from it with: {sample_command(run)}{prompt}")
     if not settings.lora_rank:
         page = settings.out.removesuffix(".pth") + ".html"
-        print(f"look into it with:   {typed(['python', 'convert.py', settings.out, page])}")
+        print(f"look into it with:   {typed_command('convert.py', settings.out, page)}")
 
 
 def advice_against(run: Run) -> str:
@@ -173,8 +173,8 @@ def advice_against(run: Run) -> str:
     settings, state = run.settings, run.state
     soft = [] if settings.distill else ["--ema-decay", str(SOFT["ema_decay"]), "--distill", str(SOFT["distill"])]
     steps = str(min(state.best_step * (2 if soft else 1), state.step))
-    command = ["python", "main.py", "--preset", settings.preset, "--steps", steps, *flags_of(settings), *soft]
-    return f"; more text is the best remedy, or {'soft targets' if soft else 'fewer steps'}: {typed(command)}"
+    command = typed_command("main.py", "--preset", settings.preset, "--steps", steps, *flags_of(settings), *soft)
+    return f"; more text is the best remedy, or {'soft targets' if soft else 'fewer steps'}: {command}"
 
 
 def flags_of(settings: Namespace) -> list[str]:

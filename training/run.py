@@ -57,6 +57,11 @@ class Run:
         return torch.compile(model) if wants_compile(self.settings.compile, self.device) else model
 
     @cached_property
+    def val_bytes(self) -> int:
+        """The length of the validation text in UTF-8."""
+        return sum(len(block.encode()) for block in self.corpus.val.blocks())
+
+    @cached_property
     def bigram_entropy(self) -> float:
         """See `corpora.texts.bigram_entropy`: of the first million training tokens."""
         return bigram_entropy(self.train_set.tokens[: 2**20])

@@ -10,6 +10,7 @@ from formats.adapter import adapter_weights, base_weights, save_adapter
 from formats.checkpoint import TRAINING, model_header, save_model, write_checkpoint
 from lora import lora_config
 from recipe import MAX_STEPS, make_parser
+from support import start
 from support.command import Interrupted, typed
 from training.optimizer_state import optimizer_tensors, trained_parameters
 from training.run import Run
@@ -74,9 +75,10 @@ def where_kept(run: Run) -> str:
         return "this run has not saved a training state yet"
     if step >= steps and not run.state.evaluation_due(run.settings):
         return f"saved at step {step} of {steps}, the last; sample from it with: {sample_command(run)}"
-    start = "torchrun …" if run.dist.size > 1 else "python"
+    launcher = "torchrun …" if run.dist.size > 1 else "python"
+    again = typed([start.beside_scripts("main.py"), "--resume", *flag_of_out(run, "--out")])
     of_steps = f" of {steps}" if steps < MAX_STEPS else ""  # not yet planned
-    return f"saved at step {step}{of_steps}; continue with: {start} main.py --resume{out_flag(run, '--out')}"
+    return f"saved at step {step}{of_steps}; continue with: {launcher} {again}"
 
 
 @contextlib.contextmanager
@@ -110,12 +112,15 @@ def names_what_is_kept(run: Run) -> Iterator[None]:
 
 def sample_command(run: Run) -> str:
     """A command line that samples from the best model."""
-    if run.settings.lora_rank:
-        return typed(["python", "generate.py", "--checkpoint", run.settings.init_from, "--lora", run.settings.out])
-    return f"python generate.py{out_flag(run, '--checkpoint')}"
+    adapted = ["--checkpoint", run.settings.init_from, "--lora", run.settings.out]
+    return typed_command("generate.py", *(adapted if run.settings.lora_rank else flag_of_out(run, "--checkpoint")))
 
 
-def out_flag(run: Run, flag: str) -> str:
+def typed_command(script: str, *words: str) -> str:
+    """A command line of one of our scripts, which can be typed in the folder where this run was started."""
+    return typed(["python", start.beside_scripts(script), *words])
+
+
+def flag_of_out(run: Run, flag: str) -> list[str]:
     """The flag with the best model's path, or nothing where that is the default."""
-    out = run.settings.out
-    return f" {flag} {typed([out])}" if out != make_parser().get_default("out") else ""
+    return [flag, run.settings.out] if run.settings.out != make_parser().get_default("out") else []

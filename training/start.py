@@ -119,7 +119,7 @@ def begin(run: Run, start: Start, given: set[str]) -> None:
     Raises UserError if the text is not the saved run's.
     """
     settings, dist, state = run.settings, run.dist, run.state
-    dist.require_same("corpus", run.corpus.sha256)
+    dist.require_same("corpus or tokenizer", f"{run.corpus.sha256} {run.tokenizer.to_plain()}")
     if settings.data == [AUTO]:  # what it stood for is not chosen anew
         settings.data = [run.corpus.name]
     settings.dtype = str(run.dtype).removeprefix("torch.")

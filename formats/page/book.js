@@ -117,12 +117,13 @@ function drawCursor() {
   keepState();
 }
 
-const isProjected = () => document.body.classList.contains("projector");
+const isProjected = () => document.body.classList.contains("projector") && byId("projector").offsetParent;
 
 function showChapter(place) {
   const { id } = book.chapters[place];
   markChapter(id);
   byId(id).scrollIntoView();
+  if (!byId(id).contains(document.activeElement)) byId(`${id}-title`).focus({ preventScroll: true });
 }
 
 function markChapter(id) {
@@ -173,7 +174,7 @@ function setUpSteps() {
   const keepTop = ([{ target }]) => document.documentElement.style.setProperty("--top", `${target.offsetHeight}px`);
   new ResizeObserver(keepTop).observe(document.querySelector(".top"));
   document.addEventListener("keydown", (event) => {
-    const { key, altKey, ctrlKey, metaKey, defaultPrevented, target } = event, box = target.closest("[tabindex]");
+    const { key, altKey, ctrlKey, metaKey, defaultPrevented, target } = event, box = target.closest('[tabindex="0"]');
     const by = { ArrowLeft: -1, ArrowRight: 1, ...(isProjected() && { PageUp: -1, PageDown: 1 }) }[key];
     if (!by || altKey || ctrlKey || metaKey || defaultPrevented || target.value || target.matches("textarea")) return;
     if (box && box.scrollWidth > box.clientWidth) return; // there the keys scroll sideways

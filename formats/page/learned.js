@@ -20,7 +20,7 @@ function positionText(now, first) {
     : !first ? "they have an order. Was it learned, or in the initial weights? Only the story of the run could tell"
       : near(first) ? "the initial weights had this order" : "the model has learned that positions have an order";
   const share = comparison(({ points }) => neighbourDistance(points), now, first);
-  return `The distance of neighbours is ${share} of that of any two positions: ${verdict}.`;
+  return now.points[1] ? `The distance of neighbours is ${share} of that of any two positions: ${verdict}.` : "";
 }
 
 /** What the token map shows; of vowels only if the text has them. */

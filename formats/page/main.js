@@ -1,5 +1,3 @@
-/* The page begins here. */
-
 /** Say in words what went wrong, wherever it was. */
 function sayWrong({ message }) {
   byId("alert").textContent = `Something went wrong: ${message}`;
@@ -34,7 +32,7 @@ async function main() {
   const [chapter, ...rest] = location.hash.slice(1).split("&"), state = new URLSearchParams(rest.join("&"));
   await engine.ready;
   window.tinygpt.trusted = true;
-  byId("go").disabled = false;
+  for (const { id } of book.chapters) byId(id).inert = false;
   await book.useModel(page.model);
   writing.restore(state);
   const place = book.chapters.findIndex(({ id }) => id === chapter);

@@ -27,10 +27,11 @@ const writing = {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && this.checkSeed()) this.start();
     });
     byId("dice").addEventListener("click", () => this.restore(new Map([["seed", Math.floor(Math.random() * 1e9)]])));
-    document.addEventListener("input", ({ target: { form, id, value } }) => {
+    document.addEventListener("input", ({ target: { form, id, value, maxLength } }) => {
       if (form?.id !== "controls") return;
       if (id === "seed") this.checkSeed();
-      if (id === "prompt") byId("prompt-note").textContent = unknownText(value);
+      const cut = value.length === maxLength ? `No more than ${maxLength} characters fit here. ` : "";
+      if (id === "prompt") byId("prompt-note").textContent = cut + unknownText(value);
       if (this.job === undefined) byId("status").textContent = "Prompt or settings have changed: press Write.";
     });
     const swatches = [0, 1, 2, 3, 4, 5].map((level) => html("span", { class: `swatch s${level}` }, "\u00a0"));
@@ -135,8 +136,7 @@ const writing = {
     byId("taken").hidden = true;
     if (network !== this.network) return;
     this.restore(new Map([["prompt", prompt]]));
-    this.write(text, { ...how, maxNewTokens: 0 });
-    Object.assign(this, { made, from });
+    this.write(text, { ...how, from, made, maxNewTokens: 0 });
   },
 
   stop() {
@@ -152,11 +152,12 @@ const writing = {
 
   /** Write after the ids, of which `given` are the prompt (see Book.begin); changes: of the form's options. At the end
    * `index` is chosen, or else the place before the most surprising token, unless another one was chosen meanwhile. */
-  async write(ids, { given, first = Math.max(0, given - book.config.max_seq), surprises = [], index, ...changes }) {
+  async write(ids, { given, first = Math.max(0, given - book.config.max_seq), ...how }) {
+    const { surprises = [], index, from = ids.length, made, ...changes } = how;
     this.stop();
     const { seed, maxNewTokens, stride, ...sampling } = { ...this.options(), ...changes };
     const more = ids.length > given && { more: ids.slice(given).join(".") };
-    Object.assign(this, { from: ids.length, made: { ...this.moved(), ...changes, first, ...more } });
+    Object.assign(this, { from, made: made ?? { ...this.moved(), ...changes, first, ...more } });
     book.begin(ids, given, first, stride, surprises);
     Object.assign(this, { stream: book.tokenizer.stream(), spans: [] });
     const unread = html("span", { class: "note" }, escapeInvisible(book.tokenizer.decode(ids.slice(0, first))));
@@ -173,7 +174,7 @@ const writing = {
     if (text !== book.text) return; // another one has begun
     clearTimeout(this.timer);
     this.draw();
-    const nats = book.surprises.slice(ids.length), best = nats.length ? ids.length + argmax(nats) - 1 : at;
+    const nats = book.surprises.slice(from), best = nats.length ? from + argmax(nats) - 1 : at;
     await book.moveTo(book.index === at ? index ?? best : book.index);
     byId("status").textContent = `Done: ${nats.length} tokens${this.promptLoss()}`;
   },

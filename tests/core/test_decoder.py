@@ -87,9 +87,6 @@ def test_the_other_initial_weights_are_sinusoids_and_xavier():
         TinyGPT(tiny_config(), init="zeros")
 
 
-# --- The loss ----------------------------------------------------------------------------------------------------
-
-
 def test_the_loss_is_the_mean_over_batch_and_time():
     logits, targets = torch.randn(2, 3, 5), torch.tensor([[0, 1, 2], [3, 4, 0]])
     by_hand = -torch.stack([logits[b, t].log_softmax(-1)[targets[b, t]] for b in range(2) for t in range(3)]).mean()

@@ -113,6 +113,7 @@ def test_explain_shows_the_filters_at_work(sample, text_of):
         (["--prompt-file", "latin.txt"], ["UTF-8"]),
         (["--prompt-file", "none.txt"], ["none.txt: no such file; check"]),
         (["--score", "none.txt"], ["none.txt: no such file; check"]),
+        (["--score", "/dev/null"], ["not a regular file"]),
     ],
 )
 def test_mistakes_are_named(text_of, tmp_path, arguments, words):

@@ -73,7 +73,7 @@ def test_where_warnings_are_errors_an_unknown_character_is_one_line(model_file, 
 
 
 def test_a_conversation(model_file, in_process, monkeypatch):
-    lines = ["a", "/max-new-tokens 3", "/seed 7", "b", "/temperature -1", "/temp 1", "/stop c", "/", "/quit", "a"]
+    lines = ["a", "/max-new-tokens 3", "/seed 7", "// b", "/temperature -1", "/temp 1", "/stop c", "/", "/quit", "a"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     code, out, errors = in_process("generate.py", "--interactive", "--max-new-tokens", 2, "--seed", 1)
     assert code == 0 and "Traceback" not in errors

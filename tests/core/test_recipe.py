@@ -48,9 +48,6 @@ def test_the_learning_rate_rises_stays_and_falls(changes, expected):
     assert {step: lr_factor(step, settings) for step in expected} == pytest.approx(expected)
 
 
-# --- The average of the weights ----------------------------------------------------------------------------------
-
-
 def test_the_average_follows_its_formula():
     """It begins as the first weights that it sees; at first it keeps less than the share it is asked for."""
     model = torch.nn.Linear(1, 1, bias=False)

@@ -66,14 +66,14 @@ def test_a_missing_package_is_one_line(tmp_path, output_of, monkeypatch, target)
 def test_the_shortest_windows(tmp_path, max_seq):
     """Fewer positions than are compared. PyTorch's random numbers go on as if nothing had been written."""
     loaded, state = Checkpoint(shaken_model(max_seq=max_seq), TOKENIZER, {}), torch.get_rng_state()
-    save_page(tmp_path / "x.html", loaded, None, "float16")
+    save_page(tmp_path / "x.html", loaded, None, "float16", None)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_weights_that_overflow(tmp_path, output_of):
     """In float32 there is nothing to write; what float16 cannot hold needs float32; what overflows there is told."""
     with pytest.raises(UserError, match="not finite"):
-        save_page(tmp_path / "x.html", Checkpoint(shaken_model(scale=1e37), TOKENIZER, {}), None, "float16")
+        save_page(tmp_path / "x.html", Checkpoint(shaken_model(scale=1e37), TOKENIZER, {}), None, "float16", None)
     model = shaken_model(scale=1e4)
     assert deviation(model, {name: tensor.half() for name, tensor in model_weights(model).items()}) == math.inf
     model.head.weight.data[3, 3] = 1e6

@@ -85,6 +85,7 @@ def test_strangers_are_refused_and_near_misses_named(output_of, tmp_path, script
         (["--device", "meta"], ["--device meta"]),
         (["--device", "cpu:x"], ["--device cpu:x"]),
         (["--data", "none.txt"], ["--data none.txt"]),
+        (["my book.txt"], ["for a text, --data 'my book.txt'"]),
         (["--data", ".", "--glob", "/*.txt"], ["--glob /*.txt"]),
         (["--data", "long.txt", "synthetic"], ["--data synthetic", "stands alone"]),
         (["--preset", "tune"], ["--preset tune", "needs --init-from"]),
@@ -122,7 +123,7 @@ def test_of_a_text_too_short_nothing_else_is_said(output_of):
 # --- On resume ---------------------------------------------------------------------------------------------------
 
 CHANGED = dict(tokenizer="other.json", preset="base", max_seq=16, embed_dim=16, num_heads=1)
-CHANGED |= dict(num_layers=2, dropout=0.3, batch_size=8, grad_accum=2, optimizer="adamw", weight_decay=0.5)
+CHANGED |= dict(num_layers=2, dropout=0.3, batch_size=8, optimizer="adamw", weight_decay=0.5)
 CHANGED |= dict(grad_clip=3.0, seed=5, schedule="cosine", attention_dropout=0.3, init="sinusoid", windows="random")
 CHANGED |= dict(documents="lines", glob="*.md", muon_momentum=0.5, ema_decay=0.9, distill=0.5, epochs=3.0)
 CHANGED |= dict(gelu="tanh", bias=False, tie_embeddings=True)
