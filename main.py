@@ -67,6 +67,7 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
     """
     settings = start.settings
     device = dist.pick_device(pick_device(settings.device))
+    dtype = dist.from_first(pick_dtype(settings.dtype, device))  # the same in all processes
 
     # The text, as tokens. Among several processes, the first of each machine downloads and encodes it.
     with dist.one_per_machine_first("corpus"):
@@ -79,7 +80,6 @@ def build_run(start: Start, files: RunPaths, dist: DistContext) -> Run:
         val_tokens = encode_split(tokenizer, corpus.val, token_folder())
 
     # The network, and what updates it.
-    dtype = dist.from_first(pick_dtype(settings.dtype, device))  # the same in all processes
     check_memory(training_memory(settings, tokenizer.vocab_size, dtype, dist.size), device)
     torch.manual_seed(settings.seed)
     model = start.model

@@ -41,7 +41,7 @@ def bench_texts() -> None:
     """The regret: the default's loss minus that of the best of the grid, for each text, size and time."""
     rows, regrets = [], []
     for path, (smaller, size) in itertools.product(texts_to_measure(), itertools.pairwise((0, *SIZES))):
-        if path.stat().st_size <= smaller:  # all of it has been measured
+        if unread_from(path.read_text(encoding="utf-8")) <= smaller:  # all of it has been measured
             continue
         for minutes in (*MINUTES, LONG_MINUTES) if size == SIZES[-1] and path.stem.startswith(LONG_TEXTS) else MINUTES:
             runs = {name: run_once(path, size, minutes, name, GRID.get(name, [])) for name in ("the default", *GRID)}
@@ -64,10 +64,15 @@ def bench_lora() -> None:
     print_table([f"validation loss after {MINUTES[-1]} minute", *TUNING], rows)
 
 
+def unread_from(text: str) -> int:
+    """Where the end of a text begins that no run reads."""
+    return len(text) - min(HELD_OUT, max(MIN_HELD_OUT, len(text) // 10))
+
+
 def run_once(path: Path, size: int, minutes: float, name: str, flags: list) -> dict:
     """The run on so many characters of a text, as `measure` notes it."""
     text = path.read_text(encoding="utf-8")
-    cut = len(text) - min(HELD_OUT, max(MIN_HELD_OUT, len(text) // 10))
+    cut = unread_from(text)
     data = FOLDER / "cut" / f"{path.name}-{size}.txt"
     data.parent.mkdir(exist_ok=True)
     characters = data.write_text(text[:cut][:size], encoding="utf-8")

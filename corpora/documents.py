@@ -74,7 +74,7 @@ def files_in(paths: Iterable[Path], glob: str) -> list[Path]:
 
 def text_size(data: Sequence[str], glob: str = GLOB) -> int:
     """The characters in the files that `--data` names by their paths; 0 if there are none. Of many, it is the bytes."""
-    files = [file for file in files_in(map(Path, set(data).difference(NAMES)), glob) if file.is_file()]
+    files = [file for file in files_in(map(Path, data), glob) if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     return size if size > 2**21 else sum(len(block) for file in files for block in read_blocks(file))
 
@@ -104,8 +104,7 @@ def documents_corpus(name: str, files: list[Path], documents: str) -> Corpus:
     cut = int(TRAIN_SHARE * total)
     if cut < 2 or total - cut < 2:
         raise UserError(f"{name} holds {total} characters in documents; that is too little to train on: give more text")
-    within = between == re.escape(documents[1:].encode())  # the string, not a line of it
-    where = f" (each ends wherever it holds {documents[1:]})" if within else ""
+    where = f" (each ends wherever it holds {documents[1:]})" if between == re.escape(documents[1:].encode()) else ""
     print(one_line(f"{name}: documents: {len(sizes):,}{where}"), file=sys.stderr)
     at = int(np.searchsorted(ends, cut))  # the document in which the training part ends
     train = Documents(text, starts[: at + 1], lengths[: at + 1], keep=int(cut - ends[at] + sizes[at]))
@@ -135,9 +134,9 @@ def separator(text: bytearray, documents: str, name: str) -> bytes:
     """
     if documents in SEPARATORS:
         return SEPARATORS[documents]
-    if not documents.startswith("=") or documents == "=":
+    if documents[:1] != "=" or documents == "=" or documents.encode(errors="replace").decode() != documents:
         raise UserError(f'--documents {documents}: must be lines, blank, or "=STRING" with what stands between two')
-    string = re.escape(documents[1:].encode(errors="backslashreplace"))  # what is no UTF-8 is in no text
+    string = re.escape(documents[1:].encode())
     for pattern in (rb"^[ \t]*%b[ \t]*$" % string, string):
         if re.compile(pattern, re.MULTILINE).search(text):
             return pattern

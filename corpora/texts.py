@@ -39,8 +39,7 @@ def encoding_of(path: Path) -> str:
     document; OSError if it cannot be read.
     """
     if not path.is_file():
-        what = "not a regular file" if path.exists() else "no such file"  # a pipe could be read only once
-        raise UserError(f"{path}: {what}; check its name and folder")
+        raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; check name and folder")
     with open(path, "rb") as file:
         head = file.read(4)
     for signature, command in NO_TEXT.items():

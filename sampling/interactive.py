@@ -37,7 +37,7 @@ def conversation(settings: argparse.Namespace, parser: Parser) -> Iterator[tuple
         if command in ("/", "/help"):
             print(*(f"/{flag_of(name)[2:]} {getattr(settings, name)}" for name in CHANGEABLE), file=sys.stderr)
             print("/NAME VALUE changes a setting, /NAME alone takes its default, /quit ends.", file=sys.stderr)
-        elif command.startswith("/") and command[1:2].isalpha():  # no comment
+        elif command[:1] == "/" and command[1:].partition(" ")[0].replace("-", "_").isidentifier():
             with one_answer():
                 settings = changed(settings, parser, command[1:])
         else:

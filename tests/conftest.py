@@ -100,7 +100,7 @@ def in_process(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.setattr("main.STARTED", time.perf_counter())  # that of the tests is long ago
         with pytest.raises(SystemExit) as stop:
-            run_command(importlib.import_module(Path(ROOT, script).resolve(strict=True).stem).main)
+            run_command(importlib.import_module(script.removesuffix(".py")).main)
         return (stop.value.code, *capsys.readouterr())
 
     return run

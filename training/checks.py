@@ -50,8 +50,11 @@ def saved_settings(saved: dict) -> Namespace:
     return settings
 
 
-def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], path: Path) -> Namespace:
-    """The settings saved in `path`, changed by those given; UserError that names a flag that contradicts them."""
+def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], path: Path, due: int) -> Namespace:
+    """The settings saved in `path`, changed by those given; UserError that names a flag that contradicts them.
+
+    due: the step of which an evaluation has still to be made, or 0.
+    """
     for name in sorted(given - ADJUSTABLE):
         value, kept = getattr(settings, name), getattr(saved, name)
         if value not in (kept, AUTO):
@@ -63,7 +66,7 @@ def settings_to_resume(saved: Namespace, settings: Namespace, given: set[str], p
     if "steps" in given:
         resumed |= {"minutes": None, "epochs": 0.0}
     if "minutes" in given:  # so many more, planned anew
-        resumed |= {"steps": MAX_STEPS, "epochs": 0.0, "eval_every": MAX_STEPS}
+        resumed |= {"steps": MAX_STEPS, "epochs": 0.0, "eval_every": due or MAX_STEPS}
     return Namespace(**resumed | {n: v for n, v in vars(settings).items() if n in given & ADJUSTABLE and v != [AUTO]})
 
 

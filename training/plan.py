@@ -31,7 +31,7 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
         left = in_minutes(seconds * (settings.steps - state.step))
         tqdm.write(f"time     {rate:,.0f} tokens/s: {left}, evaluations not counted")
         return
-    preset = preset_settings(settings.preset)
+    preset, new = preset_settings(settings.preset), state.step <= max(1, settings.warmup)
     evaluations = math.ceil(preset.steps / preset.eval_every)
     if settings.eval_every < MAX_STEPS:  # given: then each step has its share of an evaluation
         seconds += evaluation_seconds / settings.eval_every
@@ -43,12 +43,12 @@ def plan_steps(run: Run, step_seconds: list[float], evaluation_seconds: float, e
     fitting, evaluations = run.dist.from_first((min(fitting, settings.steps), evaluations))
     if evaluations:
         # none before a new run's plan: so it can be repeated
-        settings.eval_every = max(settings.warmup + 1, math.ceil(fitting / evaluations))
+        settings.eval_every = max(settings.warmup + 1, math.ceil((fitting - (0 if new else state.step)) / evaluations))
     length = in_minutes(overhead + seconds * (fitting - state.step))
     plan = f"time     {rate:,.0f} tokens/s: {fitting:,} steps take {length}, set-up and evaluations included"
     if fitting < settings.steps:
         plan += f", as many as --minutes {settings.minutes:g} allows"
-        if not (state.best_step or state.stale):  # else it goes on from a run of another length
+        if new:  # else it goes on from a run of another length
             repeat = f"--preset {settings.preset} --steps {fitting} --eval-every {settings.eval_every}"
             repeat += f" --warmup {settings.warmup}" if settings.warmup != preset.warmup else ""
             plan += f" ({repeat} repeats this run)"

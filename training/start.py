@@ -100,7 +100,7 @@ def resume(settings: Namespace, given: set[str], files: RunPaths, dist: DistCont
             train_rows(loaded.model, own_rows(loaded.tokenizer, new))
     except (ValueError, UserError) as error:
         raise UserError(f"{path} cannot be used: {error}") from None
-    settings = checks.settings_to_resume(saved, settings, given, path)
+    settings = checks.settings_to_resume(saved, settings, given, path, due=state.step * state.evaluation_due(saved))
     checks.refuse_unused(settings, given)
     state.planned = state.planned and "minutes" not in given
     if given & {"minutes", "steps"} and 0 < (settings.patience or 0) <= state.stale:  # it was over, but more is wanted

@@ -162,6 +162,7 @@ function setUpSteps() {
       event.preventDefault();
       showChapter(place);
     };
+    byId(id).inert = true; // until the model can be trusted
     const title = byId(`${id}-title`);
     title.dataset.number = place + 1;
     for (const kind of ["narrow", "wide"]) setUpTabs(byId(id), kind);

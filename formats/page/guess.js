@@ -14,7 +14,8 @@ const guessing = {
     });
     byId("guess-new").addEventListener("click", () => this.open());
     byId("guess-line").addEventListener("click", () => this.fill("⏎"));
-    byId("guess-input").addEventListener("input", (event) => event.isComposing || this.fill(event.target.value));
+    const typed = ({ target, isComposing }) => isComposing || this.fill(target.value); // of Chinese, by several keys
+    for (const kind of ["input", "compositionend"]) byId("guess-input").addEventListener(kind, typed);
     byId("guess-paste").addEventListener("input", () => this.open());
     byId("guess-sure").append(...[0.2, 0.5, 0.8, 0.97].map((p) => html("option", { value: p }, percent(p))));
     byId("guess-sure").value = 0.5;

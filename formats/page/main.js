@@ -6,13 +6,11 @@ function sayWrong({ message }) {
 }
 addEventListener("unhandledrejection", ({ reason }) => sayWrong(reason));
 
-let saving; // a timer: browsers refuse to change the address too often
-
 /** Keep chapter, prompt, settings and token in the address, #chapter&prompt=…&seed=…&token=…, to be shared. A network
  * that was trained here is not in the file, and a pasted text is private: of them the address says nothing. */
 function keepState() {
-  clearTimeout(saving);
-  saving = setTimeout(() => {
+  clearTimeout(keepState.timer); // browsers refuse to change the address too often
+  keepState.timer = setTimeout(() => {
     const shared = book.trained || writing.secret ? "" : `&${writing.shared()}`;
     history.replaceState(writing.kept(), "", `#${book.current}${shared}`);
   }, 400);

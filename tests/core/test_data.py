@@ -15,8 +15,6 @@ from data_setup import ShiftedWindowDataset, batch_starts, consecutive_windows, 
 from helpers import ROOT, text_of, written
 from support.command import UserError
 
-# --- Corpora -----------------------------------------------------------------------------------------------------
-
 
 def source(text: bytes) -> Download:
     """Where nothing answers; with the right text in the folder, nothing is asked."""

@@ -45,7 +45,7 @@ def test_where_documents_end(tmp_path, documents, text, expected):
         ("line", "a\nb", 'must be lines, blank, or "=STRING"'),
         ("=", "a\nb", 'must be lines, blank, or "=STRING"'),
         ("=%", "a\nb", "a.txt does not hold %: correct it or leave it out"),
-        ("=\udca7", "ça\nb", "does not hold"),  # no UTF-8: what a terminal in Latin-1 makes of a paragraph sign
+        ("=\udca7", "ça\nb", "must be lines, blank"),  # no UTF-8: what a terminal in Latin-1 makes of a paragraph sign
         ("lines", "emma\n".encode("utf-16-le"), "full of NUL characters"),
         ("lines", "Größe\n".encode("utf-16-le"), "if it is UTF-16: iconv -f utf-16le"),
         ("blank", "a\nb", "a single document"),

@@ -12,7 +12,7 @@ import torch
 
 import main
 from formats.checkpoint import MODEL, TRAINING, load_model, read_checkpoint
-from helpers import SMALL_NETWORK, assert_same_state, new_run, read_metrics, written
+from helpers import ROOT, SMALL_NETWORK, assert_same_state, new_run, read_metrics, written
 from recipe import parse_flags
 from support.command import StopSignal
 from training.run import Run
@@ -44,7 +44,7 @@ def whole(output_of, tmp_path_factory, monkeypatch):
 
 def test_a_run_says_what_it_does_and_leaves_its_files(whole):
     folder, output = whole
-    for word in ("synthetic", "parameters", "floor", "threads", "val ", "generate.py"):
+    for word in ("synthetic", "parameters", "floor", "threads", "val ", "python generate.py"):
         assert word in output
     names = sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
     assert names == ["a.last.pth", "a.metrics.jsonl", "a.previous.pth", "a.pth", "a.story.jsonl"]
@@ -60,10 +60,11 @@ def test_stop_and_resume_equals_one_go_to_the_last_bit(whole, output_of, command
     training loss is the mean since the last evaluation, however often the run was stopped in between."""
     folder, _ = whole
     output = output_of("main.py", *SHORT, "--steps", 12, "--stop-at", stops[0])
-    assert re.search(rf"saved at step {stops[0]} of 12; continue with: python \S*main.py --resume", output)
+    assert f"saved at step {stops[0]} of 12; continue with: python main.py --resume" in output
     for stop in stops[1:]:
         output_of("main.py", *RESUME, "--stop-at", stop)
-    command("main.py", *RESUME)
+    script = re.search(r"sample from it with: python (\S+) ", command("main.py", *RESUME).stdout)[1]
+    assert (tmp_path / script).samefile(ROOT / "generate.py")  # from whatever folder
     assert_same_state(tmp_path / "a.last.pth", folder / "a.last.pth")
     assert metrics_without_clocks(tmp_path / "a.metrics.jsonl") == metrics_without_clocks(folder / "a.metrics.jsonl")
     assert (tmp_path / "a.story.jsonl").read_bytes() == (folder / "a.story.jsonl").read_bytes()
@@ -140,7 +141,7 @@ def test_rising_validation_is_answered_with_a_command_that_runs(output_of, tmp_p
     output_of("main.py", "--data", "synthetic", *SMALL_NETWORK, "--steps", 20, "--out", "base.pth")
     flags = ["--data", "short.txt", "--steps", 300, "--eval-every", 20, "--lr", 0.02, "--no-compile", "--out", "a.pth"]
     for words in ([*(tuning.split() or SMALL_NETWORK), *flags], ["--resume", "--steps", 320, "--out", "a.pth"]):
-        advice = shlex.split(re.search("the model may overfit.*: python (.*)", output_of("main.py", *words))[1])
+        advice = shlex.split(re.search("the model may overfit.*: python (main.py .*)", output_of("main.py", *words))[1])
         again, best_step = parse_flags(advice[1:])[0], read_checkpoint(tmp_path / "a.pth")[0]["origin"]["step"]
         assert (again.steps, again.distill) == (best_step * (1 if again.preset == "tune" else 2), 0.7)
         assert (again.lr, again.compile, again.data, again.out) == (0.02, False, ["short.txt"], "a.pth")

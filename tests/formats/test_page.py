@@ -567,7 +567,9 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     page.keyboard.press("ArrowRight")  # so does an empty field, as after a bet: the keys seemed dead
     assert page.evaluate("book.current") == page.evaluate("tinygpt.chapters[2]") == "follow"
     page.evaluate("document.getElementById('projector').click()")
-    assert page.locator("section.chapter:visible").count() == 1
+    visible = page.locator("section.chapter:visible")
+    counts = [(page.emulate_media(media=media), visible.count())[1] for media in ("print", "screen")]
+    assert counts == [8, 1], "one chapter was printed"
     page.keyboard.press("PageDown")
     assert page.evaluate("book.current") == "heads"
     page.evaluate("document.getElementById('projector').click()")

@@ -271,7 +271,7 @@ def test_a_failure_for_want_of_memory_says_what_is_kept(earlier, tmp_path):
         main.evaluate = lambda run: (_ for _ in ()).throw(MemoryError) if run.state.step == 2 else evaluate(run)
 
     child = train(folder, *RUN, prepare=prepare, code=1)
-    assert_one_error_line(child.stderr, "not enough memory", "saved at step 2 of 3; continue with: python ", "main.py")
+    assert_one_error_line(child.stderr, "not enough memory", "saved at step 2 of 3; continue with: python main.py")
     train(folder, "--resume")
 
 

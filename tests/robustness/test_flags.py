@@ -85,7 +85,7 @@ def test_strangers_are_refused_and_near_misses_named(output_of, tmp_path, script
         (["--device", "meta"], ["--device meta"]),
         (["--device", "cpu:x"], ["--device cpu:x"]),
         (["--data", "none.txt"], ["--data none.txt"]),
-        (["my book.txt"], ["for a text, --data 'my book.txt'"]),
+        pytest.param(["my book.txt"], ["for a text, --data 'my book.txt'"], marks=posix),
         (["--data", ".", "--glob", "/*.txt"], ["--glob /*.txt"]),
         (["--data", "long.txt", "synthetic"], ["--data synthetic", "stands alone"]),
         (["--preset", "tune"], ["--preset tune", "needs --init-from"]),
@@ -217,9 +217,6 @@ def test_suggested_commands_are_quoted_for_the_shell(output_of, tmp_path, out):
     sample, look = re.findall(r"(?:sample from it|look into it) with: +python (.*)", ended)
     assert output_of(*shlex.split(sample), "--max-new-tokens", 3)
     assert ".html" in output_of(*shlex.split(look))
-
-
-# --- Memory ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_signal_finishes_the_step_and_saves_once(uninterrupted, tmp_path, name
     folder = write_corpus(tmp_path / "run")
     child = train(folder, *RUN, prepare=signal_in(phase, getattr(signal, name), call=call), code=code)
     last_step = saves[-1]
-    assert f"saved at step {last_step} of 6; continue with: python " in child.stderr and "--resume" in child.stderr
+    assert f"saved at step {last_step} of 6; continue with: python main.py --resume" in child.stderr
     assert "Traceback" not in child.stderr and len(child.stderr.splitlines()) == 1
     assert [int(line) for line in (folder / "saves.txt").read_text().split()] == saves
     train(folder, *RESUME)
@@ -121,7 +121,7 @@ def test_a_signal_in_the_last_report_does_not_ask_to_continue(tmp_path, signums)
     code = 130 if len(signums) == 2 else 0
     child = train(folder, *RUN, prepare=signal_in("print_step", *signums, call=3), code=code)
     assert "--resume" not in child.stderr + child.stdout
-    assert "generate.py" in (child.stderr if code else child.stdout)
+    assert "python generate.py" in (child.stderr if code else child.stdout)
     assert "has made 6 steps already" in train(folder, *RESUME, code=2).stderr
 
 
