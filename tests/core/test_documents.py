@@ -84,6 +84,7 @@ def test_names_are_shuffled_alike_whatever_the_run_and_both_parts_are_alike(tmp_
         return abs(last - other)
 
     assert distance(corpus) < 0.1 and MAX_DIFFERENCE < distance(load_corpus(str(path)))
+    assert new_run("--data", written(tmp_path / "e.txt", "é" * 3000), "--steps", 1).val_bytes == 600
     halves = [written(tmp_path / f"{i}.txt", "\n".join(names[1500 * i :][:1500])) for i in (0, 1)]
     for data in ([path], halves):  # below 20,000 tokens, and of several files, nothing was said
         announce(new_run("--data", *data, "--steps", 1), set())

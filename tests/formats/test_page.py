@@ -568,8 +568,7 @@ def test_sliders_move_the_bars_at_once_and_the_keyboard_reaches_all(book):
     assert page.evaluate("book.current") == page.evaluate("tinygpt.chapters[2]") == "follow"
     page.evaluate("document.getElementById('projector').click()")
     visible = page.locator("section.chapter:visible")
-    sizes = [{"width": width, "height": 900} for width in (900, 1280)]
-    counts = [(page.set_viewport_size(size), visible.count())[1] for size in sizes]
+    counts = [(page.set_viewport_size({"width": w, "height": 900}), visible.count())[1] for w in (900, 1280)]
     assert counts == [8, 1], "who made the window narrow, or letters large, was left with one chapter"
     page.keyboard.press("PageDown")
     assert page.evaluate("book.current") == "heads"
